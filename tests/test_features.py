@@ -1,0 +1,247 @@
+"""FeatureStore: every row encoded once, three modes agree, damage and concurrency do no harm."""
+
+import multiprocessing
+import resource
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from utils import features
+from utils.errors import UserError
+from utils.features import FeatureStore
+
+N, D = 50, 6
+
+
+class Samples:
+    """Images whose pixels are a function of the row."""
+
+    def __init__(self, fingerprint="a"):
+        self.fingerprint, self.asked = fingerprint, []
+
+    def __len__(self):
+        return N
+
+    def images(self, rows):
+        self.asked += rows.tolist()
+        return (rows[:, None, None, None] * torch.tensor([1, 2, 3])[None, :, None, None]).to(torch.uint8)
+
+
+class Encoder:
+    """A fixed map of the pixel values, exact in fp32 whatever the batch."""
+
+    dim, deterministic, bytes_per_image = D, True, 1
+
+    def __init__(self, key="e"):
+        self.key = key
+
+    def __call__(self, images):
+        return images[:, 0, 0, :1].float() * torch.arange(1, D + 1)
+
+
+def expected(rows):
+    return rows[:, None].float() * torch.arange(1, D + 1)
+
+
+@pytest.fixture(params=["disk", "ram", "off"])
+def store(request, tmp_path):
+    return FeatureStore(tmp_path, request.param, batch_bytes=7, progress=False)
+
+
+def test_rows_come_in_the_order_asked_with_repeats(store):
+    rows = torch.tensor([9, 3, 3, 49, 0, 9])
+    assert torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows))
+    assert store.rows(Samples(), torch.tensor([], dtype=torch.long), Encoder()).shape == (0, D)
+
+
+def test_each_row_is_encoded_once(store):
+    samples, encoder = Samples(), Encoder()
+    for rows in (torch.arange(20), torch.arange(10, 40).flip(0), torch.arange(N), torch.tensor([5, 5, 5])):
+        assert torch.equal(store.rows(samples, rows, encoder), expected(rows))
+    if store.mode == "off":
+        assert store.forwards == 20 + 30 + N + 1
+    else:
+        assert store.forwards == N
+        assert sorted(samples.asked) == list(range(N))
+
+
+def test_batches_keep_to_the_budget(tmp_path):
+    sizes = []
+
+    class Counting(Encoder):
+        bytes_per_image = 3
+
+        def __call__(self, images):
+            sizes.append(len(images))
+            return super().__call__(images)
+
+    FeatureStore(None, "ram", batch_bytes=10).rows(Samples(), torch.arange(8), Counting())
+    assert sizes == [3, 3, 2]
+
+
+def test_another_process_reads_what_was_written(tmp_path):
+    FeatureStore(tmp_path).rows(Samples(), torch.arange(30), Encoder())
+    again = FeatureStore(tmp_path)
+    rows = torch.arange(25, 35)
+    assert torch.equal(again.rows(Samples(), rows, Encoder()), expected(rows))
+    assert again.forwards == 5
+
+
+def test_a_live_store_sees_rows_written_meanwhile(tmp_path):
+    first, second = FeatureStore(tmp_path), FeatureStore(tmp_path)
+    first.rows(Samples(), torch.arange(5), Encoder())
+    second.rows(Samples(), torch.arange(20), Encoder())
+    first.rows(Samples(), torch.arange(20), Encoder())
+    assert (first.forwards, second.forwards) == (5, 15)
+
+
+@pytest.mark.parametrize("samples, encoder", [(Samples("b"), Encoder()), (Samples(), Encoder("f"))])
+def test_other_samples_or_encoder_is_another_key(tmp_path, samples, encoder):
+    store = FeatureStore(tmp_path)
+    store.rows(Samples(), torch.arange(10), Encoder())
+    store.rows(samples, torch.arange(10), encoder)
+    assert store.forwards == 20
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def drop_records(path):
+    path.write_bytes(path.read_bytes()[: 2 * (8 + 4 * D)])
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, drop_records, lambda path: path.write_bytes(b"")])
+def test_damage_is_reported_once_and_mended(tmp_path, damage):
+    rows = torch.arange(12)
+    FeatureStore(tmp_path).rows(Samples(), rows, Encoder())
+    [path] = tmp_path.rglob("*.rows")
+    damage(path)
+    store = FeatureStore(tmp_path)
+    with pytest.warns(UserWarning, match="damaged") as caught:
+        assert torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows))
+    assert len(caught) == 1
+    assert store.forwards == 12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mended = FeatureStore(tmp_path)
+        mended.rows(Samples(), rows, Encoder())
+    assert mended.forwards == 0
+
+
+@pytest.mark.parametrize("mode", ["disk", "ram"])
+def test_many_small_segments_are_merged(tmp_path, mode):
+    store = FeatureStore(tmp_path, mode)
+    for row in torch.randperm(N, generator=torch.Generator().manual_seed(0)):
+        assert torch.equal(store.rows(Samples(), row[None], Encoder()), expected(row[None]))
+    rows = torch.arange(N)
+    assert torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows))
+    assert store.forwards == N
+    assert all(len(t.segments) <= features.MAX_SMALL_SEGMENTS for t in store.tables.values())
+    if mode == "disk":
+        assert len(list(tmp_path.rglob("*.rows"))) <= features.MAX_SMALL_SEGMENTS
+        fresh = FeatureStore(tmp_path)
+        assert torch.equal(fresh.rows(Samples(), rows, Encoder()), expected(rows))
+        assert fresh.forwards == 0
+
+
+def test_a_long_encoding_is_kept_in_pieces(tmp_path, monkeypatch):
+    """An encoder that dies half way: what was finished before is not computed again."""
+    monkeypatch.setattr(features, "SEGMENT_BYTES", 10 * 4 * D)
+
+    class Dying(Encoder):
+        calls = 0
+
+        def __call__(self, images):
+            self.calls += 1
+            if self.calls == 6:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureStore(tmp_path, batch_bytes=5).rows(Samples(), torch.arange(N), Dying())
+    store = FeatureStore(tmp_path, batch_bytes=5)
+    assert torch.equal(store.rows(Samples(), torch.arange(N), Encoder()), expected(torch.arange(N)))
+    assert store.forwards == N - 20  # five batches of 5 were done, two pairs of them written
+
+
+def write_concurrently(root, seed, go):
+    rng = np.random.default_rng(seed)
+    store = FeatureStore(root, batch_bytes=4, progress=False)
+    go.wait()
+    for _ in range(60):
+        rows = torch.from_numpy(rng.integers(0, N, size=3))
+        if not torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows)):
+            raise SystemExit(3)
+
+
+def test_concurrent_writers_agree(tmp_path):
+    context = multiprocessing.get_context("fork")
+    go = context.Event()
+    workers = [context.Process(target=write_concurrently, args=(tmp_path, seed, go)) for seed in range(3)]
+    for worker in workers:
+        worker.start()
+    go.set()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = torch.arange(N)
+        assert torch.equal(FeatureStore(tmp_path).rows(Samples(), rows, Encoder()), expected(rows))
+    assert not list(tmp_path.rglob("tmp-*"))
+
+
+def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    """The kernel refuses the write half way (file size limit), as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    store = FeatureStore(tmp_path, progress=False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (N * D, hard))
+    try:
+        with pytest.raises(UserError, match=f"cannot write features to {tmp_path}.*--features ram"):
+            store.rows(Samples(), torch.arange(N), Encoder())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    store.rows(Samples(), torch.arange(N), Encoder())
+    assert len(list(tmp_path.rglob("*.rows"))) == 1
+
+
+def test_left_over_temporary_files_go(tmp_path, monkeypatch):
+    FeatureStore(tmp_path).rows(Samples(), torch.arange(3), Encoder())
+    [folder] = tmp_path.iterdir()
+    (folder / "tmp-killed-1").write_bytes(b"half")
+    FeatureStore(tmp_path).rows(Samples(), torch.arange(3), Encoder())
+    assert (folder / "tmp-killed-1").exists()  # young: may belong to a live writer
+    monkeypatch.setattr(features, "STALE_S", -1.0)
+    FeatureStore(tmp_path).rows(Samples(), torch.arange(3), Encoder())
+    assert not (folder / "tmp-killed-1").exists()
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path):
+    random = Encoder()
+    random.deterministic = False
+    with pytest.raises(UserError, match="random transform"):
+        FeatureStore(tmp_path).rows(Samples(), torch.arange(3), random)
+
+    class Overflowing(Encoder):
+        def __call__(self, images):
+            return super().__call__(images) / 0
+
+    with pytest.raises(UserError, match="not finite"):
+        FeatureStore(tmp_path).rows(Samples(), torch.arange(3), Overflowing())
+    with pytest.raises(IndexError):
+        FeatureStore(tmp_path).rows(Samples(), torch.tensor([N]), Encoder())
+    with pytest.raises(UserError, match="disk, ram or off"):
+        FeatureStore(tmp_path, "cloud")
+    with pytest.raises(UserError, match="folder"):
+        FeatureStore(None, "disk")

@@ -1,0 +1,196 @@
+"""FeatureStore: rows of a frozen encoder, each computed once and served to every class order, seed, split and method.
+
+A store keeps one table per (encoder, samples). A table is a list of segments: arrays of records (row number, features) in
+the order in which they became known. On disk a segment is one file named by the checksum of its bytes, written to a
+temporary name and renamed, so a reader sees it whole or not at all and writers cannot disturb each other.
+"""
+
+import hashlib
+import os
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+SEGMENT_BYTES = 2**28  # a segment is closed at this size ...
+SEGMENT_S = 60.0  # ... or after this time, so that an interrupted encoding loses at most a minute
+MAX_SMALL_SEGMENTS = 32  # more segments below SEGMENT_BYTES than this are merged into one
+STALE_S = 3600.0  # temporary files older than this were left by a killed process
+
+
+class Table:
+    """What is known of one (encoder, samples): where each row is. `folder` None keeps the segments in memory."""
+
+    def __init__(self, n_rows: int, dim: int, folder: Path | None):
+        self.record = np.dtype([("row", "<i8"), ("x", "<f4", (dim,))])
+        self.folder = folder
+        self.segments: dict[str, np.ndarray] = {}  # name -> records; insertion order is the segment number
+        self.segment_of = np.full(n_rows, -1, dtype=np.int32)  # -1: not known yet
+        self.place_of = np.zeros(n_rows, dtype=np.int64)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up the segments that other processes, or earlier runs, have left in the folder."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir()):
+            try:
+                if path.name.startswith("tmp-") and time.time() - path.stat().st_mtime > STALE_S:
+                    path.unlink()
+                elif path.suffix == ".rows" and path.stem not in self.segments:
+                    self._open(path)
+            except FileNotFoundError:  # merged by another process after the listing: its rows are just not known here
+                continue
+        self._merge()
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Features (len(rows), D) of known rows, in the order asked."""
+        out = np.empty((len(rows), *self.record["x"].shape), dtype=np.float32)
+        segment_of, place_of = self.segment_of[rows], self.place_of[rows]
+        arrays = list(self.segments.values())
+        for number in np.unique(segment_of):
+            here = np.flatnonzero(segment_of == number)
+            out[here] = arrays[number]["x"][place_of[here]]
+        return out
+
+    def append(self, rows: np.ndarray, features: np.ndarray) -> None:
+        """Add rows that were not known: to disk first, then to what this process sees."""
+        records = np.empty(len(rows), dtype=self.record)
+        records["row"], records["x"] = rows, features
+        self._add(*self._write(records))
+        self._merge()
+
+    def _add(self, name: str, records: np.ndarray) -> None:
+        self.segment_of[records["row"]] = len(self.segments)
+        self.place_of[records["row"]] = np.arange(len(records))
+        self.segments[name] = records
+
+    def _write(self, records: np.ndarray) -> tuple[str, np.ndarray]:
+        """Name and records of a new segment; on disk the records come back as a memory map."""
+        data = records.view(np.uint8).reshape(-1)
+        name = hashlib.blake2b(data, digest_size=16).hexdigest()
+        if self.folder is None:
+            return name, records
+        path, temporary = self.folder / f"{name}.rows", self.folder / f"tmp-{name}-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            mapped = np.memmap(temporary, dtype=self.record, mode="r")  # survives a merge by another process
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write features to {self.folder}: {error.strerror}; free space there, choose another folder, "
+                "or run with --features ram"
+            ) from None
+        return name, mapped
+
+    def _open(self, path: Path) -> None:
+        """Map one file; a damaged one is named in a warning and removed, so its rows are computed again."""
+        size = path.stat().st_size
+        if size and size % self.record.itemsize == 0:
+            records = np.memmap(path, dtype=self.record, mode="r")
+            if hashlib.blake2b(records.view(np.uint8), digest_size=16).hexdigest() == path.stem:
+                self._add(path.stem, records)
+                return
+        warnings.warn(f"features in {path} are damaged; they are removed and computed again", stacklevel=2)
+        path.unlink(missing_ok=True)
+
+    def _merge(self) -> None:
+        """Join many small segments into one, as callers that ask for a few rows at a time leave them."""
+        small = [name for name, records in self.segments.items() if records.nbytes < SEGMENT_BYTES]
+        if len(small) <= MAX_SMALL_SEGMENTS:
+            return
+        joined = np.concatenate([self.segments[name] for name in small])
+        joined = joined[np.unique(joined["row"], return_index=True)[1]]
+        merged = self._write(joined)
+        kept = [(name, records) for name, records in self.segments.items() if name not in small]
+        self.segments = {}
+        for name, records in [*kept, merged]:
+            self._add(name, records)
+        if self.folder is not None:
+            for name in set(small) - {merged[0]}:
+                (self.folder / f"{name}.rows").unlink(missing_ok=True)
+
+
+class FeatureStore:
+    """Features of images by a frozen encoder, looked up by row.
+
+    samples: any object with `fingerprint` (str), `__len__` and `images(rows) -> uint8 tensor (B, C, H, W) or list of PIL
+    images`. encoder: `key` (str: weights, layer, preprocessing, precision), `dim`, `deterministic`, `encoder(images) ->
+    (B, dim)` and, if it knows, `bytes_per_image`. Modes: "disk" (under root, shared by runs), "ram" (this object's life),
+    "off" (computed at each call). Ask for many rows at once: one call is one segment.
+    """
+
+    def __init__(
+        self, root: str | Path | None, mode: str = "disk", batch_bytes: int = 2**28, progress: bool = True
+    ) -> None:
+        if mode not in ("disk", "ram", "off"):
+            raise UserError(f"feature mode '{mode}' is unknown: disk, ram or off")
+        if mode == "disk" and root is None:
+            raise UserError("features on disk need a folder: give one, or use --features ram")
+        self.root, self.mode = (Path(root).expanduser() if root is not None else None), mode
+        self.batch_bytes, self.progress = batch_bytes, progress  # batch_bytes: working memory of one encoder call
+        self.forwards = 0  # images that went through an encoder
+        self.tables: dict[str, Table] = {}
+
+    def rows(self, samples, rows: Tensor, encoder, desc: str = "features") -> Tensor:
+        """Features (len(rows), D), fp32 on the CPU, in the order asked; what is not known yet is computed and kept."""
+        if not encoder.deterministic:
+            raise UserError("features of a random transform or of a tower in training mode cannot be kept: freeze it")
+        wanted = np.asarray(rows.cpu(), dtype=np.int64)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(samples):
+            raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked of {len(samples)} samples")
+        table = Table(len(samples), encoder.dim, None) if self.mode == "off" else self._table(samples, encoder)
+        if len(self._missing(table, wanted)):
+            table.refresh()
+            self._compute(table, samples, self._missing(table, wanted), encoder, desc)
+        return torch.from_numpy(table.gather(wanted))
+
+    def _table(self, samples, encoder) -> Table:
+        key = hashlib.sha256(f"{encoder.key}\n{encoder.dim}\n{samples.fingerprint}".encode()).hexdigest()
+        if key not in self.tables:
+            folder = self.root / key[:32] if self.mode == "disk" else None
+            self.tables[key] = Table(len(samples), encoder.dim, folder)
+        return self.tables[key]
+
+    @staticmethod
+    def _missing(table: Table, wanted: np.ndarray) -> np.ndarray:
+        """Distinct rows that the table does not know, ascending: the order in which files lie."""
+        return np.unique(wanted[table.segment_of[wanted] < 0])
+
+    def _compute(self, table: Table, samples, missing: np.ndarray, encoder, desc: str) -> None:
+        """Encode rows in batches; the next batch is read while the present one is encoded."""
+        size = max(1, self.batch_bytes // getattr(encoder, "bytes_per_image", 2**21))
+        batches = np.split(missing, range(size, len(missing), size)) if len(missing) else []
+        done: list[tuple[np.ndarray, np.ndarray]] = []
+        started = time.monotonic()
+        bar = tqdm(total=len(missing), desc=desc, unit="img", delay=2, disable=not self.progress)
+        with bar, ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(samples.images, torch.from_numpy(batches[0])) if batches else None
+            for number, batch in enumerate(batches):
+                images = ahead.result()
+                if number + 1 < len(batches):
+                    ahead = reader.submit(samples.images, torch.from_numpy(batches[number + 1]))
+                features = np.asarray(encoder(images).float().cpu())
+                self.forwards += len(batch)
+                if not np.isfinite(features).all():
+                    raise UserError(
+                        "the encoder gave features that are not finite; use a wider type (--clip_dtype fp32)"
+                    )
+                done.append((batch, features))
+                full = sum(kept.nbytes for _, kept in done) >= SEGMENT_BYTES or time.monotonic() - started > SEGMENT_S
+                if full or number + 1 == len(batches):
+                    table.append(*map(np.concatenate, zip(*done, strict=True)))
+                    done, started = [], time.monotonic()
+                bar.update(len(batch))
