@@ -1,0 +1,340 @@
+"""The one door to CLIP: `load_clip(name, device)` gives a CLIPBackbone from any of the places in clip_files.
+
+Whatever the source, a state dict under OpenAI's key names becomes a `clip.model.CLIP` whose sizes are read off the shapes.
+The network's own modules do the work: a method may replace a block's `ln_1`, `attn`, `ln_2` or `mlp` (adapters, LoRA) and
+every function here goes through the replacement.
+"""
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms.v2 import functional as F
+
+from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_clip, sha256_state
+from utils.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BICUBIC = InterpolationMode.BICUBIC
+
+
+def add_clip_args(parser: argparse.ArgumentParser, default: str = "ViT-L/14") -> None:
+    """The flags that choose a CLIP; `default` is the method's."""
+    parser.add_argument(
+        "--clip_backbone",
+        default=default,
+        help="OpenAI name (ViT-B/32, ViT-L/14, RN50, ...), open_clip:<arch>/<tag>, path of a weight file or folder, or tiny",
+    )
+    parser.add_argument("--clip_dtype", choices=tuple(DTYPES), default="fp32", help="precision of CLIP's weights")
+    parser.add_argument("--clip_download", type=int, choices=(0, 1), default=0, help="fetch absent weights")
+
+
+def load_clip(
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: str = "fp32",
+    base_path: str | Path | None = None,
+    download: bool = False,
+) -> "CLIPBackbone":
+    """The CLIP of a `--clip_backbone` value, in eval mode; its parameters still require gradients.
+
+    OpenAI's files are looked for in ~/.cache/clip and `<base_path>/clip`, and fetched only with `download`.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"--clip_dtype {dtype}: choose {', '.join(DTYPES)}")
+    weights = find_weights(name, base_path, bool(download))
+    return CLIPBackbone(build_network(weights, name, DTYPES[dtype]), weights, name).to(device).eval()
+
+
+def network_sizes(state: dict[str, Tensor]) -> dict:
+    """Constructor arguments of `clip.model.CLIP`, read off the shapes of its weights."""
+    conv, width = state["visual.conv1.weight"], state["ln_final.weight"].shape[0]
+    sizes = {
+        "embed_dim": state["text_projection"].shape[1],
+        "context_length": state["positional_embedding"].shape[0],
+        "vocab_size": state["token_embedding.weight"].shape[0],
+        "transformer_width": width,
+        "transformer_heads": width // 64,
+        "transformer_layers": len({key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")}),
+    }
+    if "visual.proj" in state:
+        grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        patch = conv.shape[-1]
+        layers = len({key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")})
+        vision_width = conv.shape[0]
+    else:  # ResNet: total stride 32, and the stem's first convolution has half the width
+        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        patch = None
+        layers = tuple(len({k.split(".")[2] for k in state if k.startswith(f"visual.layer{i}.")}) for i in (1, 2, 3, 4))
+        vision_width = conv.shape[0] * 2
+    vision = {"vision_layers": layers, "vision_width": vision_width, "vision_patch_size": patch}
+    return sizes | vision | {"image_resolution": grid * (patch or 32)}
+
+
+def build_network(weights: ClipWeights, name: str, dtype: torch.dtype) -> nn.Module:
+    """State dict -> network. Built without drawing random numbers, so loading leaves every seeded stream alone."""
+    state = {key: value.float() if value.is_floating_point() else value for key, value in weights.state.items()}
+    state = {key: value for key, value in state.items() if key not in NOT_WEIGHTS}
+    try:
+        with torch.device("meta"):
+            net = openai_clip().model.CLIP(**network_sizes(state))
+        net.load_state_dict(state, assign=True)
+    except (KeyError, IndexError, RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"{name} does not hold a CLIP under OpenAI's key names: {problem}") from None
+    towers = [net.visual.transformer] if is_vit(net) else []
+    for tower, heads in zip([net.transformer, *towers], reversed(weights.heads or ()), strict=False):
+        for block in tower.resblocks:
+            block.attn.num_heads, block.attn.head_dim = heads, block.attn.embed_dim // heads
+    mask = causal_mask(net.context_length)
+    for block in net.transformer.resblocks:
+        block.attn_mask = mask
+        set_activation(block, weights.activation)
+    for tower in towers:
+        for block in tower.resblocks:
+            set_activation(block, weights.activation)
+    cast(net, dtype)
+    return net
+
+
+def is_vit(net: nn.Module) -> bool:
+    """Whether the image tower is a vision transformer (else a ResNet)."""
+    return hasattr(net.visual, "class_embedding")
+
+
+def causal_mask(length: int) -> Tensor:
+    """(L, L) additive mask: row i sees columns 0..i."""
+    return torch.full((length, length), float("-inf")).triu(1)
+
+
+def set_activation(block: nn.Module, activation: str) -> None:
+    """OpenAI trained with QuickGELU, which is what `clip.model` builds; most later models use the exact GELU."""
+    if activation == "gelu":
+        block.mlp.gelu = nn.GELU()
+    elif activation != "quickgelu":
+        raise UserError(f"activation '{activation}' of the weights is unknown: quickgelu or gelu")
+
+
+def cast(net: nn.Module, dtype: torch.dtype) -> None:
+    """Matrices to `dtype`; norms, embeddings and the logit scale stay fp32, as the forward of `clip.model` expects."""
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+    net.text_projection.data = net.text_projection.data.to(dtype)
+    if is_vit(net):
+        net.visual.proj.data = net.visual.proj.data.to(dtype)
+
+
+def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """One residual block on x (L, N, W), and its attention (N, heads, L, L) when asked for."""
+    h = block.ln_1(x)
+    h, attention = block.attn(h, h, h, attn_mask=mask, need_weights=need_weights, average_attn_weights=False)
+    x = x + h
+    return x + block.mlp(block.ln_2(x)), attention
+
+
+def run_blocks(blocks, x: Tensor, mask: Tensor | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """All blocks on x (L, N, W) -> (N, L, W), and attention (N, layers, heads, L, L) when asked for."""
+    maps = []
+    for block in blocks:
+        x, attention = run_block(block, x, mask, need_weights)
+        maps.append(attention)
+    return x.transpose(0, 1), torch.stack(maps, dim=1) if need_weights else None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Greyscale, palette and alpha pictures as three channels."""
+    return image.convert("RGB")
+
+
+class CLIPBackbone(nn.Module):
+    """CLIP with what methods need beside its two encoders: token features, prompts as embeddings, attention.
+
+    Features are raw (not normalised). End of text is the position of the largest token id.
+    """
+
+    def __init__(self, net: nn.Module, weights: ClipWeights, name: str):
+        super().__init__()
+        self.clip, self.name, self.sha256, self.activation = net, name, weights.sha256, weights.activation
+        self.resolution, self.context_length = net.visual.input_resolution, net.context_length
+        self.text_width, self.embed_dim = net.text_projection.shape
+        self.vision_width = net.visual.conv1.out_channels * (1 if is_vit(net) else 2)
+        self.n_image_tokens = len(net.visual.positional_embedding) if is_vit(net) else 0  # 1 + P; 0: a ResNet
+        self.mean, self.std, self.vocab_dir = weights.mean, weights.std, weights.vocab_dir
+        crop = [Resize(self.resolution, BICUBIC), CenterCrop(self.resolution)]
+        self.preprocess = Compose([*crop, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
+        self.register_buffer("causal_mask", causal_mask(self.context_length), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the matrices."""
+        return self.clip.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.clip.logit_scale.device
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor on cosine similarities (the exponential of the trained parameter)."""
+        return self.clip.logit_scale.exp()
+
+    def normalize_images(self, images: Tensor) -> Tensor:
+        """uint8 or float [0, 1] images (B, 1|3, H, W) -> CLIP's input (B, 3, R, R): `preprocess`, batched."""
+        if images.shape[-2:] != (self.resolution, self.resolution):
+            images = F.resize(images, [self.resolution], interpolation=BICUBIC, antialias=True)
+            images = F.center_crop(images, [self.resolution, self.resolution])
+        images = images / 255 if images.dtype == torch.uint8 else images.clamp(0, 1)  # bicubic overshoots
+        return F.normalize(images.expand(-1, 3, -1, -1), list(self.mean), list(self.std))
+
+    def tokenize(self, texts: str | list[str]) -> Tensor:
+        """Texts -> token ids (N, context_length) on the CPU, zero-padded after the end of text."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if self.vocab_dir is not None:
+            from backbone.tiny_tokenizer import TinyTokenizer
+
+            return TinyTokenizer.load(self.vocab_dir).tokenize(texts, self.context_length)
+        try:
+            return openai_clip().tokenize(texts, self.context_length).long()
+        except RuntimeError as error:
+            raise UserError(f"{error}; shorten the text") from None
+
+    def token_embeddings(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, L) -> embeddings (N, L, W), without positions: what `encode_embeddings` takes."""
+        return self.clip.token_embedding(tokens.to(self.device))
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        """Preprocessed images (B, 3, R, R) -> (B, D)."""
+        return self.clip.encode_image(x)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, L) -> (N, D); reads no further than the longest end of text, which is exact under the mask."""
+        eot = tokens.argmax(dim=1)
+        return self.encode_embeddings(self.token_embeddings(tokens[:, : int(eot.max()) + 1]), eot)
+
+    def encode_embeddings(self, embeds: Tensor, eot: Tensor, chunk: int = 0) -> Tensor:
+        """Prompts as embeddings (N, L, W) with end of text at eot (N,) -> (N, D), with gradient.
+
+        All L rows are read: cut L to the longest prompt once, beforehand. With `chunk`, prompts are sorted by length and go
+        in groups of that size, each cut to its own longest (reads eot; keep it on the CPU to avoid a device sync).
+        The last block runs only at the end of text, the one row that is used.
+        """
+        if embeds.shape[1] > self.context_length:
+            raise UserError(f"a prompt of {embeds.shape[1]} tokens exceeds CLIP's context of {self.context_length}")
+        if 0 < chunk < len(embeds):
+            order = eot.argsort()
+            groups = [(rows.to(embeds.device), eot[rows]) for rows in order.split(chunk)]
+            parts = [self.encode_embeddings(embeds[rows, : int(ends.max()) + 1], ends) for rows, ends in groups]
+            return torch.cat(parts)[order.argsort().to(embeds.device)]
+        eot = eot.to(embeds.device)
+        x = self._text_input(embeds)  # (L, N, W)
+        *blocks, last = self.clip.transformer.resblocks
+        for block in blocks:
+            x, _ = run_block(block, x, self._mask(x), need_weights=False)
+        n = torch.arange(len(eot), device=eot.device)
+        h = last.ln_1(x)
+        future = torch.arange(len(x), device=eot.device) > eot[:, None]  # (N, L) columns that the row may not see
+        a, _ = last.attn(h[eot, n][None], h, h, key_padding_mask=future, need_weights=False)
+        x = x[eot, n] + a[0]
+        return self.project_text(x + last.mlp(last.ln_2(x)))
+
+    def image_tokens(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (B, 3, R, R) -> (B, 1 + P, vision_width) from the last block; `project_image` of row 0 is encode_image.
+
+        With `return_attention` also (B, layers, heads, 1 + P, 1 + P).
+        """
+        if not is_vit(self.clip):
+            raise UserError(f"{self.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
+        visual = self.clip.visual
+        x = visual.conv1(x.to(self.dtype)).flatten(2).transpose(1, 2)  # (B, P, W)
+        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
+        x, attention = run_blocks(visual.transformer.resblocks, x.transpose(0, 1), None, return_attention)
+        return (x, attention) if return_attention else x
+
+    def text_tokens(self, tokens: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Token ids (N, L) -> (N, L, text_width) from the last block; `project_text` of the end row is encode_text.
+
+        With `return_attention` also (N, layers, heads, L, L). Rows after the end of text mean nothing.
+        """
+        x = self._text_input(self.token_embeddings(tokens))
+        x, attention = run_blocks(self.clip.transformer.resblocks, x, self._mask(x), return_attention)
+        return (x, attention) if return_attention else x
+
+    def project_image(self, tokens: Tensor) -> Tensor:
+        """Image tokens (..., vision_width) -> the joint space (..., D)."""
+        return self.clip.visual.ln_post(tokens) @ self.clip.visual.proj
+
+    def project_text(self, tokens: Tensor) -> Tensor:
+        """Text tokens (..., text_width) -> the joint space (..., D)."""
+        return self.clip.ln_final(tokens).to(self.dtype) @ self.clip.text_projection
+
+    def _text_input(self, embeds: Tensor) -> Tensor:
+        """Add positions; (N, L, W) -> (L, N, W) in the network's precision."""
+        x = embeds.to(self.dtype) + self.clip.positional_embedding[: embeds.shape[1]].to(self.dtype)
+        return x.transpose(0, 1)
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """The causal mask for x (L, N, W)."""
+        return self.causal_mask[: len(x), : len(x)].to(x.dtype)
+
+
+class ClipImageEncoder:
+    """The frozen image tower as an encoder of the FeatureStore: raw images -> fp32 rows on the CPU.
+
+    layer "pooled": `encode_image`, (B, D). layer "tokens": `image_tokens`, flattened; view it as (B, *shape).
+    The key is taken from the weights as they are at construction, so a tuned tower never meets another's features.
+    """
+
+    def __init__(self, backbone: CLIPBackbone, layer: str = "pooled"):
+        if layer not in ("pooled", "tokens"):
+            raise UserError(f"layer '{layer}' of the CLIP image tower is unknown: pooled or tokens")
+        if layer == "tokens" and not backbone.n_image_tokens:
+            raise UserError(f"{backbone.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
+        self.backbone, self.layer = backbone, layer
+        self.shape = (backbone.embed_dim,) if layer == "pooled" else (backbone.n_image_tokens, backbone.vision_width)
+        self.dim = self.shape[0] if layer == "pooled" else self.shape[0] * self.shape[1]
+        self.key = "|".join(
+            map(
+                str,
+                ("clip", sha256_state(backbone.clip.visual.state_dict()), backbone.activation, layer, backbone.dtype),
+            )
+        )
+        self.key += f"|bicubic {backbone.resolution} {backbone.mean} {backbone.std}"
+        # Floats alive at once in a block: 16 per token and channel (input, norm, q, k, v, 4 + 4 in the MLP, sums);
+        # a ResNet's widest stage is counted as 64 planes at a quarter of the resolution.
+        tokens = backbone.n_image_tokens or (backbone.resolution // 4) ** 2
+        self.bytes_per_image = 4 * 16 * tokens * (backbone.vision_width if backbone.n_image_tokens else 64)
+        self._stamp = self._versions()
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same image gives the same row: no dropout or batch statistics in training mode."""
+        noisy = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        return not any(isinstance(m, noisy) and m.training for m in self.backbone.clip.visual.modules())
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """Which tensors the tower has and how often each was written to."""
+        visual = self.backbone.clip.visual
+        return [(id(tensor), tensor._version) for tensor in visual.parameters()]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor | list[Image.Image]) -> Tensor:
+        """uint8 or float [0, 1] images (B, C, H, W), or B PIL images -> (B, dim)."""
+        if self._versions() != self._stamp:
+            raise UserError(
+                "the CLIP image tower was trained after its feature encoder was made: make a new ClipImageEncoder"
+            )
+        if isinstance(images, Tensor):
+            x = self.backbone.normalize_images(images.to(self.backbone.device))
+        else:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PIL releases the interpreter lock
+                x = torch.stack(list(pool.map(self.backbone.preprocess, images))).to(self.backbone.device)
+        out = self.backbone.encode_image(x) if self.layer == "pooled" else self.backbone.image_tokens(x)
+        return out.flatten(1).float().cpu()
