@@ -19,6 +19,7 @@ from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_c
 from utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CPU_BATCH_BYTES, DEVICE_BATCH_BYTES = 2**24, 2**32  # activations of one encoder batch: near the caches; 4 GiB
 BICUBIC = InterpolationMode.BICUBIC
 
 
@@ -307,10 +308,12 @@ class ClipImageEncoder:
             )
         )
         self.key += f"|bicubic {backbone.resolution} {backbone.mean} {backbone.std}"
-        # Floats alive at once in a block: 16 per token and channel (input, norm, q, k, v, 4 + 4 in the MLP, sums);
+        # Numbers alive at once in a block: 16 per token and channel (input, norm, q, k, v, 4 + 4 in the MLP, sums);
         # a ResNet's widest stage is counted as 64 planes at a quarter of the resolution.
         tokens = backbone.n_image_tokens or (backbone.resolution // 4) ** 2
-        self.bytes_per_image = 4 * 16 * tokens * (backbone.vision_width if backbone.n_image_tokens else 64)
+        image_bytes = 16 * tokens * (backbone.vision_width if backbone.n_image_tokens else 64) * backbone.dtype.itemsize
+        budget = CPU_BATCH_BYTES if backbone.device.type == "cpu" else DEVICE_BATCH_BYTES
+        self.batch_size = min(max(budget // image_bytes, 32), 1024)
         self._stamp = self._versions()
 
     @property

@@ -32,7 +32,7 @@ class Samples:
 class Encoder:
     """A fixed map of the pixel values, exact in fp32 whatever the batch."""
 
-    dim, deterministic, bytes_per_image = D, True, 1
+    dim, deterministic, batch_size = D, True, 7
 
     def __init__(self, key="e"):
         self.key = key
@@ -47,7 +47,7 @@ def expected(rows):
 
 @pytest.fixture(params=["disk", "ram", "off"])
 def store(request, tmp_path):
-    return FeatureStore(tmp_path, request.param, batch_bytes=7, progress=False)
+    return FeatureStore(tmp_path, request.param, progress=False)
 
 
 def test_rows_come_in_the_order_asked_with_repeats(store):
@@ -67,17 +67,17 @@ def test_each_row_is_encoded_once(store):
         assert sorted(samples.asked) == list(range(N))
 
 
-def test_batches_keep_to_the_budget(tmp_path):
+def test_batches_have_the_size_that_the_encoder_names(tmp_path):
     sizes = []
 
     class Counting(Encoder):
-        bytes_per_image = 3
+        batch_size = 3
 
         def __call__(self, images):
             sizes.append(len(images))
             return super().__call__(images)
 
-    FeatureStore(None, "ram", batch_bytes=10).rows(Samples(), torch.arange(8), Counting())
+    FeatureStore(None, "ram").rows(Samples(), torch.arange(8), Counting())
     assert sizes == [3, 3, 2]
 
 
@@ -159,7 +159,7 @@ def test_a_long_encoding_is_kept_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "SEGMENT_BYTES", 10 * 4 * D)
 
     class Dying(Encoder):
-        calls = 0
+        calls, batch_size = 0, 5
 
         def __call__(self, images):
             self.calls += 1
@@ -168,15 +168,15 @@ def test_a_long_encoding_is_kept_in_pieces(tmp_path, monkeypatch):
             return super().__call__(images)
 
     with pytest.raises(KeyboardInterrupt):
-        FeatureStore(tmp_path, batch_bytes=5).rows(Samples(), torch.arange(N), Dying())
-    store = FeatureStore(tmp_path, batch_bytes=5)
+        FeatureStore(tmp_path).rows(Samples(), torch.arange(N), Dying())
+    store = FeatureStore(tmp_path)
     assert torch.equal(store.rows(Samples(), torch.arange(N), Encoder()), expected(torch.arange(N)))
     assert store.forwards == N - 20  # five batches of 5 were done, two pairs of them written
 
 
 def write_concurrently(root, seed, go):
     rng = np.random.default_rng(seed)
-    store = FeatureStore(root, batch_bytes=4, progress=False)
+    store = FeatureStore(root, progress=False)
     go.wait()
     for _ in range(60):
         rows = torch.from_numpy(rng.integers(0, N, size=3))

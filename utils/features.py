@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
+BATCH_SIZE = 64  # images per call of an encoder that names no batch size of its own
 SEGMENT_BYTES = 2**28  # a segment is closed at this size ...
 SEGMENT_S = 60.0  # ... or after this time, so that an interrupted encoding loses at most a minute
 MAX_SMALL_SEGMENTS = 32  # more segments below SEGMENT_BYTES than this are merged into one
@@ -128,19 +129,17 @@ class FeatureStore:
 
     samples: any object with `fingerprint` (str), `__len__` and `images(rows) -> uint8 tensor (B, C, H, W) or list of PIL
     images`. encoder: `key` (str: weights, layer, preprocessing, precision), `dim`, `deterministic`, `encoder(images) ->
-    (B, dim)` and, if it knows, `bytes_per_image`. Modes: "disk" (under root, shared by runs), "ram" (this object's life),
+    (B, dim)` and, where it knows what suits it, `batch_size`. Modes: "disk" (under root, shared by runs), "ram" (this object's life),
     "off" (computed at each call). Ask for many rows at once: one call is one segment.
     """
 
-    def __init__(
-        self, root: str | Path | None, mode: str = "disk", batch_bytes: int = 2**28, progress: bool = True
-    ) -> None:
+    def __init__(self, root: str | Path | None, mode: str = "disk", progress: bool = True) -> None:
         if mode not in ("disk", "ram", "off"):
             raise UserError(f"feature mode '{mode}' is unknown: disk, ram or off")
         if mode == "disk" and root is None:
             raise UserError("features on disk need a folder: give one, or use --features ram")
         self.root, self.mode = (Path(root).expanduser() if root is not None else None), mode
-        self.batch_bytes, self.progress = batch_bytes, progress  # batch_bytes: working memory of one encoder call
+        self.progress = progress
         self.forwards = 0  # images that went through an encoder
         self.tables: dict[str, Table] = {}
 
@@ -171,7 +170,7 @@ class FeatureStore:
 
     def _compute(self, table: Table, samples, missing: np.ndarray, encoder, desc: str) -> None:
         """Encode rows in batches; the next batch is read while the present one is encoded."""
-        size = max(1, self.batch_bytes // getattr(encoder, "bytes_per_image", 2**21))
+        size = getattr(encoder, "batch_size", BATCH_SIZE)
         batches = np.split(missing, range(size, len(missing), size)) if len(missing) else []
         done: list[tuple[np.ndarray, np.ndarray]] = []
         started = time.monotonic()
