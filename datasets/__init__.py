@@ -1,0 +1,28 @@
+"""Sequential datasets: one file each, found by name."""
+
+from argparse import Namespace
+
+from utils import registry
+
+
+def register_dataset(name: str):
+    """Decorator: make a dataset class available as `--dataset name`."""
+    return registry.register("dataset", name)
+
+
+def get_dataset_names() -> list[str]:
+    """Names of all datasets, without importing them."""
+    return registry.names("dataset")
+
+
+def get_dataset_class(args: Namespace | str) -> type:
+    """The class of `args.dataset`, or of a name."""
+    return registry.load("dataset", args if isinstance(args, str) else args.dataset)
+
+
+def get_dataset(args: Namespace):
+    """A fresh instance of the dataset that `args.dataset` names."""
+    from utils.signatures import arguments_for
+
+    dataset_class = get_dataset_class(args)
+    return dataset_class(args, **arguments_for(dataset_class, args))

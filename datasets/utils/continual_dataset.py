@@ -1,0 +1,345 @@
+"""ContinualDataset: a sequence of tasks over shared samples, with the interface that Mammoth's files rely on."""
+
+from argparse import Namespace
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision import transforms as T
+
+from datasets.utils.labels import (
+    asymmetric_noise,
+    symmetric_noise,
+    unlabelled,
+    validation_mask,
+)
+from datasets.utils.loaders import Loader, Split
+from datasets.utils.samples import Samples, as_samples
+from utils.errors import UserError
+from utils.settings import SETTINGS, SPLIT_SETTINGS, option
+from utils.signatures import arguments_for
+
+
+class ContinualDataset:
+    """One subclass per file: declare the class fields and write `load(train)`.
+
+    A file in Mammoth's style overrides `get_data_loaders` and calls `store_masked_loaders` instead of `load`.
+    """
+
+    NAME: str
+    SETTING: str
+    N_TASKS: int
+    N_CLASSES_PER_TASK: int | list[int]
+    N_CLASSES: int | None = None
+    SIZE: tuple[int, int] | None = None
+    MEAN: tuple[float, ...] | None = None
+    STD: tuple[float, ...] | None = None
+    TRANSFORM: Callable | None = None  # of a training image
+    TEST_TRANSFORM: Callable | None = None
+    TEMPLATES: list[str] = ["a photo of a {}."]
+    CLASS_NAMES: list[str] | None = None  # in the order of the raw labels
+    DEFAULTS: dict[str, object] = {}  # flag -> default, for example batch_size, n_epochs, backbone
+    MISTAKEN_FOR: dict[int, int] | None = None  # asymmetric noise: raw class -> raw class
+    AVAIL_SCHEDS = ["multisteplr", "cosine"]
+
+    def __init__(self, args: Namespace):
+        missing = [n for n in ("NAME", "SETTING", "N_TASKS", "N_CLASSES_PER_TASK") if not hasattr(self, n)]
+        if missing:
+            raise UserError(f"dataset class {type(self).__name__} lacks {', '.join(missing)}")
+        if self.SETTING not in SETTINGS:
+            raise UserError(f"{self.NAME}: SETTING '{self.SETTING}' is none of {', '.join(SETTINGS)}")
+        self.args = args
+        self.c_task = -1
+        self.train_loader: Loader | None = None
+        self.test_loaders: list[Loader] = []
+        self.final_test_loaders: list[Loader] = []  # the real test sets, when --validation stands in for them
+        self.unlabeled_mask: torch.Tensor | None = None
+        self.class_names: list[str] | None = None
+        self._samples: dict[bool, Samples] = {}
+        self._set_up_classes()
+        self._set_up_order()
+
+    def _set_up_classes(self) -> None:
+        per_task = self.N_CLASSES_PER_TASK
+        if self.SETTING not in SPLIT_SETTINGS:
+            self.N_CLASSES = self.N_CLASSES or per_task
+        else:
+            self.N_CLASSES = sum(per_task) if isinstance(per_task, (list, tuple)) else per_task * self.N_TASKS
+            if isinstance(per_task, (list, tuple)) and len(per_task) != self.N_TASKS:
+                raise UserError(f"{self.NAME}: {len(per_task)} class counts for {self.N_TASKS} tasks")
+
+    def _set_up_order(self) -> None:
+        """class_order[raw label] = label in the stream; task order and joint training are told here, too."""
+        args, order = self.args, None
+        given = [n for n in ("permute_classes", "custom_class_order", "custom_task_order", "joint") if option(args, n)]
+        if given and self.SETTING not in SPLIT_SETTINGS and given != ["custom_task_order"]:
+            raise UserError(f"--{given[0]} needs a dataset whose tasks have classes of their own; "
+                            f"{self.NAME} is {self.SETTING}")
+        if len(set(given) & {"permute_classes", "custom_class_order", "custom_task_order"}) > 1:
+            raise UserError(f"give one of {', '.join('--' + g for g in given if g != 'joint')}, not several")
+        self.task_order = permutation_of(option(args, "custom_task_order"), self.N_TASKS, "--custom_task_order")
+        if option(args, "permute_classes"):
+            seed = option(args, "class_order_seed", option(args, "seed", 0))
+            order = np.random.RandomState(seed % 2**32).permutation(self.N_CLASSES)
+        elif option(args, "custom_class_order"):
+            order = np.argsort(permutation_of(args.custom_class_order, self.N_CLASSES, "--custom_class_order"))
+        elif option(args, "custom_task_order") and self.SETTING in SPLIT_SETTINGS:
+            blocks = [range(*self.get_offsets(t)) for t in self.task_order]
+            order = np.argsort([c for block in blocks for c in block])
+            if not isinstance(self.N_CLASSES_PER_TASK, int):
+                self.N_CLASSES_PER_TASK = [len(block) for block in blocks]
+        args.class_order = order
+        if option(args, "joint"):
+            self.N_CLASSES_PER_TASK, self.N_TASKS = self.N_CLASSES, 1
+
+    # what a dataset file writes ------------------------------------------------------------------------------
+
+    def load(self, train: bool) -> Samples:
+        """All training or all test samples, raw labels; read once per run."""
+        raise UserError(f"dataset '{self.NAME}' defines neither load(train) nor get_data_loaders()")
+
+    def task_transforms(self, task: int) -> tuple[Callable, Callable]:
+        """Training and test transform of a task; a domain stream gives each task its own."""
+        return self.TRANSFORM or T.ToTensor(), self.TEST_TRANSFORM or self.default_test_transform()
+
+    # what methods and the loop use ---------------------------------------------------------------------------
+
+    def samples(self, train: bool) -> Samples:
+        if train not in self._samples:
+            self._samples[train] = self.load(train)
+        return self._samples[train]
+
+    def get_data_loaders(self) -> tuple[Loader, Loader]:
+        """Move on to the next task and give its loaders."""
+        return store_masked_loaders(self.samples(True), self.samples(False), self)
+
+    def all_loaders(self, prepare: Callable | None = None) -> tuple[list[Loader], list[Loader]]:
+        """Train and test loaders of every task, seen or not, from a second pass over the same stream."""
+        order = getattr(self.args, "class_order", None)
+        twin = type(self)(self.args, **arguments_for(type(self), self.args))
+        self.args.class_order = order
+        twin._samples = self._samples
+        train_loaders = []
+        for _ in range(twin.N_TASKS):
+            train_loaders.append(twin.get_data_loaders()[0])
+            if prepare is not None:
+                prepare(twin)
+        return train_loaders, twin.test_loaders
+
+    @property
+    def current_task(self) -> int:
+        return len(self.test_loaders)
+
+    def get_offsets(self, task: int | None = None) -> tuple[int, int]:
+        """First and one-past-last class of a task (default: the current one)."""
+        task = max(self.c_task, 0) if task is None else task
+        if self.SETTING not in SPLIT_SETTINGS:
+            return 0, self.N_CLASSES
+        if isinstance(self.N_CLASSES_PER_TASK, int):
+            return task * self.N_CLASSES_PER_TASK, (task + 1) * self.N_CLASSES_PER_TASK
+        return sum(self.N_CLASSES_PER_TASK[:task]), sum(self.N_CLASSES_PER_TASK[: task + 1])
+
+    def get_class_names(self) -> list[str]:
+        """Names in the order of the stream's labels."""
+        if self.class_names is None:
+            names = self.CLASS_NAMES or [str(c) for c in range(self.N_CLASSES)]
+            self.class_names = fix_class_names_order(list(names), self.args)
+        return self.class_names
+
+    def get_prompt_templates(self) -> list[str]:
+        return list(self.TEMPLATES)
+
+    @classmethod
+    def get_transform(cls) -> Callable | None:
+        return T.Compose([T.ToPILImage(), cls.TRANSFORM]) if cls.TRANSFORM is not None else None
+
+    @classmethod
+    def default_test_transform(cls) -> Callable:
+        normalization = [] if cls.MEAN is None else [T.Normalize(cls.MEAN, cls.STD)]
+        return T.Compose([T.ToTensor(), *normalization])
+
+    @staticmethod
+    def get_loss() -> Callable:
+        return F.cross_entropy
+
+    @classmethod
+    def get_normalization_transform(cls) -> T.Normalize | None:
+        return None if cls.MEAN is None else T.Normalize(cls.MEAN, cls.STD)
+
+    @classmethod
+    def get_denormalization_transform(cls) -> T.Normalize | None:
+        """The inverse of the normalization, with `.mean` and `.std` of its own."""
+        if cls.MEAN is None:
+            return None
+        return T.Normalize([-m / s for m, s in zip(cls.MEAN, cls.STD, strict=True)], [1 / s for s in cls.STD])
+
+    def get_epochs(self) -> int:
+        return option(self.args, "n_epochs", self.DEFAULTS.get("n_epochs"))
+
+    def get_iters(self) -> int | None:
+        return option(self.args, "n_iters", self.DEFAULTS.get("n_iters"))
+
+    def get_batch_size(self) -> int:
+        return option(self.args, "batch_size", self.DEFAULTS.get("batch_size"))
+
+    def get_minibatch_size(self) -> int:
+        return option(self.args, "minibatch_size", self.get_batch_size())
+
+    def get_backbone(self) -> str | None:
+        return option(self.args, "backbone", self.DEFAULTS.get("backbone"))
+
+    for _method in (get_epochs, get_iters, get_batch_size, get_backbone):
+        _method.abstract_default = True  # these read DEFAULTS; an override is a default of its own
+    del _method
+
+    @classmethod
+    def set_fields(cls, fields: dict) -> None:
+        """Class fields from a dataset yaml; transforms are lists of torchvision names."""
+        for name, value in fields.items():
+            setattr(cls, name, transform_of(value, name) if name in {"TRANSFORM", "TEST_TRANSFORM"} else value)
+
+    def score(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Credit of each sample in [0, 1]: top-1; question answering overrides it."""
+        return (outputs.argmax(dim=1) == labels).float()
+
+    @staticmethod
+    def evaluate(model, dataset, last: bool = False, return_loss: bool = False):
+        from utils.evaluate import evaluate
+
+        return evaluate(model, dataset, last=last, return_loss=return_loss)
+
+
+def permutation_of(order, n: int, flag: str) -> list[int]:
+    if order is None:
+        return list(range(n))
+    order = [int(i) for i in order]
+    if sorted(order) != list(range(n)):
+        raise UserError(f"{flag} must hold each of 0..{n - 1} once; it has {len(order)} entries: {order}")
+    return order
+
+
+def fix_class_names_order(class_names: list[str], args: Namespace) -> list[str]:
+    """Names given by raw label, in the order of the stream's labels."""
+    order = getattr(args, "class_order", None)
+    if order is None:
+        return class_names
+    return [class_names[raw] for raw in np.argsort(np.asarray(order))]
+
+
+def transform_of(spec, name: str):
+    """A torchvision Compose from yaml: names, {Name: {keywords}}, {Name: argument}."""
+    if not isinstance(spec, list):
+        return spec
+    steps = []
+    for item in spec:
+        step, given = (item, None) if isinstance(item, str) else next(iter(item.items()))
+        maker = getattr(T, step, None)
+        if maker is None:
+            raise UserError(f"{name}: torchvision has no transform '{step}'")
+        if isinstance(given, dict):
+            if "interpolation" in given:
+                given = given | {"interpolation": T.InterpolationMode.BICUBIC if given["interpolation"] == 3 else
+                                 T.InterpolationMode(given["interpolation"])}
+            if step == "RandomApply":
+                given = {"p": given.get("p", 0.5), "transforms": transform_of(given["transform"], name).transforms}
+        steps.append(maker() if given is None else maker(**given) if isinstance(given, dict) else maker(given))
+    return T.Compose(steps)
+
+
+def stream_targets(setting: ContinualDataset, samples: Samples) -> torch.Tensor:
+    """Labels in the order of the stream, checked against the number of classes."""
+    targets = samples.targets
+    if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < setting.N_CLASSES):
+        raise UserError(f"{setting.NAME}: labels run from {int(targets.min())} to {int(targets.max())}, "
+                        f"but there are {setting.N_CLASSES} classes; mend the labels or the class count")
+    order = getattr(setting.args, "class_order", None)
+    return targets if order is None else torch.as_tensor(np.asarray(order))[targets]
+
+
+def store_masked_loaders(train_dataset, test_dataset, setting: ContinualDataset) -> tuple[Loader, Loader]:
+    """Move `setting` to its next task: split the data, set its train loader, append its test loader."""
+    train, test, args = as_samples(train_dataset), as_samples(test_dataset), setting.args
+    setting.c_task += 1
+    task = setting.c_task
+    if task >= setting.N_TASKS:
+        raise UserError(f"{setting.NAME} has {setting.N_TASKS} tasks, there is no task {task}")
+    seed = option(args, "seed", 0)
+    train_targets, test_targets = stream_targets(setting, train), stream_targets(setting, test)
+    held = torch.zeros(len(train_targets), dtype=torch.bool)
+    if option(args, "validation"):
+        held = validation_mask(train_targets, args.validation, seed)
+    noisy = noisy_targets(setting, train_targets, seed)
+    in_train, in_test = ~held & task_mask(setting, train, train_targets), task_mask(setting, test, test_targets)
+    _refuse_empty(setting, train_targets[in_train], test_targets[in_test])
+    train_transform, test_transform = setting.task_transforms(setting.task_order[task])
+    split = make_split(train, in_train, noisy, train_transform, True)
+    if option(args, "noise_rate"):
+        split.add_extra_return_field("true_labels", train_targets[in_train])
+    _drop_labels(setting, split, task, seed)
+    tests = make_split(test, in_test, test_targets, test_transform, False)
+    key, batch_size, workers = (seed, setting.NAME, task), setting.get_batch_size(), option(args, "num_workers", 0)
+    if option(args, "validation"):
+        complete = option(args, "validation_mode", "current") == "complete"
+        mask = held & (train_targets < setting.get_offsets(task)[1] if complete else task_mask(setting, train, train_targets))
+        setting.final_test_loaders.append(Loader(tests, batch_size, key, False, False, workers))
+        tests = make_split(train, mask, train_targets, test_transform, False)
+    setting.train_loader = Loader(split, batch_size, key, True, option(args, "drop_last", False), workers)
+    setting.test_loaders.append(Loader(tests, batch_size, (*key, "test"), False, False, workers))
+    return setting.train_loader, setting.test_loaders[-1]
+
+
+def task_mask(setting: ContinualDataset, samples: Samples, targets: torch.Tensor) -> torch.Tensor:
+    """Which samples belong to the current task: by `task_ids` where the source has them, else by class range."""
+    ids = getattr(getattr(samples, "dataset", samples), "task_ids", None)
+    if ids is not None:
+        return torch.as_tensor(ids) == setting.task_order[setting.c_task]
+    first, end = setting.get_offsets(setting.c_task)
+    return (targets >= first) & (targets < end)
+
+
+def make_split(samples: Samples, mask: torch.Tensor, targets: torch.Tensor, transform, train: bool) -> Split:
+    rows = torch.nonzero(mask).flatten()
+    return Split(samples, rows, targets[rows].clone(), transform, train)
+
+
+def noisy_targets(setting: ContinualDataset, targets: torch.Tensor, seed: int) -> torch.Tensor:
+    rate = option(setting.args, "noise_rate", 0.0)
+    if not rate:
+        return targets
+    if option(setting.args, "noise_type", "symmetric") == "symmetric":
+        return symmetric_noise(targets, rate, setting.N_CLASSES, seed)
+    if setting.MISTAKEN_FOR is None:
+        raise UserError(f"--noise_type asymmetric: {setting.NAME} has no table of confusable classes; use symmetric")
+    order = getattr(setting.args, "class_order", None)
+    place = np.arange(setting.N_CLASSES) if order is None else np.asarray(order)
+    table = {int(place[a]): int(place[b]) for a, b in setting.MISTAKEN_FOR.items()}
+    return asymmetric_noise(targets, rate, table, seed)
+
+
+def _drop_labels(setting: ContinualDataset, split: Split, task: int, seed: int) -> None:
+    by_task, by_class = option(setting.args, "label_perc", 1.0), option(setting.args, "label_perc_by_class", 1.0)
+    if by_task < 1 and by_class < 1:
+        raise UserError("give --label_perc_by_task or --label_perc_by_class, not both")
+    setting.unlabeled_mask = None
+    if min(by_task, by_class) < 1:
+        first, end = setting.get_offsets(task)
+        setting.unlabeled_mask = unlabelled(split.targets, min(by_task, by_class), end - first, by_class < 1, seed + task)
+        split.targets[setting.unlabeled_mask] = -1
+
+
+def _refuse_empty(setting: ContinualDataset, train_targets: torch.Tensor, test_targets: torch.Tensor) -> None:
+    if setting.SETTING not in SPLIT_SETTINGS:
+        return
+    first, end = setting.get_offsets(setting.c_task)
+    for kind, targets in (("training", train_targets), ("test", test_targets)):
+        empty = [c for c in range(first, end) if not bool((targets == c).any())]
+        if empty:
+            names = ", ".join(setting.get_class_names()[c] for c in empty[:5])
+            raise UserError(f"{setting.NAME}: no {kind} image of class {names}; add images or drop the class")
+
+
+MammothDatasetWrapper = Split
+
+__all__ = ["ContinualDataset", "MammothDatasetWrapper", "fix_class_names_order",
+           "store_masked_loaders"]

@@ -1,0 +1,48 @@
+"""The only entry: python main.py --model NAME --dataset NAME [flags]."""
+
+import sys
+
+from utils import cli
+from utils.errors import Interrupted, UserError
+
+
+def run(parsed: cli.Parsed) -> dict[str, float]:
+    """Build dataset, backbone and model, train, and return the summary."""
+    from backbone import get_backbone
+    from datasets import get_dataset
+    from models import get_model
+    from utils import launch
+    from utils.training import train
+
+    args = parsed.args
+    launch.check(args, parsed.model_class, parsed.dataset_class)
+    requested = launch.fill_in(args)
+    found = launch.find_earlier(args, requested)
+    if found is not None and found.status == "done":
+        return launch.show_finished(found)
+    launch.set_up(args, found)
+    dataset = get_dataset(args)
+    launch.check_against_dataset(args, dataset)
+    backbone = get_backbone(args) if args.backbone else None
+    model = get_model(args, backbone, dataset.get_loss(), dataset.get_transform(), dataset)
+    launch.load_checkpoint(model, args)
+    record = launch.open_record(args, requested, found, dataset, model)
+    with launch.warnings_into(record):
+        return train(model, dataset, args, record, resume=found is not None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one experiment; the exit code is 0, 2 for a user's mistake, 130 or 143 when interrupted and saved."""
+    try:
+        parsed = cli.parse(sys.argv[1:] if argv is None else argv)
+        if parsed is not None:
+            run(parsed)
+        return 0
+    except UserError as error:
+        return cli.fail(error)
+    except Interrupted as stop:
+        return stop.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Experience replay: each batch is trained on together with samples from a reservoir.
+
+Chaudhry et al. 2019, arXiv 1902.10486.
+"""
+
+import torch
+
+from models.utils.continual_model import ContinualModel
+from utils.buffer import Buffer
+from utils.flags import add_rehearsal_args
+
+
+class Er(ContinualModel):
+    NAME = "er"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+
+    @staticmethod
+    def get_parser(parser):
+        add_rehearsal_args(parser)
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.buffer = Buffer(args.buffer_size)
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        real = len(inputs)
+        self.opt.zero_grad()
+        if not self.buffer.is_empty():
+            old_inputs, old_labels = self.buffer.get_data(self.args.minibatch_size, self.transform, device=self.device)
+            inputs, labels = torch.cat((inputs, old_inputs)), torch.cat((labels, old_labels))
+        loss = self.loss(self.net(inputs), labels)
+        loss.backward()
+        self.opt.step()
+        self.buffer.add_data(examples=not_aug_inputs, labels=labels[:real])
+        return loss.detach()

@@ -1,0 +1,72 @@
+"""iCaRL: exemplars by herding, distillation by binary cross-entropy, nearest-mean-of-exemplars classification.
+
+Rebuffi et al., CVPR 2017, arXiv 1611.07725.
+
+    targets   old classes: sigmoid of the previous network's logits; new classes: one-hot        -> `targets`
+    loss      binary cross-entropy, mean over batch and seen classes, + opt_wd * |theta|^2       -> `observe`
+    exemplars greedy choice that keeps the mean feature of a class, M / C for each class         -> `end_task`
+    classify  nearest class mean of unit features of the exemplars                               -> `forward`
+
+Choices: features are those before the classifier, of images without augmentation. A class whose exemplars are not
+chosen yet (evaluation inside its task) is represented by the mean of its training images.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from models.utils.continual_model import ContinualModel
+from utils.buffer import Buffer
+from utils.exemplars import class_means, fill_buffer, icarl_replay
+from utils.flags import add_rehearsal_args, non_negative
+
+
+class ICarl(ContinualModel):
+    NAME = "icarl"
+    COMPATIBILITY = ["class-il", "task-il"]
+
+    @staticmethod
+    def get_parser(parser):
+        add_rehearsal_args(parser)
+        parser.add_argument("--opt_wd", type=non_negative, default=1e-5, help="weight of the squared parameters in the loss")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.buffer = Buffer(args.buffer_size, codec="uint8")
+        self.old_net = None
+        self.means = None  # (C, D) unit class means; None when the network has changed since
+
+    def begin_task(self, dataset):
+        icarl_replay(self, dataset)
+
+    def targets(self, inputs, labels):
+        targets = F.one_hot(labels, self.n_seen_classes).float()
+        if self.old_net is not None:
+            with torch.no_grad():
+                targets[:, : self.n_past_classes] = self.old_net(inputs)[:, : self.n_past_classes].sigmoid()
+        return targets
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        self.means = None
+        self.opt.zero_grad()
+        outputs = self.net(inputs)[:, : self.n_seen_classes]
+        loss = F.binary_cross_entropy_with_logits(outputs, self.targets(inputs, labels))
+        if self.args.opt_wd:
+            loss = loss + self.args.opt_wd * sum(p.square().sum() for p in self.net.parameters() if p.requires_grad)
+        loss.backward()
+        self.opt.step()
+        return loss.detach()
+
+    def end_task(self, dataset):
+        fill_buffer(self.buffer, dataset, self.current_task, net=self.net, use_herding=True, normalize_features=True,
+                    normalization=self.normalization_transform)
+        self.old_net = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self.means = None
+
+    def forward(self, x):
+        if self.means is None:
+            self.means = class_means(self.net, self.buffer, self.dataset, self.n_seen_classes, self.normalization_transform)
+        features = F.normalize(self.net(x, returnt="features").flatten(1), dim=1)
+        return -torch.cdist(features, self.means).square()

@@ -1,0 +1,15 @@
+"""Plain fine-tuning on each task in turn: the lower bound."""
+
+from models.utils.continual_model import ContinualModel
+
+
+class Sgd(ContinualModel):
+    NAME = "sgd"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        self.opt.zero_grad()
+        loss = self.loss(self.net(inputs), labels)
+        loss.backward()
+        self.opt.step()
+        return loss.detach()

@@ -1,0 +1,312 @@
+"""ContinualModel: what every method is, and the counters the loop keeps for it."""
+
+import inspect
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn, optim
+
+from utils.batch_transforms import apply_each, compile_transform
+from utils.conf import get_device
+from utils.errors import UserError
+from utils.pair import Inputs
+
+
+class ContinualModel(nn.Module):
+    """A method writes `observe` (one optimisation step) and as many of the other hooks as it needs.
+
+    Hooks, in the order of a task: begin_task, begin_epoch, observe, end_epoch, end_task, forward, end_eval. The
+    `meta_*` methods are called by the loop; they keep the counters and then call the hook.
+    """
+
+    NAME: str
+    COMPATIBILITY: list[str]
+    AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
+
+    @staticmethod
+    def get_parser(parser: ArgumentParser) -> ArgumentParser:
+        return parser
+
+    def __init__(self, backbone: nn.Module | None, loss: Callable, args: Namespace, transform, dataset=None):
+        super().__init__()
+        if dataset is None:
+            from datasets import get_dataset
+
+            dataset = get_dataset(args)
+        self.net, self.loss, self.args, self.dataset = backbone, loss, args, dataset
+        self.original_transform = transform
+        self.transform = augmentation_of(transform)
+        self.normalization_transform = dataset.get_normalization_transform()
+        self.num_classes = self.N_CLASSES = dataset.N_CLASSES
+        self.n_tasks = self.N_TASKS = dataset.N_TASKS
+        self.SETTING = dataset.SETTING
+        self._cpt = dataset.N_CLASSES_PER_TASK
+        self._current_task = 0
+        self._task_iteration = self._epoch_iteration = 0
+        self._n_classes_current_task = self._n_past_classes = self._n_seen_classes = -1
+        self.device = get_device(getattr(args, "device", None))
+        self.opt = self.get_optimizer()
+        self.run = None  # set by the loop while it trains
+        self.work_done: dict[str, int] = {}  # finished steps of long work inside end_task
+        self.image_forwards = 0
+        if isinstance(backbone, nn.Module):
+            backbone.register_forward_pre_hook(self._count_images)
+
+    def _count_images(self, module: nn.Module, inputs: tuple) -> None:
+        self.image_forwards += len(inputs[0]) if inputs else 0
+
+    # hooks -----------------------------------------------------------------------------------------------------
+
+    def begin_task(self, dataset) -> None:
+        """Before the first batch of a task."""
+
+    def begin_epoch(self, epoch: int, dataset) -> None:
+        """Before each pass over a task."""
+
+    def observe(self, inputs: Inputs, labels: torch.Tensor, not_aug_inputs: Inputs, epoch: int | None = None, **extras):
+        """One step of training; returns the loss, or a dict with 'loss'."""
+        raise NotImplementedError(f"{type(self).__name__} defines no observe()")
+
+    def end_epoch(self, epoch: int, dataset) -> None:
+        """After each pass over a task."""
+
+    def end_task(self, dataset) -> None:
+        """After the last batch of a task."""
+
+    def forward(self, x: Inputs) -> torch.Tensor:
+        """Logits for evaluation."""
+        return self.net(x)
+
+    def end_eval(self, dataset, accs: tuple[list[float], list[float]]) -> None:
+        """After the evaluation that follows a task; accs = (class-IL, task-IL) of the tasks seen."""
+
+    def get_parameters(self) -> Iterable[nn.Parameter]:
+        """What the optimiser trains."""
+        return self.net.parameters()
+
+    def get_optimizer(self, params=None, lr: float | None = None) -> optim.Optimizer | None:
+        """The optimiser of the --optim flags; None where there is nothing to train."""
+        if params is None:
+            params = [] if self.net is None else [p for p in self.get_parameters() if p.requires_grad]
+        params, args = list(params), self.args
+        if not params:
+            return None
+        lr = getattr(args, "lr", None) if lr is None else lr
+        if lr is None:
+            if getattr(args, "n_epochs", None) == 0 or getattr(args, "inference_only", False):
+                return None
+            raise UserError(f"--lr is missing: model {self.NAME} trains by gradient steps")
+        decay = getattr(args, "optim_wd", 0.0)
+        if args.optimizer == "sgd":
+            momentum, nesterov = getattr(args, "optim_mom", 0.0), getattr(args, "optim_nesterov", False)
+            if nesterov and not momentum:
+                raise UserError("--optim_nesterov 1 needs --optim_mom above 0")
+            return optim.SGD(params, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)
+        return {"adam": optim.Adam, "adamw": optim.AdamW}[args.optimizer](params, lr=lr, weight_decay=decay)
+
+    def get_debug_iters(self) -> int:
+        """Batches per epoch and per test set with --debug_mode."""
+        return 5
+
+    # what a checkpoint and the record ask ----------------------------------------------------------------------
+
+    def extra_state(self) -> dict:
+        """State that neither the state_dict nor plain attributes hold."""
+        return {}
+
+    def load_extra_state(self, state: dict) -> None:
+        """The inverse of extra_state."""
+
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes kept between tasks besides the network, by attribute."""
+        from utils.accounting import stored_bytes
+
+        return stored_bytes(self)
+
+    def cached_inputs(self, loader) -> torch.Tensor | None:
+        """Features of a whole test set that `forward` takes in place of its images; None where nothing is frozen."""
+        return None
+
+    def touches_task_start(self) -> bool:
+        """Whether begin_task does anything, such as change the loaders, that a resumed task has to repeat."""
+        return type(self).begin_task is not ContinualModel.begin_task
+
+    def checkpoint_skip(self) -> set[str]:
+        """Submodules that the constructor makes anew, exactly, and a checkpoint need not hold."""
+        return set()
+
+    def work(self, name: str, steps: int) -> Iterator[int]:
+        """Steps of long work inside end_task, with a bar, and with a safe point after each to save and go on from.
+
+        After a resume the steps done are skipped, so what they made must be in attributes of the model.
+        """
+        from utils.training import progress
+
+        done = self.work_done.get(name, 0)
+        with progress(name, steps, self.args, done) as bar:
+            for step in range(done, steps):
+                yield step
+                self.work_done[name] = step + 1
+                bar.set_postfix_str(self.work_note, refresh=False)
+                bar.update(1)
+                if self.run is not None:
+                    with self.run.polling():
+                        self.run.tick(phase="end")
+
+    work_note = ""  # shown behind the bar of `work`
+
+    # counters --------------------------------------------------------------------------------------------------
+
+    @property
+    def current_task(self) -> int:
+        """0-based; counted up after end_task."""
+        return self._current_task
+
+    @property
+    def task_iteration(self) -> int:
+        return self._task_iteration
+
+    @property
+    def epoch_iteration(self) -> int:
+        return self._epoch_iteration
+
+    @property
+    def n_classes_current_task(self) -> int:
+        return self._n_classes_current_task
+
+    @property
+    def n_past_classes(self) -> int:
+        return self._n_past_classes
+
+    @property
+    def n_seen_classes(self) -> int:
+        return self._n_seen_classes
+
+    @property
+    def n_remaining_classes(self) -> int:
+        return self.N_CLASSES - self._n_seen_classes
+
+    @property
+    def cpt(self) -> int | list[int]:
+        """Classes per task, as the dataset declares them."""
+        return self._cpt
+
+    @cpt.setter
+    def cpt(self, value: int | list[int]) -> None:
+        self._cpt = value
+
+    classes_per_task = cpt
+
+    def get_offsets(self, task: int) -> tuple[int, int]:
+        return self.dataset.get_offsets(task)
+
+    def to(self, *args, **kwargs):
+        device = args[0] if args else kwargs.get("device")
+        if isinstance(device, (str, torch.device)):
+            self.device = torch.device(device)
+        return super().to(*args, **kwargs)
+
+    def load_buffer(self, buffer) -> None:
+        """Take over a Buffer, or its tensors as a dict."""
+        if isinstance(buffer, dict):
+            self.buffer.load(buffer)
+        elif buffer.buffer_size != self.args.buffer_size:
+            raise UserError(f"the buffer holds {buffer.buffer_size} samples, --buffer_size says {self.args.buffer_size}")
+        else:
+            self.buffer = buffer
+
+    # called by the loop ----------------------------------------------------------------------------------------
+
+    def meta_begin_task(self, dataset) -> None:
+        self._task_iteration = self._epoch_iteration = 0
+        start, end = dataset.get_offsets(self.current_task)
+        self._n_classes_current_task, self._n_past_classes, self._n_seen_classes = end - start, start, end
+        if self.opt is not None and not self._keeps_optimizer():
+            self.opt.zero_grad(set_to_none=True)
+            self.opt = self.get_optimizer()
+        self.begin_task(dataset)
+
+    def _keeps_optimizer(self) -> bool:
+        return hasattr(self, "scheduler") and getattr(self, "custom_scheduler", None) is not None
+
+    def meta_begin_epoch(self, epoch: int, dataset) -> None:
+        self._epoch_iteration = 0
+        self.begin_epoch(epoch, dataset)
+
+    def meta_observe(self, inputs: Inputs, labels: torch.Tensor, not_aug_inputs: Inputs, epoch: int | None = None, **extras):
+        if self._has_unlabelled():
+            labelled = labels != -1
+            if not bool(labelled.any()):
+                return 0.0
+            inputs, labels, not_aug_inputs = inputs[labelled], labels[labelled], not_aug_inputs[labelled]
+            extras = {k: v[labelled] for k, v in extras.items()}
+        positional, named = self._bind(inputs, labels, not_aug_inputs, epoch, extras)
+        result = self.observe(*positional, **named)
+        self._task_iteration += 1
+        self._epoch_iteration += 1
+        return result
+
+    def _has_unlabelled(self) -> bool:
+        partly = min(getattr(self.args, "label_perc", 1.0), getattr(self.args, "label_perc_by_class", 1.0)) < 1
+        return partly and "cssl" not in self.COMPATIBILITY
+
+    def _bind(self, inputs, labels, not_aug_inputs, epoch, extras: dict) -> tuple[tuple, dict]:
+        """Arguments for observe: those its signature names, and the three tensors by place where it names none."""
+        offered = {"inputs": inputs, "labels": labels, "not_aug_inputs": not_aug_inputs, "epoch": epoch, **extras}
+        names, takes_all, required = self._observe_signature()
+        if "inputs" not in names:
+            return (inputs, labels, not_aug_inputs)[: len(names)], {k: v for k, v in extras.items() if takes_all or k in names}
+        missing = [n for n in required if n not in offered]
+        if missing:
+            hint = "; true_labels comes with --noise_rate above 0" if "true_labels" in missing else ""
+            raise UserError(f"model {self.NAME} wants {', '.join(missing)}, which {self.dataset.NAME} does not give{hint}")
+        return (), {k: v for k, v in offered.items() if takes_all or k in names}
+
+    def _observe_signature(self) -> tuple[list[str], bool, list[str]]:
+        signature = _SIGNATURES.get(type(self))
+        if signature is None:
+            parameters = list(inspect.signature(type(self).observe).parameters.values())[1:]
+            names = [p.name for p in parameters if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+            required = [p.name for p in parameters if p.name in names and p.default is p.empty]
+            signature = names, any(p.kind is p.VAR_KEYWORD for p in parameters), required
+            _SIGNATURES[type(self)] = signature
+        return signature
+
+    def meta_end_epoch(self, epoch: int, dataset) -> None:
+        self.end_epoch(epoch, dataset)
+
+    def meta_end_task(self, dataset) -> None:
+        self.end_task(dataset)
+        self._current_task += 1
+
+    def meta_end_eval(self, dataset, accs: tuple[list[float], list[float]]) -> None:
+        """end_eval speaks of the task just evaluated, so the counter is back on it meanwhile."""
+        self._current_task -= 1
+        try:
+            self.end_eval(dataset, accs)
+        finally:
+            self._current_task += 1
+
+
+_SIGNATURES: dict[type, tuple[list[str], bool, list[str]]] = {}
+
+
+def augmentation_of(transform) -> Callable | None:
+    """The training transform for a float batch: as one batch operation where every step has one, else per image."""
+    if transform is None:
+        return None
+    steps = getattr(transform, "transforms", None)
+    inner = steps[-1] if steps else transform
+    compiled = compile_transform(inner)
+    return compiled if compiled is not None else PerImage(inner)
+
+
+class PerImage:
+    """A per-image transform, called on batches."""
+
+    def __init__(self, transform: Callable):
+        self.transform = transform
+
+    def __call__(self, x: Inputs) -> Inputs:
+        return apply_each(self.transform, x)

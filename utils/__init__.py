@@ -1,0 +1,41 @@
+"""Helpers that import nothing but the standard library, under the names that method files expect."""
+
+import os
+import random
+import string
+import sys
+
+
+def binary_to_boolean_type(value: str | int | bool) -> bool:
+    """Argument type: true/1/t/y/yes or false/0/f/n/no, in any case."""
+    text = str(value).strip().lower()
+    if text in {"true", "1", "t", "y", "yes"}:
+        return True
+    if text in {"false", "0", "f", "n", "no"}:
+        return False
+    raise ValueError(f"'{value}' is neither true (1, t, y, yes) nor false (0, f, n, no)")
+
+
+def none_or_float(value: str) -> float | None:
+    """Argument type: a number, or the word None."""
+    return None if str(value).lower() == "none" else float(value)
+
+
+def custom_str_underscore(value: str) -> str:
+    """Argument type: a name with dashes, whichever way it was typed."""
+    return str(value).replace("_", "-")
+
+
+def create_if_not_exists(path: str) -> None:
+    """Make a folder and its parents."""
+    os.makedirs(path, exist_ok=True)
+
+
+def random_id(length: int = 8, alphabet: str = string.ascii_letters + string.digits) -> str:
+    """A random identifier; not drawn from any seeded state."""
+    return "".join(random.SystemRandom().choice(alphabet) for _ in range(length))
+
+
+def in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel."""
+    return "ipykernel" in sys.modules

@@ -1,0 +1,226 @@
+"""Replay memory: a dict of tensors with one row per stored sample, filled and read in batches."""
+
+import numpy as np
+import torch
+
+from utils.buffer_strategies import STRATEGIES
+from utils.errors import UserError
+from utils.exemplars import fill_buffer, icarl_replay  # noqa: F401  (part of this module's interface)
+from utils.pair import Inputs, Pair
+
+ATTRIBUTES = ["examples", "labels", "logits", "task_labels", "true_labels", "attention_maps"]
+
+
+class Buffer:
+    """Memory of at most `buffer_size` samples; which sample takes which place is the strategy's choice.
+
+    `codec="uint8"` keeps images as bytes: exact for images that came from bytes, a quarter of the memory.
+    `max_bytes` lowers the number of places to what that many bytes hold, once the size of a sample is known.
+    """
+
+    def __init__(self, buffer_size: int, device="cpu", sample_selection_strategy: str = "reservoir", *,
+                 codec: str = "float", max_bytes: int | None = None, **kwargs):
+        if int(buffer_size) <= 0:
+            raise UserError(f"buffer_size is {buffer_size}, it must be at least 1")
+        if sample_selection_strategy not in STRATEGIES:
+            raise UserError(f"unknown buffer strategy '{sample_selection_strategy}'; one of {', '.join(STRATEGIES)}")
+        if codec not in {"float", "uint8"}:
+            raise UserError(f"unknown buffer codec '{codec}'; one of float, uint8")
+        self.buffer_size, self.device, self.codec, self.max_bytes = int(buffer_size), torch.device(device), codec, max_bytes
+        self.capacity = None  # rows allocated, where that is less than buffer_size
+        self.num_seen_examples = 0
+        self.iteration = 0
+        self.data: dict[str, Inputs] = {}
+        self.strategy_name = sample_selection_strategy
+        self.sample_selection_fn = STRATEGIES[sample_selection_strategy](self, **kwargs)
+
+    def __getattr__(self, name: str):
+        if name in ATTRIBUTES and name in self.__dict__.get("data", {}):
+            return self.data[name]
+        raise AttributeError(f"the buffer holds no '{name}'")
+
+    def __setattr__(self, name: str, value) -> None:
+        if name in ATTRIBUTES:
+            self.data[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def __len__(self) -> int:
+        return min(self.num_seen_examples, self.buffer_size)
+
+    @property
+    def attributes(self) -> list[str]:
+        return list(ATTRIBUTES)
+
+    @property
+    def used_attributes(self) -> list[str]:
+        return [name for name in ATTRIBUTES if name in self.data]
+
+    def is_empty(self) -> bool:
+        return self.num_seen_examples == 0
+
+    def is_full(self) -> bool:
+        return self.num_seen_examples >= self.buffer_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored samples, as they would be written to disk."""
+        return sum(tensor.element_size() * tensor[: len(self)].numel() for _, tensor in self._tensors())
+
+    def _tensors(self):
+        for name, value in self.data.items():
+            yield from [(f"{name}.image", value.image), (f"{name}.text", value.text)] if isinstance(value, Pair) else [(name, value)]
+
+    def add_data(self, examples: Inputs, labels=None, logits=None, task_labels=None, attention_maps=None, true_labels=None,
+                 sample_selection_scores=None) -> None:
+        """Offer a batch; the strategy decides, sample after sample, which are kept and what they replace."""
+        offered = {"examples": examples, "labels": labels, "logits": logits, "task_labels": task_labels,
+                   "true_labels": true_labels, "attention_maps": attention_maps}
+        offered = {name: value for name, value in offered.items() if value is not None}
+        self._allocate(offered)
+        places = self.sample_selection_fn(len(examples), labels, sample_selection_scores)  # (B,), -1 = not kept
+        self.num_seen_examples += len(examples)
+        sources = np.nonzero(places >= 0)[0]
+        last = {int(places[s]): int(s) for s in sources}  # a place taken twice keeps the later sample
+        if not last:
+            return
+        rows = torch.tensor(list(last), device=self.device)
+        picked = torch.tensor(list(last.values()))
+        for name, value in offered.items():
+            self._write(name, rows, value[picked.to(value.device)])
+
+    def _allocate(self, offered: dict[str, Inputs]) -> None:
+        if "examples" not in self.data and self.max_bytes is not None:
+            sizes = [self._new(name, value, 1) for name, value in offered.items()]
+            each = sum(t.element_size() * t.numel() for v in sizes for t in ((v.image, v.text) if isinstance(v, Pair) else (v,)))
+            self.buffer_size = min(self.buffer_size, self.max_bytes // each)
+            if not self.buffer_size:
+                raise UserError(f"one sample takes {each} bytes, more than the buffer's {self.max_bytes}")
+        for name, value in offered.items():
+            if name not in self.data:
+                self.data[name] = self._new(name, value, self.capacity or self.buffer_size)
+
+    def grow(self, rows: int) -> None:
+        """Make room for `rows` samples; what is stored stays in its place."""
+        for name, value in self.data.items():
+            if len(value) < rows:
+                self.data[name] = torch.cat([value, self._new(name, value, rows - len(value))])
+
+    def _new(self, name: str, value: Inputs, rows: int) -> Inputs:
+        if isinstance(value, Pair):
+            return Pair(self._new(name, value.image, rows), torch.zeros(rows, *value.text.shape[1:], dtype=value.text.dtype, device=self.device))
+        dtype = torch.int64 if name.endswith("els") else torch.float32
+        if name == "examples" and self.codec == "uint8":
+            dtype = torch.uint8
+        return torch.zeros(rows, *value.shape[1:], dtype=dtype, device=self.device)
+
+    def _write(self, name: str, rows: torch.Tensor, value: Inputs) -> None:
+        held = self.data[name]
+        for target, source in ((held.image, value.image), (held.text, value.text)) if isinstance(held, Pair) else ((held, value),):
+            source = source.detach().to(self.device)
+            if target.dtype == torch.uint8 and source.is_floating_point():
+                source = source.mul(255).round_()
+            target[rows] = source.to(target.dtype)
+
+    def _read(self, name: str, rows: torch.Tensor, device) -> Inputs:
+        value = self.data[name][rows.to(self.device)]
+        if name == "examples" and self.codec == "uint8":
+            value = Pair(value.image.float() / 255, value.text) if isinstance(value, Pair) else value.float() / 255
+        return value.to(device)
+
+    def get_data(self, size: int, transform=None, return_index=False, device=None, mask_task_out=None, cpt=None,
+                 return_not_aug=False, not_aug_transform=None, force_indexes=None) -> tuple:
+        """Random samples without repetition: ([index], [not augmented], examples, other attributes in order)."""
+        device = self.device if device is None else device
+        available = np.arange(len(self))
+        if mask_task_out is not None:
+            tasks = self.data["task_labels"] if "task_labels" in self.data else self.data["labels"] // cpt
+            available = available[(tasks[: len(self)] != mask_task_out).cpu().numpy()]
+        if force_indexes is not None:
+            chosen = np.asarray(force_indexes)
+        else:
+            chosen = np.random.choice(available, min(size, len(available)), replace=False)
+        rows = torch.as_tensor(chosen, dtype=torch.long)
+        self.iteration += 1
+        found = self.get_data_by_index(rows, transform=transform, device=device)
+        if return_not_aug:
+            plain = self._read("examples", rows, device)
+            found = (plain if not_aug_transform is None else apply(not_aug_transform, plain), *found)
+        return (rows.to(device), *found) if return_index else found
+
+    def get_data_by_index(self, indexes, transform=None, device=None) -> tuple:
+        """The samples in the given places."""
+        device = self.device if device is None else device
+        rows = torch.as_tensor(indexes, dtype=torch.long)
+        found = [self._read(name, rows, device) for name in self.used_attributes]
+        return (apply(transform, found[0]), *found[1:])
+
+    def get_all_data(self, transform=None, device=None) -> tuple:
+        return self.get_data_by_index(torch.arange(len(self)), transform=transform, device=device)
+
+    def get_balanced_data(self, size: int, transform=None, n_classes: int = -1) -> tuple:
+        """Samples with the same number of each stored class, as far as there are enough."""
+        labels = self.data["labels"][: len(self)].cpu().numpy()
+        classes = np.unique(labels)
+        classes = classes if n_classes <= 0 else np.random.permutation(classes)[:n_classes]
+        each = np.full(len(classes), size // len(classes))
+        each[np.random.permutation(len(classes))[: size - each.sum()]] += 1
+        rows = [np.random.choice(pool, min(n, len(pool)), replace=False)
+                for pool, n in ((np.nonzero(labels == c)[0], n) for c, n in zip(classes, each, strict=True))]
+        return self.get_data_by_index(np.concatenate(rows), transform=transform)
+
+    def empty(self) -> None:
+        self.num_seen_examples = 0
+        self.data = {}
+        self.sample_selection_fn.reset()
+
+    def to(self, device) -> "Buffer":
+        self.device = torch.device(device)
+        self.data = {name: value.to(self.device) for name, value in self.data.items()}
+        return self
+
+    def serialize(self, out_device="cpu") -> dict[str, Inputs]:
+        """Stored tensors by attribute."""
+        return {name: value[: len(self)].to(out_device) for name, value in self.data.items()}
+
+    def load(self, tensors: dict[str, Inputs]) -> None:
+        """Replace the content by tensors such as `serialize` gives; all of them count as seen."""
+        count = len(tensors["examples"])
+        if count > self.buffer_size:
+            raise UserError(f"{count} stored samples do not fit --buffer_size {self.buffer_size}")
+        self.empty()
+        self._allocate(tensors)
+        for name, value in tensors.items():
+            self._write(name, torch.arange(count), value)
+        self.num_seen_examples = count
+
+    def state(self) -> dict:
+        """Everything that an exact continuation needs."""
+        tensors = {n: {"image": v.image, "text": v.text} if isinstance(v, Pair) else v for n, v in self.data.items()}
+        return {"tensors": tensors, "seen": self.num_seen_examples, "iteration": self.iteration, "size": self.buffer_size,
+                "capacity": self.capacity, "strategy": self.sample_selection_fn.state()}
+
+    def load_state(self, state: dict) -> None:
+        self.buffer_size, self.num_seen_examples, self.iteration = state["size"], state["seen"], state["iteration"]
+        self.capacity = state["capacity"]
+        self.data = {n: (Pair(v["image"], v["text"]) if isinstance(v, dict) else v).to(self.device) for n, v in state["tensors"].items()}
+        self.sample_selection_fn.load_state(state["strategy"])
+
+    def get_dataloader(self, args, batch_size: int, shuffle=False, drop_last=False, transform=None, sampler=None):
+        """A DataLoader over the stored samples; images pass through `transform` one by one."""
+        from torch.utils.data import DataLoader
+
+        columns = self.get_all_data(device="cpu")
+        items = list(zip(*columns, strict=True))
+        items = items if transform is None else [(apply(transform, item[0][None])[0], *item[1:]) for item in items]
+        return DataLoader(items, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler)
+
+
+def apply(transform, images: Inputs) -> Inputs:
+    """A transform on a batch: in one go where it takes batches, else image after image."""
+    if transform is None:
+        return images
+    from utils.batch_transforms import BatchTransform, apply_each
+
+    whole = isinstance(transform, BatchTransform) or getattr(transform, "takes_batches", False)
+    return transform(images) if whole else apply_each(transform, images)

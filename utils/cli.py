@@ -1,0 +1,272 @@
+"""From argv to one Namespace: two passes, so that only the chosen model and dataset are imported."""
+
+import argparse
+import difflib
+import inspect
+import sys
+from dataclasses import dataclass, field
+
+from utils import configs, flags, registry, signatures
+from utils.errors import UserError
+
+
+@dataclass
+class Parsed:
+    """The effective arguments, with the origin of each, and the two classes that were imported for them."""
+
+    args: argparse.Namespace
+    origins: dict[str, str]
+    model_class: type
+    dataset_class: type
+    problems: list[str] = field(default_factory=list)
+
+
+def new_parser() -> argparse.ArgumentParser:
+    """The parser with every flag of the framework and none of a method."""
+    parser = argparse.ArgumentParser(
+        prog="main.py", add_help=False, allow_abbrev=False,
+        usage="python main.py --model NAME --dataset NAME [flags]   (--model X --dataset Y --help shows their flags too)")
+    flags.add_first_args(parser)
+    flags.add_experiment_args(parser)
+    flags.add_management_args(parser)
+    return parser
+
+
+def parse(argv: list[str]) -> Parsed | None:
+    """Read the command line; None when it only asked for a text, which is then printed."""
+    parser = new_parser()
+    first, known_problems = first_pass(parser, argv)
+    if first.list:
+        print(listing(first.list))
+        return None
+    if first.help and not (first.model and first.dataset):
+        print(parser.format_help())
+        return None
+    problems = [f"--{kind} is missing; `python main.py --list {kind}s` shows the choices"
+                for kind in ("model", "dataset") if not getattr(first, kind)]
+    for kind in ("model", "dataset", "backbone"):
+        name = getattr(first, kind)
+        if name and not registry.exists(kind, name.split(":")[0] if kind == "backbone" else name):
+            problems.append(str(registry.unknown(kind, name)))
+    if problems:
+        raise UserError("\n".join(problems + known_problems))
+    parsed = second_pass(parser, first, argv)
+    if first.help:
+        print(parser.format_help())
+        return None
+    if parsed.problems:
+        raise UserError("\n".join(parsed.problems))
+    if first.show_config:
+        print(config_table(parsed))
+        return None
+    return parsed
+
+
+def first_pass(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags that decide what is imported, and what is wrong with the framework's own flags."""
+    tokens, problems = check_tokens(parser, argv, unknown_is_wrong=False)
+    deciding = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_first_args(deciding)
+    try:
+        return deciding.parse_known_args(tokens)[0], problems
+    except (SystemExit, argparse.ArgumentError):
+        raise UserError("\n".join(problems) or "the command line cannot be read; see --help") from None
+
+
+def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv: list[str]) -> Parsed:
+    """Import model and dataset, add their flags, lay the defaults over each other, then parse for good."""
+    dataset_class = registry.load("dataset", first.dataset)
+    model_class = registry.load("model", first.model)
+    before = {a.dest: a.default for a in parser._actions}
+    add_model_args(parser, model_class)
+    from_model = {a.dest: a.default for a in parser._actions if a.dest in before and a.default != before[a.dest]}
+    from_model |= {k: v for k, v in parser._defaults.items() if before.get(k, None) != v}
+    for action in parser._actions:
+        if action.dest in from_model and action.dest in before:
+            action.default = before[action.dest]
+    layers = [("dataset", configs.dataset_defaults(dataset_class)),
+              *configs.dataset_config(dataset_class, first.dataset_config),
+              ("model", from_model), *configs.model_config(first.model, first.model_config, dataset_class.NAME, argv)]
+    signatures.add_arguments(parser, dataset_class, f"dataset {first.dataset}")
+    backbone = first.backbone or next((v["backbone"] for _, v in reversed(layers) if v.get("backbone")), None)
+    if backbone:
+        signatures.add_backbone_arguments(parser, str(backbone))
+    origins = apply_layers(parser, layers)
+    tokens, problems = check_tokens(parser, argv)
+    problems += missing_required(parser, tokens, origins)
+    if problems or first.help:
+        return Parsed(first, origins, model_class, dataset_class, problems)
+    try:
+        args = parser.parse_args(tokens)
+    except (SystemExit, argparse.ArgumentError) as error:
+        raise UserError(f"the command line cannot be read: {error}; see --help") from None
+    option = {a.dest: a.option_strings for a in parser._actions}
+    origins |= {d: "command line" for d, names in option.items() if any(t.split("=")[0] in names for t in tokens)}
+    args.model, args.dataset = registry.canonical(args.model), registry.canonical(args.dataset)
+    return Parsed(args, origins, model_class, dataset_class)
+
+
+def add_model_args(parser: argparse.ArgumentParser, model_class: type) -> None:
+    """Call the method's get_parser; the old form without an argument is merged by destination."""
+    if not hasattr(model_class, "get_parser"):
+        return
+    group = parser.add_argument_group(f"model {getattr(model_class, 'NAME', '')}")
+    if inspect.signature(model_class.get_parser).parameters:
+        model_class.get_parser(parser)
+    else:
+        known = {a.dest for a in parser._actions}
+        for action in model_class.get_parser()._actions:
+            if action.dest not in known:
+                group._add_action(action)
+
+
+def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]) -> dict[str, str]:
+    """Make each layer's values the parser's defaults, low to high, cast through the flags' own types."""
+    actions = {a.dest: a for a in parser._actions}
+    origins = {dest: "default" for dest in actions}
+    extra: dict[str, object] = {}
+    for origin, values in layers:
+        for key, value in values.items():
+            dest = key.replace("-", "_")
+            if dest not in actions:
+                if origin not in {"dataset", "model"}:
+                    close = difflib.get_close_matches(dest, actions, n=1)
+                    raise UserError(f"{origin} sets '{key}', which is no flag{f'; closest: {close[0]}' if close else ''}")
+                extra[dest] = value
+                continue
+            actions[dest].default = cast(actions[dest], value, origin)
+            actions[dest].required = False
+            origins[dest] = origin
+    parser.set_defaults(**extra)
+    return origins
+
+
+def cast(action: argparse.Action, value: object, origin: str) -> object:
+    """A value from a file or a class, through the flag's type and choices."""
+    if value is None or isinstance(value, dict) or action.nargs == 0:
+        return value
+    try:
+        if action.nargs in {"+", "*"}:
+            parts = value if isinstance(value, (list, tuple)) else str(value).replace(",", " ").split()
+            return [action.type(v) if action.type else v for v in parts]
+        if action.type and not isinstance(value, (list, tuple)):
+            value = action.type(value if isinstance(value, (bool, int, float)) else str(value))
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"{origin}: value of {action.dest}: {error}") from None
+    if action.choices and value not in action.choices:
+        raise UserError(f"{origin}: {action.dest} must be one of {', '.join(map(str, action.choices))}, not '{value}'")
+    return value
+
+
+def check_tokens(parser, argv: list[str], unknown_is_wrong: bool = True) -> tuple[list[str], list[str]]:
+    """Rewrite names to their exact spelling and find all that is wrong, not only the first thing."""
+    options = {o.lstrip("-").replace("-", "_"): (o, a) for a in parser._actions for o in a.option_strings}
+    tokens, problems, seen = [], [], set()
+    position = 0
+    while position < len(argv):
+        token, position = argv[position], position + 1
+        if not is_flag(token):
+            if unknown_is_wrong:
+                problems.append(f"'{token}' belongs to no flag; see --help")
+            continue
+        name, equals, value = token.partition("=")
+        if token.startswith("-O") and not token.startswith("--") and len(token) > 2 and not equals:
+            name, value = "-O", token[2:]
+        values = [value] if value or equals else []
+        while position < len(argv) and not is_flag(argv[position]) and not equals:
+            values.append(argv[position])
+            position += 1
+        key = name.lstrip("-").replace("-", "_")
+        if key not in options:
+            refused = refusal(key, values)
+            if refused or (unknown_is_wrong and key not in flags.REFUSED):
+                problems.append(refused or unknown_flag(name, options))
+            continue
+        option, action = options[key]
+        if action.dest in seen:
+            problems.append(f"{option} is given twice")
+        seen.add(action.dest)
+        problem = check_values(option, action, values)
+        if problem:
+            problems.append(problem)
+        else:
+            tokens += [option, *values]
+    return tokens, problems
+
+
+def is_flag(token: str) -> bool:
+    """Whether a token names a flag rather than a (possibly negative) value."""
+    if not token.startswith("-") or token in {"-", "--"}:
+        return False
+    try:
+        float(token)
+    except ValueError:
+        return True
+    return False
+
+
+def check_values(option: str, action: argparse.Action, values: list[str]) -> str | None:
+    """What is wrong with the values of one flag, if anything."""
+    if action.nargs == 0:
+        return f"{option} takes no value, got '{values[0]}'" if values else None
+    if not values:
+        return None if action.nargs in {"?", "*"} else f"{option} needs a value"
+    if action.nargs in {None, "?"} and len(values) > 1:
+        return f"{option} takes one value, got {len(values)}: {' '.join(values)}"
+    for value in values:
+        try:
+            value = action.type(value) if action.type else value
+        except (ValueError, TypeError):
+            return f"{option}: '{value}' is not of type {getattr(action.type, '__name__', action.type)}"
+        except argparse.ArgumentTypeError as error:
+            return f"{option}: {error}"
+        if action.choices and value not in action.choices:
+            return f"{option}: '{value}' is none of {', '.join(map(str, action.choices))}"
+    return None
+
+
+def refusal(key: str, values: list[str]) -> str | None:
+    """Why a flag that exists elsewhere is not accepted here; None when its value asks for nothing."""
+    if key not in flags.REFUSED or (values and values[0] in flags.REFUSED_BUT.get(key, set())):
+        return None
+    return f"--{key} {flags.REFUSED[key]}"
+
+
+def unknown_flag(name: str, options: dict) -> str:
+    close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), options, n=2, cutoff=0.6)
+    hint = f" Closest: {', '.join('--' + c for c in close)}." if close else ""
+    return f"unknown flag '{name}'.{hint} --model X --dataset Y --help shows all."
+
+
+def missing_required(parser: argparse.ArgumentParser, tokens: list[str], origins: dict) -> list[str]:
+    """Flags without a default in any layer that were not given."""
+    missing = [a.option_strings[0] for a in parser._actions
+               if a.required and not any(o in tokens for o in a.option_strings)]
+    return [f"{option} is missing: this model needs it" for option in missing]
+
+
+def listing(which: str) -> str:
+    """One line for every name of a kind."""
+    lines = []
+    for kind in registry.PACKAGES:
+        if which not in {"all", f"{kind}s"}:
+            continue
+        entries = sorted(registry.index(kind).values(), key=lambda e: e.name)
+        width = max((len(e.name) for e in entries), default=0)
+        lines += [f"{kind}s ({len(entries)})"] + [f"  {e.name:<{width}}  {e.line}" for e in entries] + [""]
+    return "\n".join(lines).rstrip()
+
+
+def config_table(parsed: Parsed) -> str:
+    """Every effective value with the layer it came from."""
+    rows = sorted((k, repr(v), parsed.origins.get(k, "default")) for k, v in vars(parsed.args).items()
+                  if k not in {"help", "list", "show_config"})
+    width = max(len(k) for k, _, _ in rows), max(len(v) for _, v, _ in rows)
+    return "\n".join(f"{k:<{width[0]}}  {v:<{min(width[1], 40)}}  {origin}" for k, v, origin in rows)
+
+
+def fail(error: UserError) -> int:
+    """Print a user's mistake, one line for each fact, and give the exit code."""
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2

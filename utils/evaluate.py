@@ -1,0 +1,132 @@
+"""Scores on test sets: one pass over each, every score from the same logits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from utils.pair import Inputs, Pair
+from utils.settings import SPLIT_SETTINGS, UNMASKED, option
+
+EVAL_BYTES = 64 * 2**20  # of one batch of inputs
+FEATURE_ROWS = 16384  # rows of cached features scored at once
+
+
+@dataclass
+class TaskScores:
+    """Sums over one test set; `percent` turns one into a score."""
+
+    count: int = 0
+    class_il: float = 0.0  # among the names seen so far
+    task_il: float = 0.0  # among the task's own names
+    all_names: float = float("nan")  # among all names of the dataset
+    unseen_names: float = float("nan")  # among the names not seen yet
+    loss: float = 0.0
+    parts: dict[str, list] = field(default_factory=dict)  # per sample: confidence, correct, prediction, label
+
+    def percent(self, name: str) -> float:
+        return 100.0 * getattr(self, name) / self.count if self.count else float("nan")
+
+    def flat(self, name: str) -> torch.Tensor:
+        return torch.cat(self.parts[name]) if self.parts.get(name) else torch.empty(0)
+
+
+def only_columns(outputs: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """The given columns, all others -inf; the argument is left as it was."""
+    masked = torch.full_like(outputs, -torch.inf)
+    masked[:, start:end] = outputs[:, start:end]
+    return masked
+
+
+def mask_classes(outputs: torch.Tensor, dataset, k: int) -> torch.Tensor:
+    """Logits of task k's classes, all others -inf; the argument is left as it was."""
+    return only_columns(outputs, *dataset.get_offsets(k))
+
+
+def batches_of(model, loader, args) -> Iterator[tuple]:
+    """Test batches: features of a frozen encoder where the model has them, else images at the largest fitting size."""
+    limit = model.get_debug_iters() if option(args, "debug_mode") else None
+    features = model.cached_inputs(loader) if hasattr(loader, "with_batch_size") else None
+    if features is not None:
+        labels = loader.dataset.targets
+        yield from zip(features.split(FEATURE_ROWS), labels.split(FEATURE_ROWS), strict=True)
+        return
+    if hasattr(loader, "with_batch_size") and limit is None:
+        loader = loader.with_batch_size(eval_batch_size(loader, args))
+    for number, batch in enumerate(loader):
+        if limit is not None and number >= limit:
+            return
+        yield batch
+
+
+def eval_batch_size(loader, args) -> int:
+    """--eval_batch_size, or as many samples as EVAL_BYTES hold, at most 512."""
+    if option(args, "eval_batch_size"):
+        return args.eval_batch_size
+    first = loader.dataset[0][0] if len(loader.dataset) else torch.zeros(1)
+    parts = (first.image, first.text) if isinstance(first, Pair) else (first,)
+    return int(min(512, max(1, EVAL_BYTES // sum(t.numel() * 4 for t in parts))))
+
+
+def logits_of(model, inputs: Inputs, task: int) -> torch.Tensor:
+    """The model's logits; a task number is given only to models that know no other setting than task-IL."""
+    if UNMASKED & set(model.COMPATIBILITY):
+        return model(inputs)
+    return model(inputs, torch.full((len(inputs),), task, device=inputs.device))
+
+
+@torch.no_grad()
+def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskScores:
+    """All scores of one test set; with `future` also among all names and among names not yet seen."""
+    scores, split = TaskScores(), dataset.SETTING in SPLIT_SETTINGS
+    seen_end = dataset.get_offsets(max(dataset.c_task, 0))[1]
+    is_seen = task <= max(dataset.c_task, 0)
+    total = torch.zeros(5, dtype=torch.float64, device=model.device)
+    for batch in batches_of(model, loader, dataset.args):
+        inputs, labels = batch[0].to(model.device), batch[1].to(model.device)
+        scores.count += len(labels)
+        if future:
+            outputs = model.future_forward(inputs).float()
+            total[2] += dataset.score(outputs, labels).sum()
+            if not is_seen:
+                total[3] += dataset.score(only_columns(outputs, seen_end, outputs.shape[1]), labels).sum()
+        if not is_seen:
+            continue
+        outputs = logits_of(model, inputs, task).float()
+        named = outputs[:, :seen_end]
+        credit = dataset.score(named, labels)
+        total[0] += credit.sum()
+        if split:
+            total[1] += dataset.score(mask_classes(outputs, dataset, task), labels).sum()
+        if labels.dim() == 1:
+            total[4] += F.cross_entropy(named, labels.long(), reduction="sum")
+        confidence, prediction = named.softmax(1).max(1)
+        for name, value in (("confidence", confidence), ("correct", credit), ("prediction", prediction), ("label", labels)):
+            scores.parts.setdefault(name, []).append(value.cpu())
+    scores.class_il, scores.task_il, all_names, unseen, scores.loss = total.tolist()
+    if future:
+        scores.all_names = all_names
+        scores.unseen_names = float("nan") if is_seen else unseen
+    return scores
+
+
+def evaluate_tasks(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:
+    """Scores of several test sets, by task number."""
+    training = model.training
+    model.eval()
+    try:
+        return {task: score_task(model, dataset, loader, task, future) for task, loader in loaders.items()}
+    finally:
+        model.train(training)
+
+
+def evaluate(model, dataset, last: bool = False, return_loss: bool = False):
+    """Mammoth's form: (class-IL percentages, task-IL percentages[, mean loss]) of the tasks seen so far."""
+    first = len(dataset.test_loaders) - 1 if last else 0
+    found = list(evaluate_tasks(model, dataset, dict(list(enumerate(dataset.test_loaders))[first:])).values())
+    class_il = [s.percent("class_il") if UNMASKED & set(model.COMPATIBILITY) else 0.0 for s in found]
+    task_il = [s.percent("task_il") if dataset.SETTING in SPLIT_SETTINGS else 0.0 for s in found]
+    if return_loss:
+        return class_il, task_il, sum(s.loss for s in found) / max(sum(s.count for s in found), 1)
+    return class_il, task_il

@@ -1,0 +1,126 @@
+"""Choosing exemplars by herding, class-balanced memories, and training on a task together with its memory."""
+
+import torch
+import torch.nn.functional as F
+
+from utils.errors import UserError
+from utils.pair import Inputs, Pair
+
+
+def herd(features: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows whose running mean stays nearest to the mean of all rows, in order of choice, each row once."""
+    mean, total = features.mean(0), torch.zeros_like(features[0])
+    free, chosen = torch.ones(len(features), dtype=torch.bool, device=features.device), []
+    for k in range(min(count, len(features))):
+        distance = (mean - (total + features) / (k + 1)).norm(dim=1)  # (N,)
+        best = distance.masked_fill(~free, torch.inf).argmin()
+        chosen.append(best)
+        free[best] = False
+        total = total + features[best]
+    return torch.stack(chosen)
+
+
+def quotas(size: int, classes: list[int]) -> dict[int, int]:
+    """Places of each class in a memory of `size`: the same number, and one more for the first classes."""
+    each, rest = divmod(size, len(classes))
+    return {c: each + (1 if i < rest else 0) for i, c in enumerate(sorted(classes))}
+
+
+@torch.no_grad()
+def features_of(net, images: Inputs, normalization, device, batch_size: int = 256) -> torch.Tensor:
+    """Penultimate features (N, D) of plain [0, 1] images, network in eval mode."""
+    training = net.training
+    net.eval()
+
+    def prepare(batch: Inputs) -> Inputs:
+        image = batch.image if isinstance(batch, Pair) else batch
+        image = normalization(image) if normalization is not None else image
+        return (Pair(image, batch.text) if isinstance(batch, Pair) else image).to(device)
+
+    parts = [net(prepare(images[start : start + batch_size]), returnt="features").flatten(1)
+             for start in range(0, len(images), batch_size)]
+    net.train(training)
+    return torch.cat(parts)
+
+
+def fill_buffer(buffer, dataset, t_idx: int, net=None, use_herding: bool = False, required_attributes=None,
+                normalize_features: bool = False, extend_equalize_buffer: bool = False, normalization=None) -> None:
+    """Refill a memory with the same number of samples of every class seen up to task `t_idx`.
+
+    Old classes keep the first of their stored samples, which with herding are the best ones. New samples come from
+    the training images of the task, without augmentation: herded on `net`'s features, or drawn at random.
+    """
+    if extend_equalize_buffer:
+        raise UserError("fill_buffer(extend_equalize_buffer=True) is not offered: the memory has a fixed size here")
+    names = list(required_attributes or ["examples", "labels"])
+    if set(names) - {"examples", "labels", "task_labels"}:
+        raise UserError(f"fill_buffer keeps examples, labels and task_labels, not {', '.join(names)}")
+    first, end = dataset.get_offsets(t_idx)
+    share = quotas(buffer.buffer_size, list(range(end)))
+    stored = buffer.serialize(buffer.device) if not buffer.is_empty() else {}
+    kept: dict[str, list] = {name: [] for name in names}
+    if stored:
+        keep = torch.cat([torch.nonzero(stored["labels"] == c).flatten()[: share[c]] for c in range(first)] or
+                         [torch.zeros(0, dtype=torch.long)])
+        for name in names:
+            kept[name].append(as_unit(stored[name][keep]))
+    for images, label in images_by_class(dataset.train_loader, first, end):
+        count = min(share[label], len(images))
+        if count == 0:
+            continue
+        if use_herding:
+            features = features_of(net, images, normalization, next(net.parameters()).device)
+            features = F.normalize(features, dim=1) if normalize_features else features
+            chosen = herd(features, count).cpu()
+        else:
+            chosen = torch.randperm(len(images))[:count]
+        found = {"examples": images[chosen], "labels": torch.full((count,), label), "task_labels": torch.full((count,), t_idx)}
+        for name in names:
+            kept[name].append(found[name].to(buffer.device))
+    buffer.load({name: torch.cat(parts) for name, parts in kept.items()})
+
+
+def as_unit(values: Inputs) -> Inputs:
+    """Images stored as bytes back in [0, 1]."""
+    if isinstance(values, Pair):
+        return Pair(as_unit(values.image), values.text)
+    return values.float() / 255 if values.dtype == torch.uint8 else values
+
+
+def images_by_class(loader, first: int, end: int):
+    """(images without augmentation, label) for each class of a task, in the order of the split."""
+    parts, labels = zip(*((images, labels) for images, labels in loader.plain()), strict=True)
+    images, labels = torch.cat(parts), torch.cat(labels)
+    for label in range(first, end):
+        yield images[labels == label], label
+
+
+def icarl_replay(model, dataset, val_set_split: float = 0) -> None:
+    """Let the task's train loader serve the stored exemplars as well, augmented alike."""
+    if val_set_split:
+        raise UserError("icarl_replay(val_set_split) is not offered: use --validation")
+    if model.current_task == 0 or model.buffer.is_empty():
+        return
+    stored = model.buffer.serialize("cpu")
+    images = stored["examples"]
+    if not isinstance(images, Pair) and images.is_floating_point():
+        images = images.mul(255).round().to(torch.uint8)
+    dataset.train_loader = dataset.train_loader.with_samples(images, stored["labels"])
+
+
+def class_means(net, buffer, dataset, n_classes: int, normalization) -> torch.Tensor:
+    """(C, D) unit means of unit features: of a class's exemplars, or of its training images while it has none."""
+    device = next(net.parameters()).device
+    means: dict[int, torch.Tensor] = {}
+    if not buffer.is_empty():
+        stored = buffer.serialize("cpu")
+        features = F.normalize(features_of(net, as_unit(stored["examples"]), normalization, device), dim=1)
+        labels = stored["labels"].to(device)
+        means = {c: features[labels == c].mean(0) for c in labels.unique().tolist()}
+    missing = [c for c in range(n_classes) if c not in means]
+    if missing:
+        for images, label in images_by_class(dataset.train_loader, min(missing), n_classes):
+            if label in missing and len(images):
+                means[label] = F.normalize(features_of(net, images, normalization, device), dim=1).mean(0)
+    nothing = torch.full_like(next(iter(means.values())), torch.inf)  # infinitely far: a class without any image
+    return torch.stack([F.normalize(means[c], dim=0) if c in means else nothing for c in range(n_classes)])

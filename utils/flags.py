@@ -1,0 +1,180 @@
+"""The framework's flags: names, types, ranges and meanings. Standard library only."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+from utils import binary_to_boolean_type, custom_str_underscore
+
+
+def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low=False, open_high=False) -> Callable:
+    """Argument type: a finite number in a range; the error says which range."""
+    left, right = ("(" if open_low else "["), (")" if open_high else "]")
+    span = f"{left}{low:g}, {high:g}{right}" if math.isfinite(high) else f"{'>' if open_low else '>='} {low:g}"
+
+    def parse(text):
+        try:
+            value = kind(text)
+            if kind is int and float(text) != value:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise argparse.ArgumentTypeError(f"'{text}' is not {'an integer' if kind is int else 'a number'}") from None
+        inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+        if not math.isfinite(value) or not inside:
+            wanted = "finite" if math.isinf(low) and math.isinf(high) else span
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {wanted}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+positive_int = number(int, 1)
+natural = number(int, 0)
+real = number(float)
+positive = number(float, 0, open_low=True)
+non_negative = number(float, 0)
+fraction = number(float, 0, 1)
+share = number(float, 0, 1, open_low=True)
+seconds = number(float, 0)
+
+
+def boolean(text) -> bool:
+    """Argument type: 0/1, true/false, yes/no."""
+    try:
+        return binary_to_boolean_type(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def integer_list(text) -> list[int]:
+    """Argument type: integers separated by commas, dashes or blanks: "0,2,1", "0-2-1"."""
+    if isinstance(text, (list, tuple)):
+        return [int(v) for v in text]
+    try:
+        return [int(part) for part in str(text).replace(",", " ").replace("-", " ").split()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of integers such as 0,2,1") from None
+
+
+def alias(choices: dict[str, str]) -> Callable:
+    """Argument type: one of several spellings, stored under its proper name."""
+
+    def parse(text):
+        if str(text) not in choices:
+            raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(sorted(set(choices.values())))}")
+        return choices[str(text)]
+
+    return parse
+
+
+def add_first_args(parser: argparse.ArgumentParser) -> None:
+    """What decides which files are imported."""
+    group = parser.add_argument_group("what to run")
+    group.add_argument("--model", type=custom_str_underscore, help="method to train (--list models)")
+    group.add_argument("--dataset", type=custom_str_underscore, help="stream of tasks (--list datasets)")
+    group.add_argument("--backbone", help="network (--list backbones; timm:<name> for any timm model)")
+    group.add_argument("--dataset_config", help="yaml in datasets/configs/<dataset>/ (used by itself if named default)")
+    group.add_argument("--model_config", type=alias({"default": "default", "base": "default", "best": "best"}),
+                       default="default", help="hyper-parameters of models/config/<model>.yaml: default or best")
+    group.add_argument("--loadcheck", help="checkpoint whose weights are loaded before training")
+    group.add_argument("--list", nargs="?", const="all", choices=["all", "models", "datasets", "backbones"],
+                       help="list names with one line each, and leave")
+    group.add_argument("--show_config", action="store_true", help="print every value with its origin, and leave")
+    group.add_argument("-h", "--help", action="store_true", help="this help; with --model and --dataset also theirs")
+
+
+def add_experiment_args(parser: argparse.ArgumentParser) -> None:
+    """Flags that change the numbers."""
+    group = parser.add_argument_group("experiment")
+    add = group.add_argument
+    add("--lr", type=positive, help="learning rate (needed when something is trained by the loop)")
+    add("--batch_size", type=positive_int, help="stream batch size (default: the dataset's)")
+    add("--label_perc_by_task", "--label_perc", "--lpt", dest="label_perc", type=share, default=1.0,
+        help="share of each task's images that keep their label")
+    add("--label_perc_by_class", "--lpc", dest="label_perc_by_class", type=share, default=1.0,
+        help="share of each class's images that keep their label")
+    add("--joint", type=boolean, default=False, help="one task with all classes: the upper bound")
+    add("--eval_future", type=boolean, default=False, help="evaluate on tasks not yet seen, too (zero-shot)")
+    add("--custom_task_order", type=integer_list, help="order of tasks, for example 2,0,1")
+    add("--custom_class_order", type=integer_list, help="order of classes, a permutation")
+    add("--permute_classes", type=boolean, default=False, help="shuffle the class order by --class_order_seed")
+    add("--class_order_seed", type=natural, help="seed of the class order (default: --seed)")
+    add("--validation", type=number(float, 0, 100, open_low=True, open_high=True),
+        help="share (< 1) or percent per class held out of train and used instead of the test set")
+    add("--validation_mode", choices=["current", "complete"], default="current",
+        help="validation images of the current task, or of all classes so far")
+    add("--fitting_mode", choices=["epochs", "iters", "early_stopping"], default="epochs",
+        help="what ends a task: --n_epochs, --n_iters, or the validation score")
+    add("--early_stopping_patience", type=positive_int, default=5, help="checks without improvement before stopping")
+    add("--early_stopping_metric", choices=["loss", "accuracy"], default="loss")
+    add("--early_stopping_freq", type=positive_int, default=1, help="epochs between checks")
+    add("--early_stopping_epsilon", type=non_negative, default=1e-6, help="smallest change that counts")
+    add("--n_epochs", type=natural, help="epochs per task (default: the dataset's)")
+    add("--n_iters", type=positive_int, help="iterations per task, with --fitting_mode iters")
+    add("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd")
+    add("--optim_wd", type=non_negative, default=0.0, help="weight decay")
+    add("--optim_mom", type=non_negative, default=0.0, help="SGD momentum")
+    add("--optim_nesterov", type=boolean, default=False)
+    add("--drop_last", type=boolean, default=False, help="drop the last incomplete batch of an epoch")
+    add("--lr_scheduler", choices=["multisteplr", "cosine"], help="learning-rate schedule within a task")
+    add("--scheduler_mode", choices=["epoch", "iter"], default="epoch", help="when the schedule steps")
+    add("--lr_milestones", type=natural, nargs="+", default=[], help="epochs at which multisteplr steps")
+    add("--sched_multistep_lr_gamma", type=positive, default=0.1)
+    add("--noise_type", default="symmetric", help="symmetric, or asymmetric (CIFAR-10 and CIFAR-100)",
+        type=alias({"symmetric": "symmetric", "symm": "symmetric", "sym": "symmetric",
+                    "asymmetric": "asymmetric", "asymm": "asymmetric", "asym": "asymmetric"}))
+    add("--noise_rate", type=fraction, default=0.0, help="share of training labels that are wrong")
+    add("--start_from", type=natural, help="first task to train (0-based)")
+    add("--stop_after", type=natural, help="last task to train (0-based)")
+
+
+def add_management_args(parser: argparse.ArgumentParser) -> None:
+    """Flags that change where things go and how fast, not the numbers."""
+    group = parser.add_argument_group("management")
+    add = group.add_argument
+    add("--seed", type=natural, help="seed of everything (default: drawn, and written to the record)")
+    add("--base_path", default="./data/", help="root of the datasets")
+    add("--results_path", default="./runs/", help="root of the run records")
+    add("--checkpoint_path", help="folder for --savecheck (default: ckpt/ in the run's folder)")
+    add("--device", help="cpu, cuda, cuda:1, 0 ... (default: the emptiest GPU, else the CPU)")
+    add("--num_workers", type=natural, help="processes that read image files (default: 0; numbers do not change)")
+    add("--notes", help="free text kept in the record")
+    add("--eval_epochs", type=positive_int, help="evaluate every k epochs inside a task, too")
+    add("--eval_batch_size", type=positive_int, help="images per evaluation batch (default: what fits 64 MiB)")
+    add("--enable_other_metrics", type=boolean, default=False, help="forward transfer (needs one more evaluation a task)")
+    add("--non_verbose", type=boolean, default=False, help="no progress bars")
+    add("--disable_log", type=boolean, default=False, help="write no record")
+    add("--debug_mode", type=boolean, default=False, help="a few batches per epoch and test set: does it run?")
+    add("--inference_only", type=boolean, default=False, help="evaluate without training")
+    add("-O", "--code_optimization", type=number(int, 0, 3), default=0,
+        help="1 TF32 products, 2 also bf16 autocast, 3 also torch.compile of the backbone")
+    add("--savecheck", choices=["last", "task"], help="keep a checkpoint at the end, or after each task")
+    add("--ckpt_name", help="prefix of kept checkpoints")
+    add("--autosave", type=seconds, default=60.0, help="seconds between saves for --resume, 0 for none")
+    add("--resume", choices=["auto"], help="continue the unfinished run of the same configuration")
+    add("--save_after_interrupt", type=boolean, default=True, help="save on Ctrl-C and SIGTERM")
+    add("--features", choices=["disk", "ram", "off"], default="disk", help="where features of frozen encoders are kept")
+
+
+def add_rehearsal_args(parser: argparse.ArgumentParser) -> None:
+    """What every method with a replay buffer takes."""
+    group = parser.add_argument_group("replay buffer")
+    group.add_argument("--buffer_size", type=positive_int, required=True, help="samples kept in memory")
+    group.add_argument("--minibatch_size", type=positive_int, help="samples replayed per step (default: batch_size)")
+
+
+# Mammoth's flags that nothing here acts on: setting one is refused with the reason, never ignored.
+REFUSED = {
+    "load_best_args": "is deprecated upstream; use --model_config best",
+    "save_checkpoint_mode": "has one mode here: checkpoints are safetensors, and nothing in them is executed",
+    "distributed": "is not offered: runs use one device",
+    "wandb_name": "is not offered: the record is record.jsonl in the run's folder",
+    "wandb_entity": "is not offered: the record is record.jsonl in the run's folder",
+    "wandb_project": "is not offered: the record is record.jsonl in the run's folder",
+    "disable_noisy_labels_cache": "has nothing to switch off: noisy labels are drawn from the seed, not cached",
+    "cache_path_noisy_labels": "has nothing to place: noisy labels are drawn from the seed, not cached",
+    "plugins": "is not offered yet: put the file into models/ or datasets/",
+}
+# Flags whose default is accepted when typed out, because scripts written for Mammoth pass it.
+REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "load_best_args": set()}

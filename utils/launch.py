@@ -1,0 +1,201 @@
+"""What surrounds a run: checks, an earlier run of the same configuration, seed and device, record, warnings."""
+
+import contextlib
+import random
+import socket
+import subprocess
+import sys
+import warnings
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from utils import checkpoint, registry, report, results
+from utils.conf import get_device, set_random_seed
+from utils.errors import UserError
+from utils.run import MID_TASK, TASK_END
+from utils.settings import SPLIT_SETTINGS, option
+
+
+def check(args: Namespace, model_class: type, dataset_class: type) -> None:
+    """What is wrong with the combination of flags, model and dataset; everything is told at once."""
+    problems = []
+    setting, fits = dataset_class.SETTING, set(getattr(model_class, "COMPATIBILITY", []))
+    if setting not in fits:
+        good = [e.name for e in registry.index("dataset").values() if e.setting in fits]
+        problems.append(f"model {args.model} works in {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
+                        f"Datasets that fit: {', '.join(sorted(good)) or 'none here'}")
+    if option(args, "eval_future") and not hasattr(model_class, "future_forward"):
+        problems.append(f"--eval_future 1: model {args.model} cannot name classes it has not seen; leave the flag out")
+    if option(args, "eval_future") and (option(args, "joint") or setting not in SPLIT_SETTINGS):
+        problems.append("--eval_future 1 needs tasks with classes of their own, and no --joint")
+    if args.fitting_mode == "iters" and not args.n_iters:
+        problems.append("--fitting_mode iters needs --n_iters")
+    if args.fitting_mode == "early_stopping" and not option(args, "validation"):
+        problems.append("--fitting_mode early_stopping needs --validation, the share of images to watch")
+    if args.n_iters and args.fitting_mode != "iters":
+        problems.append("--n_iters needs --fitting_mode iters")
+    if args.lr_milestones and args.lr_scheduler != "multisteplr":
+        problems.append("--lr_milestones needs --lr_scheduler multisteplr")
+    if args.custom_class_order is not None and args.class_order_seed is not None:
+        problems.append("--class_order_seed has no effect on --custom_class_order; give one of them")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def check_against_dataset(args: Namespace, dataset) -> None:
+    """Flags whose range depends on the number of tasks, and what follows from the dataset."""
+    first, last = option(args, "start_from", 0), option(args, "stop_after", dataset.N_TASKS - 1)
+    for name, value in (("start_from", first), ("stop_after", last)):
+        if value >= dataset.N_TASKS:
+            raise UserError(f"--{name} {value}: {args.dataset} has tasks 0 to {dataset.N_TASKS - 1}")
+    if first > last:
+        raise UserError(f"--start_from {first} lies behind --stop_after {last}")
+    args.num_classes = dataset.N_CLASSES
+    args.backbone = option(args, "backbone", dataset.get_backbone())
+
+
+def fill_in(args: Namespace) -> dict:
+    """Values that follow from others; returns the arguments as asked for, before anything is drawn or found out."""
+    args.n_epochs = option(args, "n_epochs", 1)
+    if args.batch_size is None:
+        raise UserError(f"--batch_size is missing: dataset {args.dataset} declares none")
+    if hasattr(args, "minibatch_size") and args.minibatch_size is None:
+        args.minibatch_size = args.batch_size
+    args.num_workers = option(args, "num_workers", 0)
+    args.nowand = 1
+    return dict(vars(args))
+
+
+def find_earlier(args: Namespace, requested: dict) -> results.RunRecord | None:
+    """With --resume: the newest run of the same configuration, finished or not."""
+    if not args.resume:
+        return None
+    found = results.find_run(args.results_path, args.dataset, args.model, results.config_hash(requested))
+    if found is not None and found.status == "running":
+        raise UserError(f"{found.folder} is being written by another process: wait for it, or leave out --resume")
+    if found is not None and not found.rows():
+        return None  # killed before its first line
+    return found
+
+
+def show_finished(found: results.RunRecord) -> dict[str, float]:
+    """Print the result of a run that is already there."""
+    print(f"already finished: {found.folder}")
+    summary = found.rows()[-1]["summary"]
+    report.print_summary(summary, folder=found.folder)
+    return summary
+
+
+def set_up(args: Namespace, found: results.RunRecord | None) -> None:
+    """Seed and device; a seed that was not given is drawn, or taken from the run that is continued."""
+    if args.seed is None:
+        args.seed = found.rows()[0]["args"]["seed"] if found else random.SystemRandom().randrange(2**31)
+    if not args.disable_log:
+        results.check_writable(args.results_path)
+    args.device = str(get_device(args.device))
+    set_random_seed(args.seed)
+
+
+def open_record(args: Namespace, requested: dict, found, dataset, model) -> results.RunRecord | None:
+    """The record to write to: that of the run to continue, or a new one with its first line."""
+    if args.disable_log:
+        return None
+    if found is not None:
+        reopen(found)
+        return found
+    first_line = start_line(args, requested, dataset, model)  # reads the data: what is missing is told before a folder is made
+    record = results.open_run(args.results_path, args.dataset, args.model, requested)
+    record.start(first_line)
+    return record
+
+
+def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
+    """The first line of the record: what was asked for and what it was run with."""
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "torchvision", "timm", "numpy")}
+    order = getattr(args, "class_order", None)
+    return {"argv": sys.argv[1:], "requested": {k: plain(v) for k, v in requested.items()},
+            "args": {k: plain(v) for k, v in vars(args).items()}, "git_commit": git_commit(), "versions": versions,
+            "python": sys.version.split()[0], "host": socket.gethostname(), "device": str(model.device),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"), "dataset_fingerprint": fingerprint(dataset),
+            "class_order": None if order is None else [int(c) for c in order], "threads": torch.get_num_threads(),
+            "weights_sha256": getattr(model, "weights_sha256", None)}
+
+
+def plain(value):
+    """A value as json can hold it."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value.tolist()] if hasattr(value, "tolist") else str(value)
+
+
+def fingerprint(dataset) -> str | None:
+    """sha256 of the training samples; None for a dataset that makes its own loaders."""
+    from datasets.utils.continual_dataset import ContinualDataset
+
+    own = type(dataset).get_data_loaders is ContinualDataset.get_data_loaders
+    return dataset.samples(True).fingerprint if own else None
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with a + if files differ from it."""
+    def git(*words):
+        return subprocess.run(["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True, timeout=10)
+
+    try:
+        head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def reopen(record) -> None:
+    """Make an unfinished record ready to be continued: drop what was written after its checkpoint."""
+    saved = [p for p in (record.folder / "ckpt" / n for n in (MID_TASK, TASK_END)) if p.exists()]
+    known = [checkpoint.load(p, model=None)["record_bytes"] for p in saved]
+    first_line = record.path.read_bytes().find(b"\n") + 1
+    record.truncate(max(known, default=first_line))
+    print(f"continuing {record.folder}")
+
+
+@contextlib.contextmanager
+def warnings_into(record):
+    """Python warnings of a run: one line on stderr and one in the record, each text once."""
+    told: set[str] = set()
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        text = " ".join(str(message).split())
+        if text not in told:
+            told.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+            if record is not None:
+                record.warning(text)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def load_checkpoint(model, args: Namespace) -> None:
+    """--loadcheck: a checkpoint of ours gives weights and all method state; a plain state dict the network only."""
+    if not option(args, "loadcheck"):
+        return
+    path = Path(args.loadcheck)
+    if not path.is_file():
+        raise UserError(f"--loadcheck {path}: there is no such file")
+    if path.suffix != ".safetensors":
+        raise UserError(f"--loadcheck {path}: checkpoints here end in .safetensors; convert the tensors with safetensors.torch.save_file")
+    state = checkpoint.load(path, model=model.NAME)
+    checkpoint.restore(model, state["model"])
+    next_task = state["position"]["task"] + 1
+    if args.start_from is None and not args.inference_only and state["position"]["phase"] == "done":
+        args.start_from = next_task
+        print(f"{path} has finished {next_task} tasks: going on with task {next_task + 1}")
+
+

@@ -1,0 +1,110 @@
+"""What a run shows: a row per task, a final table, the heat maps, and the rows of the record."""
+
+from pathlib import Path
+
+import numpy as np
+
+from utils import accounting, metrics, results
+from utils.settings import SPLIT_SETTINGS
+
+
+def task_row(run, model, dataset, task: int, per_class: dict[str, np.ndarray]) -> dict:
+    """The record's line about one task: scores of every test set and what it cost."""
+    matrices = run.rows["matrices"]
+    labels = per_class["label"]
+    by_class = metrics.per_class_accuracy(per_class["prediction"], labels, dataset.N_CLASSES) if labels.ndim == 1 else []
+    row = {"task": task, "scores": {name: R[task].tolist() for name, R in matrices.items() if not np.isnan(R[task]).all()},
+           "per_class": list(map(float, by_class)), "ece": run.rows["ece"],
+           "seconds": dict(run.watch.phases), "wall_s": run.wall_s, "peak_bytes": accounting.peak_bytes(model.device),
+           "stored_bytes": model.stored_bytes(), "parameters": accounting.parameter_counts(model),
+           "image_forwards": model.image_forwards}
+    return row
+
+
+def _mean(values: list[float]) -> float:
+    values = [v for v in values if v is not None and not np.isnan(v)]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def print_task(row: dict, n_tasks: int) -> None:
+    """One line on stdout when a task is done."""
+    task, scores = row["task"], row["scores"]
+    parts = [f"task {task + 1}/{n_tasks}"]
+    for name, title in (("class_il", "class-il"), ("task_il", "task-il")):
+        if name in scores:
+            parts.append(f"{title} {_mean(scores[name][: task + 1]):6.2f}")
+    if "all_names" in scores and task + 1 < n_tasks:
+        parts.append(f"future {_mean(scores['all_names'][task + 1 :]):6.2f}")
+    parts.append(f"{row['wall_s']:8.1f} s")
+    print("  ".join(parts), flush=True)
+
+
+def print_epoch(row: dict) -> None:
+    print(f"  task {row['task'] + 1} epoch {row['epoch']}  accuracy {_mean(row['class_il']):6.2f}", flush=True)
+
+
+def summary(run, model, dataset) -> dict[str, float]:
+    """The flat scores and costs that end a record."""
+    matrices = run.rows["matrices"]
+    measured = [t for t in range(dataset.N_TASKS) if not np.isnan(matrices["class_il"][t]).all()]
+    rows = slice(0, measured[-1] + 1 if measured else 0)
+    class_il = matrices["class_il"][rows].copy()
+    untrained = run.rows.get("untrained")
+    for task, value in run.rows.get("before", {}).items():
+        if task < dataset.N_TASKS and task - 1 < len(class_il):
+            class_il[task - 1, task] = value
+    named = {"class_il": class_il}
+    if dataset.SETTING in SPLIT_SETTINGS:
+        named["task_il"] = matrices["task_il"][rows]
+    if not np.isnan(matrices["all_names"]).all():
+        named |= {"future": matrices["all_names"], "seen_all": matrices["all_names"], "future_unseen": matrices["unseen_names"]}
+    scores = metrics.summary(named, {"class_il": untrained} if untrained is not None else None)
+    if "final_test" in run.rows:
+        scores["final_test"] = _mean(run.rows["final_test"])
+    if not np.isnan(run.rows.get("ece", np.nan)):
+        scores["ece"] = run.rows["ece"]
+    costs = {"stored_bytes": sum(model.stored_bytes().values()), "image_forwards": model.image_forwards,
+             "peak_bytes": accounting.peak_bytes(model.device)["rss"], "wall_s": run.wall_s}
+    return scores | costs
+
+
+TITLES = {"class_il_last": "class-il, final average", "class_il_avg": "class-il, average over tasks",
+          "class_il_forgetting": "class-il, forgetting", "class_il_bwt": "class-il, backward transfer",
+          "class_il_fwt": "class-il, forward transfer",
+          "task_il_last": "task-il, final average", "task_il_avg": "task-il, average over tasks",
+          "task_il_forgetting": "task-il, forgetting", "task_il_bwt": "task-il, backward transfer",
+          "final_test": "test set after validation", "ci_transfer": "ci-transfer (future images, all names)",
+          "seen_all": "seen images, all names", "future_unseen": "future images, unseen names",
+          "ci_harmonic": "harmonic mean of ci-transfer and seen", "ece": "calibration error",
+          "stored_bytes": "stored bytes", "image_forwards": "images encoded", "peak_bytes": "peak memory", "wall_s": "seconds"}
+
+
+def print_summary(scores: dict[str, float], run=None, folder: Path | None = None) -> None:
+    """The final table on stdout."""
+    rows = [["score", "value"]]
+    for name, title in TITLES.items():
+        if name in scores:
+            rows.append([title, human(name, scores[name])])
+    print(results.format_table(rows))
+    folder = folder or (run.folder if run else None)
+    if folder is not None:
+        print(f"record: {folder / 'record.jsonl'}")
+        for image in sorted(folder.glob("*.png")):
+            print(f"plot:   {image}")
+
+
+def human(name: str, value: float) -> str:
+    if name.endswith("bytes"):
+        return f"{value / 2**20:.1f} MiB"
+    if name == "image_forwards":
+        return f"{int(value)}"
+    return f"{value:.2f}"
+
+
+def plot(run) -> None:
+    """Heat maps of the score matrices beside the record."""
+    titles = {"class_il": "accuracy among names seen so far (%)", "all_names": "accuracy among all names (%)"}
+    for name, title in titles.items():
+        R = run.rows["matrices"][name]
+        if len(R) > 1 and not np.isnan(R).all():
+            results.plot_matrix(R, run.folder / f"{name}.png", f"{run.args.model} on {run.args.dataset}: {title}")

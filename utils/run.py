@@ -1,0 +1,160 @@
+"""One run on disk: its record, its checkpoints, the clock that saves them, and the signals that stop it."""
+
+import os
+import signal
+import time
+from argparse import Namespace
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from utils import checkpoint, results
+from utils.accounting import Stopwatch
+from utils.conf import warn_once
+from utils.errors import Interrupted, UserError
+from utils.module_state import SKIP
+
+MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
+
+
+class Run:
+    """Where a run stands and how to write it down. `position` says where a resumed run goes on."""
+
+    def __init__(self, model, args: Namespace, record: results.RunRecord | None, rows: dict):
+        self.model, self.args, self.record = model, args, record
+        self.rows = rows  # score matrices and costs so far
+        self.watch = Stopwatch()
+        self.started, self.seconds_before = time.perf_counter(), 0.0
+        self.last_save = time.monotonic()
+        self.signal: int | None = None
+        self.polled = False  # inside the batch loop, which looks at `signal` itself
+        self.position = {"task": 0, "phase": "begin", "epoch": 0, "batch": 0}
+        self.loop_state: dict = {}  # what the loop itself has to remember: schedule, early stopping
+
+    @property
+    def wall_s(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    @property
+    def folder(self) -> Path | None:
+        return self.record.folder if self.record else None
+
+    # saving ----------------------------------------------------------------------------------------------------
+
+    def state(self, position: dict) -> dict:
+        captured, lost = checkpoint.capture(self.model, self.skipped())
+        for name in lost:
+            warn_once(f"a checkpoint cannot hold {self.model.NAME}.{name}; a resumed run has it as the constructor makes it")
+        return {"position": position, "model": captured, "rng": checkpoint.rng_state(),
+                "rows": self.rows, "loop": self.loop_state, "wall_s": self.wall_s,
+                "args": {k: v for k, v in vars(self.args).items() if isinstance(v, (int, float, str, bool, type(None)))},
+                "class_order": None if getattr(self.args, "class_order", None) is None else list(map(int, self.args.class_order)),
+                "record_bytes": self.record.size if self.record else 0}
+
+    def skipped(self) -> frozenset[str]:
+        """What a checkpoint leaves out: the run itself, and what the method's constructor makes anew."""
+        return SKIP | {"run"} | self.model.checkpoint_skip()
+
+    def save(self, name: str, position: dict) -> None:
+        if self.record is None or not self.args.autosave:
+            return
+        with self.watch.phase("save"):
+            checkpoint.save(self.folder / "ckpt" / name, self.state(position), model=self.model.NAME)
+        self.last_save = time.monotonic()
+
+    def tick(self, **position) -> None:
+        """A safe point: save if it is time, stop if asked to."""
+        self.position = self.position | position
+        due = self.args.autosave and time.monotonic() - self.last_save >= self.args.autosave
+        if due or (self.signal and self.args.save_after_interrupt):
+            self.save(MID_TASK, self.position)
+        if self.signal:
+            raise Interrupted(self.signal)
+
+    def keep(self, task: int, last: bool) -> None:
+        """The checkpoints that --savecheck asks for."""
+        mode = self.args.savecheck
+        if mode is None or (mode == "last" and not last):
+            return
+        folder = Path(self.args.checkpoint_path) if self.args.checkpoint_path else (self.folder or Path("checkpoints")) / "ckpt"
+        prefix = f"{self.args.ckpt_name}_" if self.args.ckpt_name else ""
+        stamp = self.folder.name if self.folder else str(os.getpid())
+        end = "joint" if getattr(self.args, "joint", False) else "last" if mode == "last" else str(task)
+        path = folder / f"{prefix}{self.args.model}_{self.args.dataset}_{stamp}_{end}.safetensors"
+        checkpoint.save(path, self.state({"task": task, "phase": "done", "epoch": 0, "batch": 0}), model=self.model.NAME)
+
+    # going on --------------------------------------------------------------------------------------------------
+
+    def restore(self, state: dict) -> None:
+        """Put model, counters and random states back to a saved moment."""
+        checkpoint.restore(self.model, state["model"], self.skipped())
+        self.model.to(self.model.device)
+        self.rows.clear()
+        self.rows.update(state["rows"])
+        self.loop_state = state["loop"]
+        self.position = state["position"]
+        self.seconds_before = max(self.seconds_before, state["wall_s"])
+        checkpoint.set_rng_state(state["rng"])
+
+    def saved(self, name: str) -> dict | None:
+        path = self.folder / "ckpt" / name if self.folder else None
+        return checkpoint.load(path, model=self.model.NAME) if path and path.exists() else None
+
+    # signals ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def signals(self):
+        """SIGINT and SIGTERM end the run at the next safe point; a second one ends the process at once."""
+
+        def handle(number, frame):
+            if self.signal is not None:
+                os._exit(128 + number)
+            self.signal = number
+            if not self.polled:
+                raise Interrupted(number)
+
+        try:
+            old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the host program handles signals
+            old = {}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def polling(self):
+        """A stretch whose safe points call `tick`, so that a signal waits for the next one."""
+        before, self.polled = self.polled, True
+        try:
+            yield
+        finally:
+            self.polled = before
+
+
+class LossGuard:
+    """Finds a loss that is not finite, and names the batch, without a device sync in every step."""
+
+    def __init__(self, device: torch.device):
+        self.every = 1 if device.type == "cpu" else 20
+        self.pending: list[tuple[tuple, object]] = []
+        self.last = float("nan")
+
+    def push(self, loss, place: tuple) -> None:
+        self.pending.append((place, loss.detach() if isinstance(loss, torch.Tensor) else loss))
+        if len(self.pending) >= self.every:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.pending:
+            return
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu().mean() for _, v in self.pending])
+        places, self.pending = [p for p, _ in self.pending], []
+        wrong = torch.nonzero(~values.isfinite()).flatten().tolist()
+        if wrong:
+            task, epoch, batch = places[wrong[0]]
+            raise UserError(f"the loss is {values[wrong[0]].item()} in task {task + 1}, epoch {epoch + 1}, batch {batch + 1}: "
+                            "lower --lr or check the data; the last good checkpoint is kept")
+        self.last = values[-1].item()

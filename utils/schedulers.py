@@ -1,0 +1,50 @@
+"""Learning-rate schedules within a task."""
+
+import math
+
+from torch import optim
+
+from utils.errors import UserError
+
+
+def get_scheduler(model, args, reload_optim: bool = True):
+    """The schedule of --lr_scheduler for the model's optimiser, on a fresh one if asked; None without the flag."""
+    if getattr(args, "lr_scheduler", None) is None or model.opt is None:
+        return None
+    if reload_optim:
+        model.opt = model.get_optimizer()
+    if args.lr_scheduler == "multisteplr":
+        if not args.lr_milestones:
+            raise UserError("--lr_scheduler multisteplr needs --lr_milestones, for example 35 45")
+        return optim.lr_scheduler.MultiStepLR(model.opt, [int(m) for m in args.lr_milestones], args.sched_multistep_lr_gamma)
+    length = args.n_iters if args.scheduler_mode == "iter" and args.n_iters else args.n_epochs
+    return optim.lr_scheduler.CosineAnnealingLR(model.opt, T_max=max(1, length))
+
+
+class CosineSchedule(optim.lr_scheduler.LRScheduler):
+    """Cosine from the start value down to nearly 0 over K steps: factor cos(99 pi k / (200 (K - 1)))."""
+
+    def __init__(self, optimizer: optim.Optimizer, K: int):
+        self.K = K
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        factor = 1.0 if self.K <= 1 else math.cos(99 * math.pi * self.last_epoch / (200 * (self.K - 1)))
+        return [base * factor for base in self.base_lrs]
+
+
+class CosineSchedulerWithLinearWarmup(optim.lr_scheduler.LRScheduler):
+    """Linear rise over `num_warmup_steps`, then a cosine to 0 at `num_training_steps`."""
+
+    def __init__(self, optimizer: optim.Optimizer, num_warmup_steps: int, num_training_steps: int):
+        self.num_warmup_steps, self.num_training_steps = num_warmup_steps, num_training_steps
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        step = self.last_epoch
+        if step < self.num_warmup_steps:
+            factor = step / max(1, self.num_warmup_steps)
+        else:
+            done = (step - self.num_warmup_steps) / max(1, self.num_training_steps - self.num_warmup_steps)
+            factor = max(0.0, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+        return [base * factor for base in self.base_lrs]

@@ -1,0 +1,301 @@
+"""The loop: tasks, epochs, batches; what is measured after each task; how a run starts, ends and goes on."""
+
+import copy
+import sys
+from argparse import Namespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils import metrics, report
+from utils.errors import Interrupted
+from utils.evaluate import evaluate_tasks
+from utils.run import MID_TASK, TASK_END, LossGuard, Run
+from utils.schedulers import get_scheduler
+from utils.settings import SPLIT_SETTINGS, option
+
+
+def train(model, dataset, args: Namespace, record=None, resume: bool = False) -> dict[str, float]:
+    """Train on all tasks, evaluating after each; returns the summary that ends the record."""
+    set_speed(args, model)
+    rows = {name: np.full((dataset.N_TASKS, dataset.N_TASKS), np.nan)
+            for name in ("class_il", "task_il", "all_names", "unseen_names")}
+    run = Run(model, args, record, {"matrices": rows, "image_forwards": 0})
+    model.run = run
+    model.to(model.device)
+    try:
+        with run.signals():
+            return _train_tasks(run, model, dataset, resume)
+    except Interrupted as stop:
+        if record:
+            record.end({"status": "interrupted", "summary": {}, "signal": stop.exit_code - 128})
+        where = f"; --resume auto continues {record.folder}" if record and args.autosave else ""
+        print(f"stopped by signal {stop.exit_code - 128}{where}", file=sys.stderr)
+        raise
+    except BaseException as error:
+        if record:
+            record.end({"status": "failed", "error": f"{type(error).__name__}: {error}", "summary": {}})
+        raise
+    finally:
+        model.run = None
+
+
+def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
+    args = run.args
+    first, last = option(args, "start_from", 0), option(args, "stop_after", dataset.N_TASKS - 1)
+    mid, done = (run.saved(MID_TASK), run.saved(TASK_END)) if resume else (None, None)
+    if mid and done and mid["position"]["task"] <= done["position"]["task"]:
+        mid = None
+    begun_at = done["position"]["task"] + 1 if done else first
+    _skip_to(model, dataset, begun_at, replay_hooks=done is None and not option(args, "loadcheck"))
+    if done:
+        run.restore(done)
+    future = dataset.all_loaders(getattr(model, "change_transform", None))[1] if option(args, "eval_future") else None
+    with run.watch.phase("evaluate"):
+        _forward_baseline(run, model, dataset)
+    for task in range(begun_at, last + 1):
+        _one_task(run, model, dataset, task, mid if mid and mid["position"]["task"] == task else None)
+        with run.watch.phase("evaluate"):
+            _after_task(run, model, dataset, task, future)
+        run.keep(task, last=task == last)
+        run.save(TASK_END, {"task": task, "phase": "done", "epoch": 0, "batch": 0})
+        if run.signal:
+            raise Interrupted(run.signal)
+    return _finish(run, model, dataset)
+
+
+def _skip_to(model, dataset, first: int, replay_hooks: bool) -> None:
+    """Move the stream on to its first task to train; without a saved state the hooks see the tasks skipped."""
+    for _ in range(first):
+        dataset.get_data_loaders()
+        if replay_hooks:
+            model.meta_begin_task(dataset)
+            model.meta_end_task(dataset)
+
+
+def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
+    """Begin, fit and end one task; `saved` is a moment inside it to go on from."""
+    model.train()
+    dataset.get_data_loaders()
+    model.work_done.clear()
+    run.watch.phases.clear()
+    run.position = {"task": task, "phase": "train", "epoch": 0, "batch": 0}
+    run.loop_state = {}
+    if saved is None or model.touches_task_start():
+        with run.watch.phase("begin_task"):
+            model.meta_begin_task(dataset)  # replayed for its effect on the loaders when going on
+    if saved is not None:
+        model.opt = model.opt or model.get_optimizer()
+    scheduler = _scheduler(model, run.args)
+    if saved is not None:
+        run.restore(saved)
+        if scheduler is not None:
+            scheduler.load_state_dict(run.loop_state["scheduler"])
+        if hasattr(dataset.train_loader, "passes"):
+            dataset.train_loader.passes = run.loop_state.get("passes", 0)
+    if run.position["phase"] == "train" and not option(run.args, "inference_only") and trains(run.args):
+        with run.watch.phase("train"), run.polling():
+            Fit(run, model, dataset, scheduler).run_task()
+    with run.polling():
+        if run.watch.phases.get("train", 0) > 1:
+            run.save(MID_TASK, run.position | {"phase": "end"})
+        run.tick(phase="end")
+    with run.watch.phase("end_task"):
+        model.meta_end_task(dataset)
+
+
+def trains(args: Namespace) -> bool:
+    """Whether the loop makes any gradient step."""
+    return args.fitting_mode == "iters" or bool(args.n_epochs)
+
+
+def _scheduler(model, args: Namespace):
+    if hasattr(model, "scheduler"):
+        return getattr(model, "custom_scheduler", None) or model.scheduler
+    return get_scheduler(model, args, reload_optim=False)
+
+
+class Fit:
+    """The epochs of one task."""
+
+    def __init__(self, run: Run, model, dataset, scheduler):
+        self.run, self.model, self.dataset, self.scheduler, self.args = run, model, dataset, scheduler, run.args
+        self.loader = dataset.train_loader
+        self.task = run.position["task"]
+        self.guard = LossGuard(model.device)
+        self.limit = model.get_debug_iters() if self.args.debug_mode else None
+
+    def n_epochs(self) -> int:
+        if self.args.debug_mode:
+            return 1
+        if self.args.fitting_mode == "iters":
+            return -(-self.args.n_iters // max(1, self.batches()))
+        return self.args.n_epochs
+
+    def batches(self) -> int:
+        count = len(self.loader) if hasattr(self.loader, "__len__") else sys.maxsize
+        return count if self.limit is None else min(count, self.limit)
+
+    def run_task(self) -> None:
+        position, epochs = self.run.position, self.n_epochs()
+        length = min(epochs * self.batches(), self.args.n_iters or sys.maxsize) if self.args.fitting_mode == "iters" \
+            else epochs * self.batches()
+        title = f"task {self.task + 1}/{self.dataset.N_TASKS}"
+        done = position["epoch"] * self.batches() + position["batch"]
+        with progress(title, length, self.args, done) as bar:
+            for epoch in range(position["epoch"], epochs):
+                start = position["batch"] if epoch == position["epoch"] else 0
+                if start == 0:
+                    self.model.meta_begin_epoch(epoch, self.dataset)
+                finished = self.run_epoch(epoch, start, epochs, bar)
+                if self.scheduler is not None and self.args.scheduler_mode == "epoch":
+                    self.scheduler.step()
+                self.model.meta_end_epoch(epoch, self.dataset)
+                stop = self.should_stop(epoch) or finished
+                self.note(epoch)
+                if stop:
+                    break
+                self.tick(epoch + 1, 0)
+        self.restore_best()
+
+    def run_epoch(self, epoch: int, start: int, epochs: int, bar) -> bool:
+        """One pass from batch `start`; true when the iterations of the task are used up."""
+        for batch, data in enumerate(self.iterate(epoch, start), start):
+            if self.limit is not None and batch >= self.limit:
+                break
+            loss = self.step(data, epoch)
+            self.guard.push(loss, (self.task, epoch, batch))
+            if self.scheduler is not None and self.args.scheduler_mode == "iter":
+                self.scheduler.step()
+            if bar.update(1):
+                bar.set_postfix_str(f"epoch {epoch + 1}/{epochs} loss {self.guard.last:.4g}", refresh=False)
+            if self.args.fitting_mode == "iters" and self.model.task_iteration >= self.args.n_iters:
+                self.guard.flush()
+                return True
+            self.tick(epoch, batch + 1)
+        self.guard.flush()
+        return False
+
+    def iterate(self, epoch: int, start: int):
+        if hasattr(self.loader, "epoch"):
+            return self.loader.epoch(epoch, start)
+        iterator = iter(self.loader)
+        for _ in range(start):
+            next(iterator)
+        return iterator
+
+    def step(self, data: tuple, epoch: int):
+        device = self.model.device
+        inputs, labels, not_aug = data[0].to(device), data[1].to(device).long(), data[2].to(device)
+        names = getattr(self.loader.dataset, "extra_return_fields", []) if hasattr(self.loader, "dataset") else []
+        extras = {name: value.to(device) for name, value in zip(names, data[3:], strict=False)}
+        extras = {n: v.long() if "label" in n or "target" in n else v for n, v in extras.items()}
+        with autocast(self.args, device):
+            result = self.model.meta_observe(inputs, labels, not_aug, epoch=epoch, **extras)
+        return result["loss"] if isinstance(result, dict) else result
+
+    def tick(self, epoch: int, batch: int) -> None:
+        if self.scheduler is not None:
+            self.run.loop_state["scheduler"] = self.scheduler.state_dict()
+        self.run.loop_state["passes"] = getattr(self.loader, "passes", 0)
+        self.run.tick(phase="train", epoch=epoch, batch=batch)
+
+    def should_stop(self, epoch: int) -> bool:
+        """Early stopping on the validation images of the task; the best weights are remembered."""
+        if self.args.fitting_mode != "early_stopping" or (epoch + 1) % self.args.early_stopping_freq:
+            return False
+        scores = evaluate_tasks(self.model, self.dataset, {self.task: self.dataset.test_loaders[-1]})[self.task]
+        by_loss = self.args.early_stopping_metric == "loss"
+        value = -scores.loss / max(scores.count, 1) if by_loss else scores.percent("class_il")
+        state = self.run.loop_state
+        if value > state.get("best", -np.inf) + self.args.early_stopping_epsilon:
+            weights = {k: v.detach().clone() for k, v in self.model.net.state_dict().items()}
+            state.update(best=value, weights=weights, waited=0)
+        else:
+            state["waited"] += 1
+        return state["waited"] >= self.args.early_stopping_patience
+
+    def restore_best(self) -> None:
+        if "weights" in self.run.loop_state:
+            self.model.net.load_state_dict(self.run.loop_state.pop("weights"))
+
+    def note(self, epoch: int) -> None:
+        """--eval_epochs: scores inside a task, as lines of their own in the record."""
+        every = option(self.args, "eval_epochs")
+        if every and (epoch + 1) % every == 0 and epoch + 1 < self.n_epochs():
+            scores = evaluate_tasks(self.model, self.dataset, dict(enumerate(self.dataset.test_loaders)))
+            row = {"task": self.task, "epoch": epoch + 1, "class_il": [s.percent("class_il") for s in scores.values()]}
+            report.print_epoch(row)
+            if self.run.record:
+                self.run.record.epoch(row)
+
+
+def autocast(args: Namespace, device: torch.device):
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=option(args, "code_optimization", 0) >= 2)
+
+
+def progress(title: str, total: int, args: Namespace, done: int = 0) -> tqdm:
+    """The bar of long work, on stderr."""
+    interval = 0.2 if sys.stderr.isatty() else 20.0
+    return tqdm(total=None if total >= sys.maxsize else total, initial=done, desc=title, disable=option(args, "non_verbose", False),
+                mininterval=interval, dynamic_ncols=True, file=sys.stderr, leave=False)
+
+
+def set_speed(args: Namespace, model) -> None:
+    """-O: 1 TF32 matrix products, 2 also bf16 autocast, 3 also a compiled backbone."""
+    level = option(args, "code_optimization", 0)
+    if level >= 1:
+        torch.set_float32_matmul_precision("high" if level == 1 else "medium")
+    if level >= 3 and model.net is not None:
+        model.net.compile()
+
+
+def _forward_baseline(run: Run, model, dataset) -> None:
+    """Forward transfer is counted from the accuracy before any training."""
+    if option(run.args, "enable_other_metrics") and "untrained" not in run.rows and dataset.c_task < 0:
+        twin = copy.copy(dataset)
+        twin.c_task = dataset.N_TASKS - 1
+        scores = evaluate_tasks(model, twin, dict(enumerate(dataset.all_loaders()[1])))
+        run.rows["untrained"] = np.array([s.percent("class_il") for s in scores.values()])
+
+
+def _after_task(run: Run, model, dataset, task: int, future: list | None) -> None:
+    """Evaluate, let the method know, write the row."""
+    scores = evaluate_tasks(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
+    seen = {t: s for t, s in scores.items() if t <= task}
+    matrices = run.rows["matrices"]
+    for t, score in scores.items():
+        if t <= task:
+            matrices["class_il"][task, t] = score.percent("class_il")
+            if dataset.SETTING in SPLIT_SETTINGS:
+                matrices["task_il"][task, t] = score.percent("task_il")
+        matrices["all_names"][task, t] = score.percent("all_names")
+        matrices["unseen_names"][task, t] = score.percent("unseen_names")
+    if option(run.args, "enable_other_metrics") and task + 1 < dataset.N_TASKS:
+        twin = copy.copy(dataset)
+        twin.c_task = task + 1
+        upcoming = {task + 1: dataset.all_loaders()[1][task + 1]}
+        run.rows.setdefault("before", {})[task + 1] = evaluate_tasks(model, twin, upcoming)[task + 1].percent("class_il")
+    class_il, task_il = ([s.percent(n) for s in seen.values()] for n in ("class_il", "task_il"))
+    model.meta_end_eval(dataset, (class_il, task_il))
+    run.rows["ece"] = metrics.ece(*(np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("confidence", "correct")))
+    per_class = {n: np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("prediction", "label")}
+    row = report.task_row(run, model, dataset, task, per_class)
+    report.print_task(row, dataset.N_TASKS)
+    if run.record:
+        run.record.task(row)
+
+
+def _finish(run: Run, model, dataset) -> dict[str, float]:
+    if dataset.final_test_loaders:
+        scores = evaluate_tasks(model, dataset, dict(enumerate(dataset.final_test_loaders)))
+        run.rows["final_test"] = [s.percent("class_il") for s in scores.values()]
+    summary = report.summary(run, model, dataset)
+    if run.record:
+        report.plot(run)
+        run.record.end({"status": "done", "summary": summary})
+    report.print_summary(summary, run)
+    return summary
+
+
