@@ -1,0 +1,27 @@
+"""What is said when the files of a dataset are absent or broken; nothing is ever downloaded unasked."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.settings import option
+
+
+def base_path(args: Namespace) -> Path:
+    return Path(option(args, "base_path", "./data/")).expanduser()
+
+
+def absent(path: Path, dataset: str, source: str, size: str, base: Path) -> UserError:
+    """The files are not there: where they were looked for and how to get them."""
+    return UserError(
+        f"{dataset}: {path} does not exist; fetch it ({size} from {source}) with "
+        f"`python scripts/prepare_data.py {dataset} --base_path {base}`"
+    )
+
+
+def broken(path: Path, dataset: str, reason: object, base: Path) -> UserError:
+    """A file is there but cannot be used."""
+    return UserError(
+        f"{dataset}: {path} is truncated or corrupt ({' '.join(str(reason).split())}); delete it and run "
+        f"`python scripts/prepare_data.py {dataset} --base_path {base}`"
+    )

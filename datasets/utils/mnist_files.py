@@ -1,0 +1,68 @@
+"""MNIST from its four idx files, and its versions with a domain per task."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from datasets.utils.continual_dataset import ContinualDataset, store_masked_loaders
+from datasets.utils.fetch import absent, base_path, broken
+from datasets.utils.samples import ArraySamples
+
+CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def load_mnist(args: Namespace, dataset: str, train: bool) -> ArraySamples:
+    """Digits as uint8 (N, 1, 28, 28) from <base_path>/MNIST/MNIST/raw, or <base_path>/MNIST/raw."""
+    base, stem = base_path(args), "train" if train else "t10k"
+    folders = [base / "MNIST" / "MNIST" / "raw", base / "MNIST" / "raw"]
+    folder = next((f for f in folders if (f / f"{stem}-images-idx3-ubyte").is_file()), folders[0])
+    images = _read(read_image_file, folder / f"{stem}-images-idx3-ubyte", dataset, base)
+    labels = _read(read_label_file, folder / f"{stem}-labels-idx1-ubyte", dataset, base)
+    if images.shape[1:] != (28, 28):
+        raise broken(folder / f"{stem}-images-idx3-ubyte", dataset, f"images of {tuple(images.shape[1:])}", base)
+    return ArraySamples(images[:, None], labels)
+
+
+def _read(reader, path: Path, dataset: str, base: Path) -> torch.Tensor:
+    if not path.is_file():
+        raise absent(path, dataset, "ossci-datasets.s3.amazonaws.com/mnist", "11 MB packed", base)
+    try:
+        return reader(str(path))
+    except (ValueError, RuntimeError, AssertionError, TypeError, KeyError, IndexError, OSError) as error:
+        raise broken(path, dataset, error or type(error).__name__, base) from None
+
+
+class DomainMNIST(ContinualDataset):
+    """All ten digits in every task, their pixels moved in a way of the task's own.
+
+    The moved images are the data of the task, not an augmentation: buffers and features see them as they are.
+    """
+
+    SETTING = "domain-il"
+    N_TASKS = 20
+    N_CLASSES_PER_TASK = 10
+    SIZE = (28, 28)
+    CLASS_NAMES = CLASS_NAMES
+    DEFAULTS = {"batch_size": 128, "n_epochs": 1, "backbone": "mnistmlp"}
+
+    def load(self, train: bool) -> ArraySamples:
+        return load_mnist(self.args, self.NAME, train)
+
+    def source_pixels(self, task: int) -> torch.Tensor:
+        """(784,): which pixel of a digit each pixel of the task shows; -1 is black."""
+        raise NotImplementedError(f"{type(self).__name__} defines no source_pixels()")
+
+    def get_data_loaders(self):
+        following = self.c_task + 1
+        task = self.task_order[following] if following < self.N_TASKS else following
+        source = self.source_pixels(task)
+        train, test = (self._moved(self.samples(part), source) for part in (True, False))
+        return store_masked_loaders(train, test, self)
+
+    @staticmethod
+    def _moved(samples: ArraySamples, source: torch.Tensor) -> ArraySamples:
+        flat = F.pad(samples.data.flatten(1), (0, 1))  # (N, 785), the last column black
+        return ArraySamples(flat[:, source].view(samples.data.shape), samples.targets)
