@@ -1,5 +1,6 @@
 """The record of a run: one folder per run, one JSON object per line, each line on disk before the run goes on."""
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -11,7 +12,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,10 @@ class RunRecord:
         """Scores and costs of one task."""
         self._write({"type": "task", **row})
 
+    def epoch(self, row: dict) -> None:
+        """Scores inside a task, with --eval_epochs."""
+        self._write({"type": "epoch", **row})
+
     def warning(self, text: str) -> None:
         self._write({"type": "warning", "text": text})
 
@@ -132,7 +137,7 @@ class RunRecord:
         """Become the writer. Drops a line that a killed writer left half-written."""
         if self._lock is not None:
             return
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder):
             fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         give_up = time.monotonic() + LOCK_PATIENCE_S
         while not _try_lock(fd, fcntl.LOCK_EX):
@@ -158,14 +163,14 @@ class RunRecord:
             raise UserError(f"{self.path} is shorter than its checkpoint says; delete the folder to start over")
         if not self.path.exists():
             return
-        with _disk_errors(self.path), open(self.path, "rb+") as file:
+        with disk_errors(self.path), open(self.path, "rb+") as file:
             file.truncate(file.read(n_bytes).rfind(b"\n") + 1)
             os.fsync(file.fileno())
 
     def _write(self, row: dict) -> None:
         line = (json.dumps(_jsonable(row), allow_nan=False) + "\n").encode()
         self.lock()
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 before = os.fstat(fd).st_size
@@ -195,20 +200,15 @@ def _try_lock(fd: int, kind: int) -> bool:
         return False
 
 
-class _disk_errors:
-    """Turns what a disk can refuse into one line with the path and the remedy."""
-
-    def __init__(self, path: os.PathLike | str):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, OSError):
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise UserError(f"no space left for {self.path}; free some or choose another --results_path") from error
-            raise UserError(f"cannot write {self.path}: {error.strerror}; choose another --results_path") from error
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike, remedy: str = "choose another --results_path"):
+    """Turn what a disk can refuse into one line with the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UserError(f"no space left for {path}; free some or {remedy}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; {remedy}") from error
 
 
 def read_record(path: str | os.PathLike) -> list[dict]:
@@ -233,9 +233,9 @@ def open_run(results_path: str | os.PathLike, dataset: str, model: str, config: 
     """
     full_hash = config_hash(config)
     parent = Path(results_path) / dataset / model
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")
     folder = parent / f"{now}_{full_hash[:HASH_DIGITS]}_{os.getpid()}-{secrets.token_hex(3)}"
-    with _disk_errors(folder):
+    with disk_errors(folder):
         parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
     record = RunRecord(folder, full_hash)
@@ -260,7 +260,7 @@ def check_writable(path: str | os.PathLike) -> None:
     place = next(p for p in (path, *path.parents) if p.exists())  # folders below it are made later
     if not place.is_dir():
         raise UserError(f"{place} is not a folder; choose another --results_path")
-    with _disk_errors(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
+    with disk_errors(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
         if file.write(bytes(PROBE_BYTES)) < PROBE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())

@@ -1,0 +1,271 @@
+"""Checkpoints: any nested state in one .safetensors file, replaced as a whole, and read back bit for bit.
+
+Tensors and arrays are entries of the file, readable with any safetensors tool; the structure around them is JSON in
+the header's metadata under "state". Reading builds plain values and tensors only: nothing in a file is executed.
+"""
+
+import base64
+import builtins
+import json
+import math
+import os
+import random
+from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from utils.errors import UserError
+from utils.module_state import capture, restore
+from utils.pair import Pair
+from utils.results import disk_errors
+
+__all__ = ["SCHEMA", "capture", "load", "restore", "rng_state", "save", "set_rng_state"]
+
+SCHEMA = 1  # of the JSON structure; a file with a higher number is refused
+HEADER_STATE_BYTES = 2**24  # a longer structure becomes an entry of its own: safetensors caps headers at 100 MB
+STATE_ENTRY = "__state__"
+NATIVE = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # other dtypes are stored as bytes (U8), their own name in the structure
+FACTORIES = {"list", "dict", "set", "int", "float"}  # of a defaultdict
+SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset, "size": torch.Size}
+MAPPINGS = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
+
+
+def save(path: str | os.PathLike, state, *, model: str, schema: int = SCHEMA) -> None:
+    """Write `state` to one file. A crash at any moment leaves the old file or the new one.
+
+    `state`: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict (any such keys), OrderedDict, Counter,
+    defaultdict, deque, range, torch tensors, Parameters, dtypes, devices and Sizes, numpy arrays and scalars, Pairs,
+    nested at will. A tensor met twice is written once and is one tensor again after loading; other sharing is not kept.
+    Raises TypeError naming the place of a value of another kind.
+    """
+    path = Path(path)
+    entries: dict[str, torch.Tensor] = {}
+    text = json.dumps(_encode(state, "state", entries, {}), separators=(",", ":"), allow_nan=False)
+    if len(text) > HEADER_STATE_BYTES:
+        entries[STATE_ENTRY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        text = ""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with disk_errors(path, "save to another folder"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                _write_safetensors(file, entries, {"model": model, "schema": str(schema), "state": text})
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, must outlast a power cut
+        finally:
+            os.close(folder)
+
+
+def _write_safetensors(file, entries: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """The safetensors format, one tensor in memory at a time (safetensors.torch.save_file holds a copy of all)."""
+    header, offset = {"__metadata__": metadata}, 0
+    for name, tensor in entries.items():
+        native = tensor.dtype in NATIVE
+        n_bytes = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": NATIVE.get(tensor.dtype, "U8"),
+            "shape": list(tensor.shape) if native else [n_bytes],
+            "data_offsets": [offset, offset + n_bytes],
+        }
+        offset += n_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in entries.values():
+        if tensor.numel():
+            flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+            file.write(memoryview(flat.view(torch.uint8).numpy()))
+
+
+def load(path: str | os.PathLike, *, model: str | None, device: torch.device | str = "cpu"):
+    """The state in a file written by `save`. Tensors saved from a GPU go to `device`, all others to the CPU.
+
+    Raises UserError for a file that is missing, damaged, of a newer version, or of another model than `model`
+    (None: any).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; check the path, or train without it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if not {"model", "schema", "state"} <= set(metadata):
+                raise UserError(
+                    f"{path} holds tensors but no state of a run; pass a checkpoint written by this program"
+                )
+            if int(metadata["schema"]) > SCHEMA:
+                raise UserError(
+                    f"{path} has checkpoint version {metadata['schema']}, newer than {SCHEMA} known here; update the program"
+                )
+            if model is not None and metadata["model"] != model:
+                raise UserError(
+                    f"{path} is a checkpoint of model {metadata['model']}, not {model}; pass --model {metadata['model']}"
+                )
+            text = metadata["state"] or bytes(file.get_tensor(STATE_ENTRY).numpy()).decode()
+            return _decode(json.loads(text), file, torch.device(device), {})
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged or no checkpoint ({type(error).__name__}: {error}); use an older one, or start over"
+        ) from error
+
+
+def _encode(value, name: str, entries: dict[str, torch.Tensor], seen: dict[int, str]):
+    """Nested value to JSON: lists and finite numbers as they are, anything else as {kind: content}."""
+    kind = type(value)
+    if value is None or kind in (bool, int, str):
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, torch.Tensor):
+        return {"tensor": _encode_tensor(value, name, entries, seen)}
+    if kind is list:
+        return [_encode(v, f"{name}.{i}", entries, seen) for i, v in enumerate(value)]
+    for tag, known in SEQUENCES.items():
+        if kind is known:
+            return {tag: [_encode(v, f"{name}.{i}", entries, seen) for i, v in enumerate(value)]}
+    for tag, known in MAPPINGS.items():
+        if kind is known:
+            return {tag: _encode_items(value, name, entries, seen)}
+    if kind is defaultdict and getattr(value.default_factory, "__name__", "") in FACTORIES:
+        return {"defaultdict": [value.default_factory.__name__, _encode_items(value, name, entries, seen)]}
+    if kind is deque:
+        return {"deque": [value.maxlen, _encode(list(value), name, entries, seen)]}
+    if kind is bytes:
+        return {"bytes": base64.b64encode(value).decode()}
+    if kind is range:
+        return {"range": [value.start, value.stop, value.step]}
+    if kind in (torch.dtype, torch.device):
+        return {kind.__name__: str(value).removeprefix("torch.")}
+    if kind is Pair:
+        return {"pair": [_encode(value.image, f"{name}.image", entries, seen)]
+                + [_encode(value.text, f"{name}.text", entries, seen)]}  # fmt: skip
+    if isinstance(value, np.generic) and value.dtype.kind in "biufcSUmM":
+        return {"scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
+    if kind is np.ndarray and value.dtype.kind in "biufcSUmM":
+        raw = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8) if value.size else torch.zeros(0).byte()
+        return {"array": [_new_entry(raw, name, entries), value.dtype.str, list(value.shape)]}
+    raise TypeError(f"{name} is of type {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot hold")
+
+
+def _encode_items(value, name: str, entries: dict, seen: dict) -> list:
+    return [
+        [_encode(k, f"{name}.key{i}", entries, seen), _encode(v, f"{name}.{k}", entries, seen)]
+        for i, (k, v) in enumerate(value.items())
+    ]
+
+
+def _encode_tensor(tensor: torch.Tensor, name: str, entries: dict, seen: dict[int, str]) -> dict:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise TypeError(f"{name} is a tensor without plain storage, which a checkpoint cannot hold")
+    if id(tensor) not in seen:
+        seen[id(tensor)] = _new_entry(tensor, name, entries)
+    what = {"entry": seen[id(tensor)]}
+    if tensor.dtype not in NATIVE:
+        what |= {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    if isinstance(tensor, torch.nn.Parameter):
+        what["parameter"] = tensor.requires_grad
+    elif tensor.requires_grad and tensor.is_leaf:
+        what["leaf"] = True
+    if tensor.device.type != "cpu":
+        what["moved"] = True
+    return what
+
+
+def _new_entry(tensor: torch.Tensor, name: str, entries: dict[str, torch.Tensor]) -> str:
+    """A free name for a tensor; names repeat where a dict has the keys 1 and "1"."""
+    unique = name if name not in entries else f"{name}#{len(entries)}"
+    entries[unique] = tensor
+    return unique
+
+
+def _decode(value, file, device: torch.device, seen: dict[str, torch.Tensor]):
+    """What `_encode` made JSON of."""
+    if isinstance(value, list):
+        return [_decode(v, file, device, seen) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ((tag, content),) = value.items()
+    if tag == "tensor":
+        if content["entry"] not in seen:
+            seen[content["entry"]] = _decode_tensor(content, file.get_tensor(content["entry"]), device)
+        return seen[content["entry"]]
+    if tag in SEQUENCES:
+        return SEQUENCES[tag](_decode(v, file, device, seen) for v in content)
+    if tag in MAPPINGS:
+        return MAPPINGS[tag](_decode_items(content, file, device, seen))
+    if tag == "defaultdict":
+        if content[0] not in FACTORIES:
+            raise ValueError(f"unknown factory {content[0]}")
+        return defaultdict(getattr(builtins, content[0]), _decode_items(content[1], file, device, seen))
+    if tag == "array":
+        entry, dtype, shape = content
+        return np.frombuffer(file.get_tensor(entry).numpy().tobytes(), np.dtype(dtype)).reshape(shape).copy()
+    simple = {
+        "float": float,
+        "deque": lambda c: deque(_decode(c[1], file, device, seen), c[0]),
+        "bytes": base64.b64decode,
+        "range": lambda c: range(*c),
+        "dtype": _dtype,
+        "device": torch.device,
+        "pair": lambda c: Pair(*_decode(c, file, device, seen)),
+        "scalar": lambda c: np.frombuffer(base64.b64decode(c[1]), np.dtype(c[0]))[0],
+    }
+    return simple[tag](content)
+
+
+def _decode_items(items: list, file, device: torch.device, seen: dict) -> dict:
+    return {_decode(k, file, device, seen): _decode(v, file, device, seen) for k, v in items}
+
+
+def _decode_tensor(what: dict, stored: torch.Tensor, device: torch.device) -> torch.Tensor:
+    tensor = stored.clone()  # out of the mapped file
+    if "dtype" in what:
+        tensor = tensor.view(_dtype(what["dtype"])).reshape(what["shape"])
+    if what.get("moved"):
+        tensor = tensor.to(device)
+    if "parameter" in what:
+        return torch.nn.Parameter(tensor, requires_grad=what["parameter"])
+    return tensor.requires_grad_(what.get("leaf", False))
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"unknown dtype {name}")
+    return dtype
+
+
+def rng_state() -> dict:
+    """State of every global random stream: Python's, numpy's, torch's on the CPU and on each GPU."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict) -> None:
+    """Put back what `rng_state` gave. GPUs beyond those of this machine are left out."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, index)

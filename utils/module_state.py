@@ -1,0 +1,380 @@
+"""The whole state of a model, not only its state_dict: counters, memories, optimizers, copies of networks, flags.
+
+`capture` walks the module and packs each attribute as a pair (kind, content) of values that `utils.checkpoint.save`
+can write; `restore` puts them into a freshly built module of the same class and arguments.
+"""
+
+import copy
+import inspect
+import itertools
+import random
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from utils.errors import UserError
+from utils.pair import Pair
+
+# Attributes that the constructor makes anew from the same arguments.
+SKIP = frozenset(
+    ["args", "dataset", "loss", "transform", "original_transform", "normalization_transform", "device", "eval_dataset"]
+)
+GROWING = {"Linear", "Embedding", "ParameterList", "ParameterDict"}  # of torch.nn: may have changed shape in training
+LEAVES = {type(None), bool, int, float, str, bytes, range, torch.dtype, torch.device, torch.Size, Pair}
+ARRAY_KINDS = "biufcSUmM"  # of numpy dtypes: all but objects and records
+KEPT = "kept"  # stands for a submodule in SKIP: the fresh module's own stays
+SETS = (set, frozenset)
+
+
+def capture(module: nn.Module, skip: frozenset[str] | set[str] = SKIP) -> tuple[dict, list[str]]:
+    """The state of `module` and the names of attributes that could not be captured, for a warning.
+
+    Held: parameters and buffers (also non-persistent ones) with their requires_grad, training flags, submodules made
+    after construction, and of the module and every submodule the instance attributes made of plain values, tensors,
+    arrays, random generators, optimizers, schedulers, modules, and objects with state() / load_state(nested) or
+    state_dict() / load_state_dict(). Not held: gradients, hooks, attributes in `skip`, and what the list names.
+    The state refers to the live tensors: write it with `utils.checkpoint.save` before training goes on.
+    """
+    packer = _Packer(module, skip)
+    return packer.module(module, ""), packer.unsaved
+
+
+def restore(module: nn.Module, state: dict, skip: frozenset[str] | set[str] = SKIP) -> None:
+    """Bring a freshly built `module` to a captured state, as read by `utils.checkpoint.load`; it owns the state then.
+
+    Tensors that require gradients are filled in place where shapes allow, so that optimizers keep seeing them. A
+    submodule that the fresh module lacks is a copy of one of the same class, or a torch.nn module built by its name.
+    UserError names what fits neither.
+    """
+    _Restorer(module, skip).run(state)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _holds_scheduler(packed) -> bool:
+    kind, content = packed
+    if kind in {"list", "tuple", "dict"}:
+        return any(map(_holds_scheduler, content.values() if kind == "dict" else content))
+    return kind == "scheduler"
+
+
+class _Packer:
+    def __init__(self, root: nn.Module, skip):
+        self.root, self.skip, self.unsaved = root, skip, []
+        self.internal = set(vars(nn.Module()))
+        self.modules = {id(m): path for path, m in root.named_modules()}
+        self.tensors = {id(t): path for path, t in itertools.chain(root.named_parameters(), root.named_buffers())}
+        self.done: dict[int, str] = {}  # modules packed so far -> path
+        self.open: set[int] = set()  # containers being packed: one that holds itself has no end
+        self.first: dict[tuple, str] = {}  # class and parameter shapes -> path of the first such module
+        for path, m in root.named_modules():
+            self.first.setdefault(self.signature(m), path)
+
+    def signature(self, m: nn.Module) -> tuple:
+        return _name(type(m)), *((name, p.shape) for name, p in m.named_parameters())
+
+    def module(self, m: nn.Module, path: str) -> dict:
+        if id(m) in self.done:
+            return {"same_as": self.done[id(m)]}
+        self.done[id(m)] = path
+        twin = self.first.get(self.signature(m))
+        node = {
+            "class": _name(type(m)),
+            "copy_of": twin if twin != path else None,
+            "training": m.training,
+            "parameters": dict(m._parameters),
+            "buffers": dict(m._buffers),
+            "not_persistent": sorted(m._non_persistent_buffers_set),
+            "children": {},
+            "attributes": {},
+        }
+        for name, child in m._modules.items():
+            kept = name in self.skip and (child is None or next(child.parameters(), None) is None)
+            node["children"][name] = KEPT if kept else None if child is None else self.module(child, _join(path, name))
+        ours = "site-packages" not in (getattr(sys.modules.get(type(m).__module__), "__file__", None) or "")
+        for name, value in vars(m).items():
+            if name not in self.internal and name not in self.skip:
+                packed = self.pack(value, _join(path, name))
+                if packed is not None:
+                    node["attributes"][name] = packed
+                elif ours:  # library modules keep functions that never change
+                    self.unsaved.append(_join(path, name))
+        return node
+
+    def pack(self, value, path: str):
+        """(kind, content), or None for what cannot be captured."""
+        if type(value) in LEAVES:
+            return "plain", value
+        if isinstance(value, (np.ndarray, np.generic)):
+            return ("plain", value) if value.dtype.kind in ARRAY_KINDS else None
+        if isinstance(value, nn.Module):
+            place = self.modules.get(id(value))
+            return ("module_at", place) if place is not None else ("module", self.module(value, path))
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized:
+                return None
+            if id(value) in self.tensors:
+                return "tensor_at", self.tensors[id(value)]
+            return ("leaf" if value.requires_grad and value.is_leaf else "plain"), value
+        if isinstance(value, Optimizer):
+            groups = [[self.tensors.get(id(p)) for p in group["params"]] for group in value.param_groups]
+            kept = {"defaults": value.defaults, "state": value.state_dict()}
+            return "optimizer", {"class": _name(type(value)), "params": groups, **kept}
+        if isinstance(value, lr_scheduler.LRScheduler):
+            owner = next((k for k, v in vars(self.root).items() if v is value.optimizer), None)
+            return "scheduler", {"class": _name(type(value)), "optimizer": owner, "state": value.state_dict()}
+        if isinstance(value, torch.Generator):
+            return "torch_generator", [str(value.device), value.get_state()]
+        if isinstance(value, np.random.Generator):
+            return "numpy_generator", value.bit_generator.state
+        if isinstance(value, np.random.RandomState):
+            return "numpy_state", value.get_state()
+        if isinstance(value, random.Random):
+            return "python_random", value.getstate()
+        if isinstance(value, (list, tuple, dict, deque, *SETS)):
+            return self.container(value, path)
+        if inspect.isclass(value) or inspect.isroutine(value):
+            return self.code(value)
+        for save, load in (("state", "load_state"), ("state_dict", "load_state_dict")):
+            if callable(getattr(value, save, None)) and callable(getattr(value, load, None)):
+                return "object", [_name(type(value)), load, getattr(value, save)()]
+        return None
+
+    def container(self, value, path: str):
+        if type(value) not in (list, tuple, dict, deque, OrderedDict, Counter, defaultdict, *SETS):
+            return None  # a namedtuple, or some class of its own
+        if id(value) in self.open:
+            return None
+        self.open.add(id(value))
+        pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+        packed = [(key, self.pack(v, _join(path, str(key)))) for key, v in pairs]
+        keys_plain = all((self.pack(key, path) or " ")[0] == "plain" for key, _ in pairs)
+        self.open.discard(id(value))
+        if not keys_plain or any(p is None for _, p in packed):
+            return None
+        if all(p[0] == "plain" for _, p in packed):
+            return "plain", value
+        if type(value) is dict:
+            return "dict", dict(packed)
+        return (type(value).__name__, [p for _, p in packed]) if type(value) in (list, tuple) else None
+
+    @staticmethod
+    def code(value):
+        """Functions and classes that have a name in a module are constants of the program; lambdas are not."""
+        found = sys.modules.get(getattr(value, "__module__", None) or "")
+        for part in getattr(value, "__qualname__", "<").split("."):
+            found = getattr(found, part, None)
+        return ("code", f"{value.__module__}.{value.__qualname__}") if found is value else None
+
+
+class _Restorer:
+    def __init__(self, root: nn.Module, skip):
+        self.root, self.skip = root, skip
+        self.fresh = dict(root.named_modules())
+        first = next(itertools.chain(root.parameters(), root.buffers()), None)
+        self.device = torch.device("cpu") if first is None else first.device
+        self.built: dict[str, nn.Module] = {}  # by the path they were captured at
+        self.used: set[int] = set()  # ids of modules and tensors filled: what two names share may have to become two
+        self.made: dict[int, torch.Tensor] = {}  # id of a saved tensor -> the tensor that holds its values now
+        self.todo: list[tuple[nn.Module, dict, str]] = []  # modules whose attributes are still to be set
+
+    def run(self, state: dict) -> None:
+        if _name(type(self.root)) != state["class"]:
+            raise UserError(
+                f"the checkpoint holds a {state['class']}, not a {_name(type(self.root))}; pass its --model"
+            )
+        self.fill(self.root, state, "")
+        for late in (False, True):  # schedulers need their optimizers
+            for m, node, path in self.todo:  # grows by the modules that are built while attributes are set
+                for name, packed in node["attributes"].items():
+                    if name not in self.skip and late == _holds_scheduler(packed):
+                        value = self.unpack(packed, vars(m).get(name), _join(path, name))
+                        for registry in (m._modules, m._parameters, m._buffers):
+                            registry.pop(name, None)
+                        vars(m)[name] = value
+
+    def fill(self, m: nn.Module, node: dict, path: str) -> None:
+        """Parameters, buffers and children of `m`, which is of the right class."""
+        self.built[path] = m
+        self.used.add(id(m))
+        self.todo.append((m, node, path))
+        for kind, registry in (("parameters", m._parameters), ("buffers", m._buffers), ("children", m._modules)):
+            old = dict(registry)
+            registry.clear()  # and filled in the saved order, which ModuleList and optimizers depend on
+            make = self.build if kind == "children" else partial(self.tensor, m)
+            for name, saved in node[kind].items():
+                vars(m).pop(name, None)  # a None that stood in for it
+                if saved is None:
+                    registry[name] = None
+                elif isinstance(saved, str):  # KEPT
+                    registry[name] = old.get(name)
+                else:
+                    registry[name] = make(saved, old.get(name), _join(path, name))
+        m._non_persistent_buffers_set = set(node["not_persistent"])
+        m.training = node["training"]
+
+    def tensor(self, m: nn.Module, saved: torch.Tensor, old: torch.Tensor | None, path: str) -> torch.Tensor:
+        """`old` filled with the saved values, or a new tensor where it does not fit; tied tensors are tied again."""
+        if id(saved) in self.made:
+            return self.made[id(saved)]
+        new = None
+        if old is not None and old.shape == saved.shape and old.dtype == saved.dtype:
+            new = None if id(old) in self.used else old
+        elif old is not None and type(m).__module__.startswith("torch.nn") and type(m).__name__ not in GROWING:
+            here, there = f"{tuple(old.shape)} {old.dtype}", f"{tuple(saved.shape)} {saved.dtype}"
+            raise UserError(
+                f"{path} is {here} here and {there} in the checkpoint; use the backbone and flags of the saved run"
+            )
+        if new is None:
+            new = torch.empty_like(saved.detach(), device=self.device)
+            new = nn.Parameter(new, saved.requires_grad) if isinstance(saved, nn.Parameter) else new
+        new.data.copy_(saved.data)
+        new.requires_grad_(saved.requires_grad)
+        self.made[id(saved)] = new
+        self.used.add(id(new))
+        return new
+
+    def build(self, node: dict, old: nn.Module | None, path: str) -> nn.Module:
+        """A module of the saved class: the one in place, a copy of another, or a new one of torch.nn."""
+        if "same_as" in node:
+            return self.built[node["same_as"]]
+        if old is not None and _name(type(old)) == node["class"]:
+            m = copy.deepcopy(old) if id(old) in self.used else old
+        else:
+            m = self.template(node, path)
+        self.fill(m, node, path)
+        return m
+
+    def template(self, node: dict, path: str) -> nn.Module:
+        twin = self.built.get(node["copy_of"]) or self.fresh.get(node["copy_of"])
+        twin = twin if _name(type(twin)) == node["class"] else None
+        cls = getattr(nn, node["class"].rpartition(".")[2], None)
+        if twin is None and inspect.isclass(cls) and issubclass(cls, nn.Module) and _name(cls) == node["class"]:
+            m = cls.__new__(cls)  # without its constructor: all it would set is in the state
+            nn.Module.__init__(m)
+            return m
+        for m in [twin, *self.fresh.values()]:
+            if m is not self.root and _name(type(m)) == node["class"]:
+                m = copy.deepcopy(m)
+                for part in m.modules():  # tensors come from the state, in shapes of their own
+                    part._parameters.clear()
+                    part._buffers.clear()
+                return m
+        raise UserError(
+            f"{path or 'the model'} was a {node['class']} in the checkpoint and nothing here is; build one in the "
+            "constructor, or use the backbone and flags of the saved run"
+        )
+
+    def unpack(self, packed, old, path: str):
+        kind, content = packed
+        if kind in {"list", "tuple"}:
+            olds = list(old) if isinstance(old, (list, tuple)) else []
+            pairs = itertools.zip_longest(content, olds[: len(content)])
+            items = [self.unpack(p, o, f"{path}.{i}") for i, (p, o) in enumerate(pairs)]
+            return items if kind == "list" else tuple(items)
+        if kind == "dict":
+            olds = old if isinstance(old, dict) else {}
+            return {k: self.unpack(p, olds.get(k), f"{path}.{k}") for k, p in content.items()}
+        return getattr(self, f"_{kind}")(content, old, path)
+
+    def _plain(self, value, old, path):
+        return value
+
+    def _leaf(self, saved, old, path):
+        if (
+            isinstance(old, torch.Tensor)
+            and old.requires_grad
+            and old.shape == saved.shape
+            and old.dtype == saved.dtype
+        ):
+            old.data.copy_(saved.data)
+            return old
+        return saved
+
+    def _module_at(self, place, old, path):
+        return self.root.get_submodule(place)
+
+    def _tensor_at(self, place, old, path):
+        owner, _, name = place.rpartition(".")
+        return getattr(self.root.get_submodule(owner), name)
+
+    def _module(self, node, old, path):
+        return self.build(node, old if isinstance(old, nn.Module) else None, path)
+
+    def _code(self, name, old, path):
+        if not (inspect.isclass(old) or inspect.isroutine(old)) or f"{old.__module__}.{old.__qualname__}" != name:
+            raise UserError(f"{path} was {name} in the checkpoint and is {old!r} here; set it in the constructor")
+        return old
+
+    def _object(self, content, old, path):
+        name, load, state = content
+        if _name(type(old)) != name:
+            raise UserError(f"{path} was a {name} in the checkpoint and is {old!r} here; build it in the constructor")
+        getattr(old, load)(state)
+        return old
+
+    def _optimizer(self, content, old, path):
+        """The optimizer in place if it holds the same parameters, else a new one over those named in the state."""
+        try:
+            wanted = [[None if n is None else self._tensor_at(n, None, path) for n in g] for g in content["params"]]
+        except AttributeError as error:
+            raise UserError(f"{path}: a parameter of it is missing ({error}); use the flags of the saved run") from None
+        same = isinstance(old, Optimizer) and _name(type(old)) == content["class"]
+        ours = [group["params"] for group in old.param_groups] if same else []
+        fits = [len(g) for g in ours] == [len(g) for g in wanted] and all(
+            q is None or p is q for g, h in zip(ours, wanted, strict=True) for p, q in zip(g, h, strict=True)
+        )
+        if not fits:
+            cls = type(old) if same else getattr(torch.optim, content["class"].rpartition(".")[2], None)
+            if cls is None or _name(cls) != content["class"] or any(p is None for g in wanted for p in g):
+                raise UserError(f"{path} ({content['class']}) cannot be built anew; build it in the constructor")
+            old = cls([{"params": group} for group in wanted], lr=content["state"]["param_groups"][0]["lr"])
+        old.load_state_dict(content["state"])
+        old.defaults.update(content["defaults"])
+        return old
+
+    def _scheduler(self, content, old, path):
+        if _name(type(old)) != content["class"]:
+            cls = getattr(lr_scheduler, content["class"].rpartition(".")[2], None)
+            inner = {"_schedulers", "lr_lambdas", "lr_lambda"} & set(content["state"])
+            if cls is None or _name(cls) != content["class"] or inner or content["optimizer"] is None:
+                raise UserError(f"{path} ({content['class']}) cannot be built anew; build it in the constructor")
+            old = cls.__new__(cls)
+        if content["optimizer"] is not None:
+            old.optimizer = vars(self.root)[content["optimizer"]]
+        old.load_state_dict(content["state"])
+        return old
+
+    def _torch_generator(self, content, old, path):
+        generator = old if isinstance(old, torch.Generator) else torch.Generator(content[0])
+        return generator.set_state(content[1])
+
+    def _numpy_generator(self, state, old, path):
+        if not isinstance(old, np.random.Generator) or type(old.bit_generator).__name__ != state["bit_generator"]:
+            kinds = {"PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"}
+            if state["bit_generator"] not in kinds:
+                raise UserError(f"{path} was a generator {state['bit_generator']}; build it in the constructor")
+            old = np.random.Generator(getattr(np.random, state["bit_generator"])())
+        old.bit_generator.state = state
+        return old
+
+    def _numpy_state(self, state, old, path):
+        old = old if isinstance(old, np.random.RandomState) else np.random.RandomState()
+        old.set_state(state)
+        return old
+
+    def _python_random(self, state, old, path):
+        old = old if isinstance(old, random.Random) else random.Random()
+        old.setstate(state)
+        return old
