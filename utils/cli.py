@@ -93,7 +93,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
         signatures.add_backbone_arguments(parser, str(backbone))
     origins = apply_layers(parser, layers)
     tokens, problems = check_tokens(parser, argv)
-    problems += missing_required(parser, tokens, origins)
+    problems += missing_required(parser, argv)
     if problems or first.help:
         return Parsed(first, origins, model_class, dataset_class, problems)
     try:
@@ -238,11 +238,11 @@ def unknown_flag(name: str, options: dict) -> str:
     return f"unknown flag '{name}'.{hint} --model X --dataset Y --help shows all."
 
 
-def missing_required(parser: argparse.ArgumentParser, tokens: list[str], origins: dict) -> list[str]:
-    """Flags without a default in any layer that were not given."""
-    missing = [a.option_strings[0] for a in parser._actions
-               if a.required and not any(o in tokens for o in a.option_strings)]
-    return [f"{option} is missing: this model needs it" for option in missing]
+def missing_required(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """Flags without a default in any layer that were not given, not even with a wrong value."""
+    given = {t.partition("=")[0].lstrip("-").replace("-", "_") for t in argv if is_flag(t)}
+    return [f"{a.option_strings[0]} is missing: this model needs it" for a in parser._actions
+            if a.required and not given & {o.lstrip("-").replace("-", "_") for o in a.option_strings}]
 
 
 def listing(which: str) -> str:

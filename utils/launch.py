@@ -7,7 +7,7 @@ import subprocess
 import sys
 import warnings
 from argparse import Namespace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -37,8 +37,6 @@ def check(args: Namespace, model_class: type, dataset_class: type) -> None:
         problems.append("--fitting_mode early_stopping needs --validation, the share of images to watch")
     if args.n_iters and args.fitting_mode != "iters":
         problems.append("--n_iters needs --fitting_mode iters")
-    if args.lr_milestones and args.lr_scheduler != "multisteplr":
-        problems.append("--lr_milestones needs --lr_scheduler multisteplr")
     if args.custom_class_order is not None and args.class_order_seed is not None:
         problems.append("--class_order_seed has no effect on --custom_class_order; give one of them")
     if problems:
@@ -119,7 +117,7 @@ def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
     return {"argv": sys.argv[1:], "requested": {k: plain(v) for k, v in requested.items()},
             "args": {k: plain(v) for k, v in vars(args).items()}, "git_commit": git_commit(), "versions": versions,
             "python": sys.version.split()[0], "host": socket.gethostname(), "device": str(model.device),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"), "dataset_fingerprint": fingerprint(dataset),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dataset_fingerprint": dataset.fingerprint(),
             "class_order": None if order is None else [int(c) for c in order], "threads": torch.get_num_threads(),
             "weights_sha256": getattr(model, "weights_sha256", None)}
 
@@ -133,14 +131,6 @@ def plain(value):
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     return [plain(v) for v in value.tolist()] if hasattr(value, "tolist") else str(value)
-
-
-def fingerprint(dataset) -> str | None:
-    """sha256 of the training samples; None for a dataset that makes its own loaders."""
-    from datasets.utils.continual_dataset import ContinualDataset
-
-    own = type(dataset).get_data_loaders is ContinualDataset.get_data_loaders
-    return dataset.samples(True).fingerprint if own else None
 
 
 def git_commit() -> str | None:

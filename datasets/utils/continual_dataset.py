@@ -127,6 +127,11 @@ class ContinualDataset:
                 prepare(twin)
         return train_loaders, twin.test_loaders
 
+    def fingerprint(self) -> str | None:
+        """sha256 of the training samples; None for a file that makes its own loaders."""
+        own = type(self).get_data_loaders is ContinualDataset.get_data_loaders
+        return self.samples(True).fingerprint if own else None
+
     @property
     def current_task(self) -> int:
         return len(self.test_loaders)

@@ -12,6 +12,7 @@ from datasets.utils.fetch import absent, base_path, broken
 from datasets.utils.samples import ArraySamples
 
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TEMPLATES = ['a photo of the number: "{}".']
 
 
 def load_mnist(args: Namespace, dataset: str, train: bool) -> ArraySamples:
@@ -35,34 +36,49 @@ def _read(reader, path: Path, dataset: str, base: Path) -> torch.Tensor:
         raise broken(path, dataset, error or type(error).__name__, base) from None
 
 
+BLACK = 28 * 28  # the pixel number that stands for "outside the image"
+
+
+def rotated_pixels(angles: torch.Tensor) -> torch.Tensor:
+    """(N, 784): which pixel of a digit each pixel shows after a counter-clockwise turn by `angles` (N,) degrees."""
+    place = torch.arange(28, dtype=torch.float64) - 13.5
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    turn = torch.deg2rad(angles.double())[:, None, None]
+    column = (x * turn.cos() - y * turn.sin() + 13.5).round().long()  # (N, 28, 28), the nearest pixel
+    row = (x * turn.sin() + y * turn.cos() + 13.5).round().long()
+    outside = (column < 0) | (column > 27) | (row < 0) | (row > 27)
+    return (28 * row + column).masked_fill(outside, BLACK).flatten(1)
+
+
+def show_pixels(images: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Images (N, 1, 28, 28) with pixel p taken from pixel source[p]; `source` is (784,), or (N, 784) for each its own."""
+    flat = F.pad(images.flatten(1), (0, 1))  # (N, 785), the last column black
+    return (flat[:, source] if source.dim() == 1 else flat.gather(1, source)).view(images.shape)
+
+
 class DomainMNIST(ContinualDataset):
     """All ten digits in every task, their pixels moved in a way of the task's own.
 
     The moved images are the data of the task, not an augmentation: buffers and features see them as they are.
     """
 
-    SETTING = "domain-il"
     N_TASKS = 20
     N_CLASSES_PER_TASK = 10
     SIZE = (28, 28)
     CLASS_NAMES = CLASS_NAMES
+    TEMPLATES = TEMPLATES
     DEFAULTS = {"batch_size": 128, "n_epochs": 1, "backbone": "mnistmlp"}
 
     def load(self, train: bool) -> ArraySamples:
         return load_mnist(self.args, self.NAME, train)
 
     def source_pixels(self, task: int) -> torch.Tensor:
-        """(784,): which pixel of a digit each pixel of the task shows; -1 is black."""
+        """(784,): which pixel of a digit each pixel of the task shows."""
         raise NotImplementedError(f"{type(self).__name__} defines no source_pixels()")
 
     def get_data_loaders(self):
         following = self.c_task + 1
-        task = self.task_order[following] if following < self.N_TASKS else following
-        source = self.source_pixels(task)
-        train, test = (self._moved(self.samples(part), source) for part in (True, False))
-        return store_masked_loaders(train, test, self)
-
-    @staticmethod
-    def _moved(samples: ArraySamples, source: torch.Tensor) -> ArraySamples:
-        flat = F.pad(samples.data.flatten(1), (0, 1))  # (N, 785), the last column black
-        return ArraySamples(flat[:, source].view(samples.data.shape), samples.targets)
+        source = self.source_pixels(self.task_order[following] if following < self.N_TASKS else following)
+        digits = [self.samples(train) for train in (True, False)]
+        moved = [ArraySamples(show_pixels(d.data, source), d.targets) for d in digits]
+        return store_masked_loaders(*moved, self)

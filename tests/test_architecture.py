@@ -1,0 +1,98 @@
+"""Rules about the code itself: who imports whom, how long a file or function may be, what starts without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ["utils", "backbone", "datasets", "models"]
+MAY_IMPORT = {
+    "utils": {"utils"},
+    "backbone": {"backbone", "utils"},
+    "datasets": {"datasets", "utils"},
+    "models": {"models", "backbone", "utils"},
+}
+# a model without a dataset makes one, as Mammoth's does
+ALLOWED = {("models/utils/continual_model.py", "datasets")}
+FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")) + [ROOT / "main.py"]
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    package = path.relative_to(ROOT).parts[0]
+    if package == "main.py":
+        return
+    forbidden = imports_of(path) & (set(PACKAGES) | {"main"}) - MAY_IMPORT[package]
+    name = str(path.relative_to(ROOT))
+    assert not {f for f in forbidden if (name, f) not in ALLOWED}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_length(path):
+    assert len(path.read_text().splitlines()) <= 400
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is longer than 60 lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_assert_outside_tests_and_no_unsafe_loading(path):
+    tree = ast.parse(path.read_text())
+    assert not [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Assert)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"eval", "exec", "pickle.load", "pickle.loads"}:
+            raise AssertionError(f"{path}:{node.lineno} executes what a file holds")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--list"], ["--model", "cgli", "--dataset", "seq-mnist"]])
+def test_starts_without_torch(argv):
+    code = f"import sys, main; main.main({argv!r}); print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip().splitlines()[-1] == "False False"
+
+
+def test_a_broken_file_concerns_itself_only(tmp_path, monkeypatch):
+    """Listing reads text, so a method that cannot be imported does not stop another."""
+    from utils import registry
+
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "broken.py").write_text('"""Broken."""\nimport no_such_package\n\n\nclass B:\n    NAME = "broken"\n')
+    monkeypatch.setattr(registry, "search_folders", lambda kind: [ROOT / registry.PACKAGES[kind], tmp_path / "models"])
+    assert "broken" in registry.index("model") and "er" in registry.index("model")
+    assert registry.load("model", "er").NAME == "er"
+
+
+def test_only_the_chosen_model_and_dataset_are_imported():
+    code = ("import sys; from utils import registry; registry.load('model', 'er');"
+            "print(sorted(m for m in sys.modules if m.startswith('models.') and m.count('.') == 1))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['models.er', 'models.utils']"
+
+
+def test_missing_package_is_named(tmp_path, monkeypatch):
+    from utils import registry
+    from utils.errors import UserError
+
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "needs_it.py").write_text('"""Needs something."""\nimport no_such_package_xyz\n\n\nclass N:\n    NAME = "needs-it"\n')
+    import models
+
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(folder)])
+    with pytest.raises(UserError, match="pip install no_such_package_xyz"):
+        registry.load("model", "needs-it")

@@ -1,0 +1,128 @@
+"""The command line: precedence of values, every mistake told at once, nothing imported that is not needed."""
+
+from argparse import ArgumentTypeError
+
+import pytest
+
+from utils import cli, configs, flags
+from utils.errors import UserError
+
+ER = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "20", "--lr", "0.1"]
+
+
+def problems(*argv) -> str:
+    with pytest.raises(UserError) as error:
+        cli.parse(list(argv))
+    return str(error.value)
+
+
+def test_precedence_low_to_high(tmp_path, monkeypatch):
+    """framework < dataset < model file < model yaml < command line, and the origin of each is kept."""
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "er.yaml").write_text("default:\n  optim_mom: 0.5\nseq-mnist:\n  optim_wd: 0.01\n  20:\n    lr: 0.3\n  50:\n    lr: 0.7\n")
+    real = configs.registry.search_folders
+    monkeypatch.setattr(configs.registry, "search_folders", lambda kind: [*real(kind), tmp_path] if kind == "model" else real(kind))
+    base = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "20"]
+    plain = cli.parse([*base, "--lr", "0.1"])
+    assert (plain.args.batch_size, plain.origins["batch_size"]) == (64, "dataset")
+    assert (plain.args.optim_mom, plain.origins["optim_mom"]) == (0.5, "er.yaml")
+    assert (plain.args.optim_wd, plain.origins["optim_wd"]) == (0.0, "default")
+    assert (plain.args.lr, plain.origins["lr"]) == (0.1, "command line")
+    best = cli.parse([*base, "--model_config", "best"])
+    assert (best.args.lr, best.args.optim_wd) == (0.3, 0.01)
+    assert cli.parse([*base, "--model_config=best", "--lr=0.2", "--batch_size", "7"]).args.batch_size == 7
+    assert "buffer_size 20, 50" in problems("--model", "er", "--dataset", "seq-mnist", "--buffer_size", "21", "--model_config", "best")
+
+
+def test_underscore_and_dash_are_equal():
+    args = cli.parse(["--model", "er", "--dataset", "seq_mnist", "--buffer-size", "20", "--lr", "0.1", "--optim-mom=0.9"]).args
+    assert (args.dataset, args.buffer_size, args.optim_mom) == ("seq-mnist", 20, 0.9)
+
+
+def test_minibatch_size_is_respected():
+    from utils.launch import fill_in
+
+    args = cli.parse([*ER, "--minibatch_size", "4"]).args
+    fill_in(args)
+    assert args.minibatch_size == 4
+    args = cli.parse(ER).args
+    fill_in(args)
+    assert args.minibatch_size == args.batch_size == 64
+
+
+def test_all_mistakes_are_told_together():
+    text = problems("--model", "er", "--dataset", "seq-mnist", "--buffer_size", "-5", "--lr", "nan", "--batch_size", "0",
+                    "--optimizer", "sdg", "--momentun", "1", "--n_epochs", "2", "--n_epochs", "3", "--wandb_project", "x")
+    for part in ("--buffer_size: -5 is out of range", "--lr: nan", "--batch_size: 0", "'sdg' is none of sgd, adam, adamw",
+                 "unknown flag '--momentun'", "--n_epochs is given twice", "--wandb_project is not offered"):
+        assert part in text, part
+    assert len(text.splitlines()) == 7
+
+
+def test_mistakes_have_a_remedy():
+    assert "Closest: er" in problems("--model", "err", "--dataset", "seq-mnist")
+    assert "seq-mnist" in problems("--model", "er", "--dataset", "seq-minst")
+    assert "--model is missing" in problems("--dataset", "seq-mnist") and "--dataset is missing" in problems("--model", "er")
+    assert "--buffer_size is missing" in problems("--model", "er", "--dataset", "seq-mnist", "--lr", "0.1")
+    assert "--optim_mom" in problems(*ER, "--optim_mon", "1")
+    assert "needs a value" in problems(*ER, "--n_epochs")
+    assert "takes one value" in problems(*ER, "--n_epochs", "1", "2")
+    assert "belongs to no flag" in problems("er", *ER)
+    assert "resnet18" in problems(*ER, "--backbone", "resnet81")
+    assert "is not an integer" in problems(*ER, "--batch_size", "3.5")
+    assert "is neither true" in problems(*ER, "--joint", "maybe")
+    assert "a list of integers" in problems(*ER, "--custom_task_order", "a,b")
+
+
+def test_refused_flags_are_accepted_where_they_ask_for_nothing():
+    assert cli.parse([*ER, "--distributed", "no", "--save_checkpoint_mode", "safe"]).args.lr == 0.1
+    assert "one device" in problems(*ER, "--distributed", "dp")
+
+
+def test_help_lists_the_flags_of_the_chosen_files(capsys):
+    assert cli.parse(["--model", "derpp", "--dataset", "seq-mnist", "--help"]) is None
+    text = capsys.readouterr().out
+    for flag in ("--alpha", "--buffer_size", "--mlp_hidden_size", "--eval_future"):
+        assert flag in text
+    assert cli.parse(["--help"]) is None
+    assert "--alpha" not in capsys.readouterr().out
+
+
+def test_listing_has_a_line_for_each_name(capsys):
+    assert cli.parse(["--list", "models"]) is None
+    lines = capsys.readouterr().out.strip().splitlines()[1:]
+    assert {line.split()[0] for line in lines} >= {"sgd", "er", "derpp", "icarl", "joint"}
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_show_config_names_origins(capsys):
+    assert cli.parse([*ER, "--show_config"]) is None
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert rows["lr"].endswith("command line") and rows["batch_size"].endswith("dataset")
+
+
+@pytest.mark.parametrize("text, value", [("0,2,1", [0, 2, 1]), ("0-2-1", [0, 2, 1]), ("0 2 1", [0, 2, 1])])
+def test_integer_list(text, value):
+    assert flags.integer_list(text) == value
+
+
+@pytest.mark.parametrize("kind, good, bad", [(flags.positive, "0.5", "0"), (flags.natural, "0", "-1"), (flags.share, "1", "0"),
+                                             (flags.fraction, "0", "1.1"), (flags.real, "-3", "inf")])
+def test_ranges(kind, good, bad):
+    assert kind(good) == float(good)
+    with pytest.raises(ArgumentTypeError):
+        kind(bad)
+
+
+def test_yaml_mistakes(tmp_path, monkeypatch):
+    folder = tmp_path / "config"
+    folder.mkdir()
+    real = configs.registry.search_folders
+    monkeypatch.setattr(configs.registry, "search_folders", lambda kind: [*real(kind), tmp_path] if kind == "model" else real(kind))
+    (folder / "er.yaml").write_text("default:\n  optim_mon: 0.5\n")
+    assert "closest: optim_mom" in problems(*ER)
+    (folder / "er.yaml").write_text("default: [1\n")
+    assert "cannot be read as yaml" in problems(*ER)
+    (folder / "er.yaml").write_text("default:\n  lr: fast\n")
+    assert "er.yaml: value of lr" in problems(*ER)

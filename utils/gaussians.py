@@ -1,0 +1,158 @@
+"""Closed-form and EM generators: diagonal Gaussian, full-covariance Gaussian, diagonal Gaussian mixture."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from utils.class_generator import ClassGenerator, moments, normal, pad, row_mask
+
+
+class DiagonalGaussian(ClassGenerator):
+    """Per-dimension mean and unbiased standard deviation."""
+
+    kind = "gauss"
+
+    def _fit_rows(self, xs, streams, progress):
+        x, counts = pad(xs)
+        mean, std = moments(x, counts)
+        return {"mean": mean.to(x.dtype), "std": std.to(x.dtype)}
+
+    def _draw(self, rows, n, rng):
+        mean, std = rows["mean"].unsqueeze(1), rows["std"].unsqueeze(1)  # (K, 1, D)
+        return mean + std * normal((len(mean), n, mean.shape[2]), rng, mean)
+
+
+class FullGaussian(ClassGenerator):
+    """Mean and full covariance, made invertible by `jitter` times the mean variance on its diagonal.
+
+    Stored as the packed lower Cholesky factor, D (D + 1) / 2 numbers a class.
+    """
+
+    kind = "full_gauss"
+
+    def __init__(self, jitter: float = 1e-3):
+        super().__init__(jitter=jitter)
+
+    def _fit_rows(self, xs, streams, progress):
+        x, counts = pad(xs)
+        mean, std = moments(x, counts)
+        size = std.square().mean(1).sqrt().view(-1, 1, 1)  # root mean variance; 0 if all features are equal
+        centred = (x.double() - mean.unsqueeze(1)) * row_mask(counts, x.shape[1]) / size.where(size > 0, 1)
+        cov = centred.mT @ centred / (counts - 1).clamp(min=1).view(-1, 1, 1)  # (K, D, D), mean variance 1
+        cov.diagonal(dim1=1, dim2=2).add_(self.options["jitter"])
+        factor = torch.linalg.cholesky(cov) * size
+        low = torch.tril_indices(*factor.shape[1:], device=x.device)
+        return {"mean": mean.to(x.dtype), "factor": factor[:, low[0], low[1]].to(x.dtype)}
+
+    def _draw(self, rows, n, rng):
+        mean = rows["mean"]
+        n_classes, dim = mean.shape
+        factor = mean.new_zeros(n_classes, dim, dim)
+        low = torch.tril_indices(dim, dim, device=mean.device)
+        factor[:, low[0], low[1]] = rows["factor"]
+        return torch.baddbmm(mean.unsqueeze(1), normal((n_classes, n, dim), rng, mean), factor.mT)
+
+
+class GaussianMixture(ClassGenerator):
+    """Diagonal Gaussian mixture by EM from a k-means start; stops a class when its mean log-likelihood gains < 1e-3.
+
+    The work is done in float64 on features centred and divided by the class's root mean variance; variances get
+    `FLOOR` times the mean variance added, so a component that holds one feature stays finite.
+    """
+
+    kind = "mog"
+    FLOOR = 1e-6
+    TOLERANCE = 1e-3
+    LLOYD_STEPS = 100
+
+    def __init__(self, n_components: int = 5, n_iters: int = 500):
+        super().__init__(n_components=n_components, n_iters=n_iters)
+
+    def _fit_rows(self, xs, streams, progress):
+        x, counts = pad(xs)
+        mean, std = moments(x, counts)
+        size = std.square().mean(1).sqrt().view(-1, 1, 1)
+        mask = row_mask(counts, x.shape[1])
+        z = (x.double() - mean.unsqueeze(1)) * mask / size.where(size > 0, 1)
+        uniforms = [torch.rand(self.options["n_components"], generator=s, device=s.device) for s in streams]
+        centres = lloyd(z, mask, spread_centres(z, mask, torch.stack(uniforms).double()), self.LLOYD_STEPS)
+        weight, mu, var = self._em(z, mask, centres)
+        mu = mu * size + mean.unsqueeze(1)
+        return {k: v.to(x.dtype) for k, v in {"weight": weight, "mean": mu, "std": var.sqrt() * size}.items()}
+
+    def _em(self, z: Tensor, mask: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n = mask.sum(1).double()  # (K, 1)
+        member = assign(z, centres) * mask  # (K, N, M)
+        weight, mu, var = self._maximise(z, member, n, centres)
+        var = (var * weight.unsqueeze(2)).sum(1, keepdim=True).expand_as(var)  # pooled: no component starts collapsed
+        live = torch.ones_like(n, dtype=torch.bool)
+        before = torch.full_like(n, -math.inf)
+        for _ in range(self.options["n_iters"]):
+            joint = log_joint(z, weight, mu, var)  # (K, N, M)
+            fit = (joint.logsumexp(2) * mask.squeeze(2)).sum(1, keepdim=True) / n
+            live = live & ((fit - before).abs() >= self.TOLERANCE)  # a class that has settled changes no more
+            if not bool(live.any()):
+                break
+            before = fit
+            new = self._maximise(z, joint.softmax(2) * mask, n, mu)
+            alive = live.unsqueeze(2)
+            weight, mu, var = new[0].where(live, weight), new[1].where(alive, mu), new[2].where(alive, var)
+        return weight, mu, var
+
+    def _maximise(self, z: Tensor, member: Tensor, n: Tensor, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mass = member.sum(1)  # (K, M)
+        safe = mass.clamp(min=1e-12).unsqueeze(2)
+        mu = (member.mT @ z / safe).where(mass.unsqueeze(2) > 1e-12, old)
+        second = member.mT @ z.square() / safe - 2 * mu * (member.mT @ z) / safe + mu.square()
+        return mass / n, mu, second.clamp(min=0) + self.FLOOR
+
+    def _draw(self, rows, n, rng):
+        mean, std, weight = rows["mean"], rows["std"], rows["weight"]  # (K, M, D), (K, M, D), (K, M)
+        weight = weight if rng is None else weight.to(rng.device)
+        part = torch.multinomial(weight, n, replacement=True, generator=rng).to(mean.device)
+        part = part.unsqueeze(2).expand(-1, -1, mean.shape[2])  # (K, n, D)
+        return mean.gather(1, part) + std.gather(1, part) * normal(tuple(part.shape), rng, mean)
+
+
+def log_joint(z: Tensor, weight: Tensor, mu: Tensor, var: Tensor) -> Tensor:
+    """log of weight_m N(z; mu_m, var_m), (K, N, M), as two matrix products."""
+    precision = 1 / var
+    square = z.square() @ precision.mT - 2 * z @ (mu * precision).mT + (mu.square() * precision).sum(2).unsqueeze(1)
+    log_det = (var.log() + math.log(2 * math.pi)).sum(2).unsqueeze(1)
+    return weight.log().unsqueeze(1) - (square + log_det) / 2
+
+
+def assign(z: Tensor, centres: Tensor) -> Tensor:
+    """One-hot membership of each feature in its nearest centre, (K, N, M)."""
+    near = torch.cdist(z, centres).argmin(2)
+    return torch.nn.functional.one_hot(near, centres.shape[1]).to(z.dtype)
+
+
+def spread_centres(z: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
+    """k-means++ start: each next centre is a feature drawn with probability ~ squared distance to the nearest one so far."""
+    weight = mask.squeeze(2).to(z.dtype)  # (K, N); the first centre is uniform
+    last = mask.squeeze(2).sum(1, keepdim=True) - 1
+    distance = torch.full_like(weight, math.inf)
+    centres = []
+    for u in uniforms.T:  # over components, all classes at once
+        cdf = weight.cumsum(1)
+        pick = torch.searchsorted(cdf, u.unsqueeze(1) * cdf[:, -1:], right=True).minimum(last)  # all on a centre: the last
+        centres.append(z.gather(1, pick.unsqueeze(2).expand(-1, -1, z.shape[2])))
+        distance = distance.minimum((z - centres[-1]).square().sum(2))
+        weight = distance * mask.squeeze(2)
+    return torch.cat(centres, 1)
+
+
+def lloyd(z: Tensor, mask: Tensor, centres: Tensor, n_steps: int) -> Tensor:
+    """k-means iterations of all classes; a class stops when no centre moves by 1e-3 (units of the root mean variance)."""
+    live = torch.ones(len(z), 1, 1, dtype=torch.bool, device=z.device)
+    for _ in range(n_steps):
+        member = assign(z, centres) * mask
+        mass = member.sum(1).unsqueeze(2)  # (K, M, 1)
+        moved = (member.mT @ z / mass.clamp(min=1)).where((mass > 0) & live, centres)  # an empty cluster stays
+        live = live & ((moved - centres).norm(dim=2).amax(1).view(-1, 1, 1) >= 1e-3)
+        centres = moved
+        if not bool(live.any()):
+            break
+    return centres
