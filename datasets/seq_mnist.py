@@ -1,7 +1,7 @@
 """MNIST digits in five tasks of two"""
 
 from datasets.utils.continual_dataset import ContinualDataset
-from datasets.utils.mnist_files import CLASS_NAMES, load_mnist
+from datasets.utils.mnist_files import CLASS_NAMES, TEMPLATES, load_mnist
 from datasets.utils.samples import ArraySamples
 
 
@@ -12,7 +12,7 @@ class SequentialMNIST(ContinualDataset):
     N_CLASSES_PER_TASK = 2
     SIZE = (28, 28)
     CLASS_NAMES = CLASS_NAMES
-    TEMPLATES = ['a photo of the number: "{}".']
+    TEMPLATES = TEMPLATES
     DEFAULTS = {"batch_size": 64, "n_epochs": 1, "backbone": "mnistmlp"}
 
     def load(self, train: bool) -> ArraySamples:

@@ -65,8 +65,9 @@ def load_cifar(args: Namespace, which: str, dataset: str, train: bool) -> ArrayS
         images.append(part_images)
         labels.append(part_labels)
     if changed:
-        warnings.warn(f"{dataset}: {folder} holds other files than the published ones; scores are not comparable",
-                      stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{dataset}: {folder} holds other files than the published ones; scores are not comparable", stacklevel=2
+        )
     return ArraySamples(torch.from_numpy(np.concatenate(images)), np.concatenate(labels))
 
 

@@ -51,7 +51,7 @@ def rotated_pixels(angles: torch.Tensor) -> torch.Tensor:
 
 
 def show_pixels(images: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Images (N, 1, 28, 28) with pixel p taken from pixel source[p]; `source` is (784,), or (N, 784) for each its own."""
+    """Images (N, 1, 28, 28) with pixel p taken from pixel source[p]; `source` (784,), or (N, 784) for each its own."""
     flat = F.pad(images.flatten(1), (0, 1))  # (N, 785), the last column black
     return (flat[:, source] if source.dim() == 1 else flat.gather(1, source)).view(images.shape)
 
