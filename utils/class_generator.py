@@ -79,7 +79,9 @@ class ClassGenerator:
         where = rng.device if rng is not None else share.device
         part = torch.multinomial(share.to(where), n, replacement=True, generator=rng)  # (K, n)
         hits = torch.nn.functional.one_hot(part, n_parts)  # (K, n, M)
-        place = (hits.cumsum(1) - 1).gather(2, part.unsqueeze(2)).squeeze(2)  # (K, n): how many of this part came before
+        place = (
+            (hits.cumsum(1) - 1).gather(2, part.unsqueeze(2)).squeeze(2)
+        )  # (K, n): how many of this part came before
         quota = int(hits.sum(1).max())
         pool = self._draw_rows(table.flatten(), quota, rng).view(n_classes, n_parts, quota, -1)
         first = torch.arange(n_classes, device=where).unsqueeze(1)

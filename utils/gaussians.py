@@ -137,7 +137,9 @@ def spread_centres(z: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
     centres = []
     for u in uniforms.T:  # over components, all classes at once
         cdf = weight.cumsum(1)
-        pick = torch.searchsorted(cdf, u.unsqueeze(1) * cdf[:, -1:], right=True).minimum(last)  # all on a centre: the last
+        pick = torch.searchsorted(cdf, u.unsqueeze(1) * cdf[:, -1:], right=True).minimum(
+            last
+        )  # all on a centre: the last
         centres.append(z.gather(1, pick.unsqueeze(2).expand(-1, -1, z.shape[2])))
         distance = distance.minimum((z - centres[-1]).square().sum(2))
         weight = distance * mask.squeeze(2)

@@ -92,7 +92,7 @@ class VAE(ClassGenerator):
         init(p, streams)
         params, grads = list(theta), list(grad)  # one row per class
         adam = torch.optim.Adam(params, lr=o["lr"], fused=theta.device.type in ("cpu", "cuda"))
-        plan = batches([len(f) for f in xs], o["batch_size"], x.device)
+        plan = batches([len(f) for f in xs], o["batch_size"], x)
         noise = x.new_zeros(*x.shape[:2], o["latent_dim"])
         index = torch.arange(x.shape[1], device=x.device).repeat(len(xs), 1)  # padding stays last
         every = max(1, o["n_iters"] // 50)
@@ -152,12 +152,12 @@ def init(p: dict[str, Tensor], streams: list[torch.Generator]) -> None:
             uniform_linear(weight, p[name[:-1] + "w"].shape[2], streams)
 
 
-def batches(counts: list[int], batch_size: int, device: torch.device) -> list[Step]:
+def batches(counts: list[int], batch_size: int, like: Tensor) -> list[Step]:
     """The steps of an epoch for classes sorted by size; a batch of one row has no batch statistics and is skipped."""
     plan = []
     for start in range(0, counts[0] - 1, batch_size):
         sizes = [min(n - start, batch_size) for n in counts if n - start > 1]
-        rows = torch.tensor(sizes, device=device)
+        rows = torch.tensor(sizes, device=like.device, dtype=like.dtype)  # 1 / integer would be float32
         mask = None if sizes[-1] == sizes[0] else row_mask(rows, sizes[0])
         plan.append(Step(len(sizes), start, start + sizes[0], rows.view(-1, 1, 1), mask))
     return plan
