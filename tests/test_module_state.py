@@ -87,6 +87,9 @@ class Toy(nn.Module):
     def end_task(self):
         self.current_task += 1
 
+    def see(self, module, inputs):
+        """A hook."""
+
 
 def through_file(model, fresh, tmp_path):
     state, unsaved = checkpoint.capture(model)
@@ -243,3 +246,34 @@ def test_misfits_are_user_errors(tmp_path):
     lambdas = Toy()
     lambdas.scheduler = torch.optim.lr_scheduler.LambdaLR(lambdas.opt, lambda i: 1.0)
     refused(lambdas, Toy(), "scheduler .*LambdaLR")
+
+
+def test_skip_names_places(tmp_path):
+    """A skipped network stays the fresh one; parts of that name elsewhere, and a loss that learns, are held."""
+    torch.manual_seed(0)
+    model, fresh = Toy(), Toy()
+    for toy in (model, fresh):
+        toy.inner = nn.Module()
+        toy.inner.net = Net()
+        toy.loss = nn.PReLU()
+    model.loss.weight.data.fill_(5)
+    fresh_weight = fresh.net.classifier.weight.clone()
+    model.step_count, model.run = 3, object()
+    skip = {"net", "run"}
+    state, unsaved = checkpoint.capture(model, skip)
+    assert unsaved == []
+    checkpoint.save(tmp_path / "a.safetensors", state, model="toy")
+    checkpoint.restore(fresh, checkpoint.load(tmp_path / "a.safetensors", model="toy"), skip)
+    assert same(fresh.net.classifier.weight.detach(), fresh_weight.detach()) and fresh.step_count == 3
+    assert same(dict(fresh.inner.state_dict()), dict(model.inner.state_dict())) and fresh.loss.weight.item() == 5
+    assert fresh.opt.param_groups[0]["params"][0] is next(fresh.net.parameters()) and not hasattr(fresh, "run")
+
+
+def test_copies_do_not_drag_the_model_along(tmp_path):
+    """A hook that is a method of the model must not make a copy of the network copy the model."""
+    model, fresh = Toy(), Toy()
+    model.old_net = Net()
+    fresh.net.register_forward_pre_hook(fresh.see)
+    fresh.__dict__["stubborn"] = (i for i in [])  # cannot be deep-copied
+    through_file(model, fresh, tmp_path)
+    assert same(dict(fresh.old_net.state_dict()), dict(model.old_net.state_dict()))

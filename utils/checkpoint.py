@@ -47,8 +47,8 @@ MAPPINGS = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
 def save(path: str | os.PathLike, state, *, model: str, schema: int = SCHEMA) -> None:
     """Write `state` to one file. A crash at any moment leaves the old file or the new one.
 
-    `state`: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict (any such keys), OrderedDict, Counter,
-    defaultdict, deque, range, torch tensors, Parameters, dtypes, devices and Sizes, numpy arrays and scalars, Pairs,
+    `state`: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict (any such keys), OrderedDict,
+    Counter, defaultdict, deque, range, Pair, torch tensor, Parameter, dtype, device and Size, numpy array and scalar,
     nested at will. A tensor met twice is written once and is one tensor again after loading; other sharing is not kept.
     Raises TypeError naming the place of a value of another kind.
     """
@@ -114,14 +114,11 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
                 raise UserError(
                     f"{path} holds tensors but no state of a run; pass a checkpoint written by this program"
                 )
-            if int(metadata["schema"]) > SCHEMA:
-                raise UserError(
-                    f"{path} has checkpoint version {metadata['schema']}, newer than {SCHEMA} known here; update the program"
-                )
-            if model is not None and metadata["model"] != model:
-                raise UserError(
-                    f"{path} is a checkpoint of model {metadata['model']}, not {model}; pass --model {metadata['model']}"
-                )
+            schema, owner = int(metadata["schema"]), metadata["model"]
+            if schema > SCHEMA:
+                raise UserError(f"{path} has version {schema}, newer than {SCHEMA} known here; update the program")
+            if model is not None and owner != model:
+                raise UserError(f"{path} is a checkpoint of model {owner}, not {model}; pass --model {owner}")
             text = metadata["state"] or bytes(file.get_tensor(STATE_ENTRY).numpy()).decode()
             return _decode(json.loads(text), file, torch.device(device), {})
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError) as error:

@@ -166,7 +166,8 @@ def summary(matrices: dict[str, ArrayLike], random_rows: dict[str, ArrayLike] | 
     `_fwt` if the cells R[j-1, j] and the untrained model's scores `random_rows[name]` are there;
     `future` (all names compete) -> `ci_transfer`; `seen_all` (same, cells up to the diagonal) -> `seen_all`;
     `future_unseen` (unseen names only, cells above the diagonal) -> `future_unseen`; `ci_harmonic` is the harmonic
-    mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per data set) -> `mtil_transfer`, `_avg`, `_last`.
+    mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per data set) -> `mtil_transfer`, `_avg` and
+    `_last`.
     """
     known = {"class_il", "task_il", "vqa", "future", "seen_all", "future_unseen", "mtil"}
     if unknown := sorted(set(matrices) - known):

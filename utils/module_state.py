@@ -20,7 +20,8 @@ from torch.optim import Optimizer, lr_scheduler
 from utils.errors import UserError
 from utils.pair import Pair
 
-# Attributes that the constructor makes anew from the same arguments.
+# Attributes of a model and its submodules that the constructor makes anew from the same arguments. A submodule of such
+# a name is held all the same if it has parameters (a loss that learns).
 SKIP = frozenset(
     ["args", "dataset", "loss", "transform", "original_transform", "normalization_transform", "device", "eval_dataset"]
 )
@@ -37,7 +38,8 @@ def capture(module: nn.Module, skip: frozenset[str] | set[str] = SKIP) -> tuple[
     Held: parameters and buffers (also non-persistent ones) with their requires_grad, training flags, submodules made
     after construction, and of the module and every submodule the instance attributes made of plain values, tensors,
     arrays, random generators, optimizers, schedulers, modules, and objects with state() / load_state(nested) or
-    state_dict() / load_state_dict(). Not held: gradients, hooks, attributes in `skip`, and what the list names.
+    state_dict() / load_state_dict(). Not held: gradients, hooks, what SKIP names, the attributes and submodules whose
+    dotted path is in `skip` (such as "net" for a frozen encoder), and what the list names.
     The state refers to the live tensors: write it with `utils.checkpoint.save` before training goes on.
     """
     packer = _Packer(module, skip)
@@ -100,11 +102,13 @@ class _Packer:
             "attributes": {},
         }
         for name, child in m._modules.items():
-            kept = name in self.skip and (child is None or next(child.parameters(), None) is None)
-            node["children"][name] = KEPT if kept else None if child is None else self.module(child, _join(path, name))
+            place = _join(path, name)
+            made_anew = name in SKIP and (child is None or next(child.parameters(), None) is None)
+            kept = made_anew or (place in self.skip and name not in SKIP)
+            node["children"][name] = KEPT if kept else None if child is None else self.module(child, place)
         ours = "site-packages" not in (getattr(sys.modules.get(type(m).__module__), "__file__", None) or "")
         for name, value in vars(m).items():
-            if name not in self.internal and name not in self.skip:
+            if name not in self.internal and name not in SKIP and _join(path, name) not in self.skip:
                 packed = self.pack(value, _join(path, name))
                 if packed is not None:
                     node["attributes"][name] = packed
@@ -198,7 +202,7 @@ class _Restorer:
         for late in (False, True):  # schedulers need their optimizers
             for m, node, path in self.todo:  # grows by the modules that are built while attributes are set
                 for name, packed in node["attributes"].items():
-                    if name not in self.skip and late == _holds_scheduler(packed):
+                    if _join(path, name) not in self.skip and late == _holds_scheduler(packed):
                         value = self.unpack(packed, vars(m).get(name), _join(path, name))
                         for registry in (m._modules, m._parameters, m._buffers):
                             registry.pop(name, None)
@@ -250,11 +254,15 @@ class _Restorer:
         if "same_as" in node:
             return self.built[node["same_as"]]
         if old is not None and _name(type(old)) == node["class"]:
-            m = copy.deepcopy(old) if id(old) in self.used else old
+            m = self.copy(old) if id(old) in self.used else old
         else:
             m = self.template(node, path)
         self.fill(m, node, path)
         return m
+
+    def copy(self, m: nn.Module) -> nn.Module:
+        """A deep copy; hooks that are methods of the model stay methods of the model, or all of it would be copied."""
+        return copy.deepcopy(m, {id(self.root): self.root})
 
     def template(self, node: dict, path: str) -> nn.Module:
         twin = self.built.get(node["copy_of"]) or self.fresh.get(node["copy_of"])
@@ -266,7 +274,7 @@ class _Restorer:
             return m
         for m in [twin, *self.fresh.values()]:
             if m is not self.root and _name(type(m)) == node["class"]:
-                m = copy.deepcopy(m)
+                m = self.copy(m)
                 for part in m.modules():  # tensors come from the state, in shapes of their own
                     part._parameters.clear()
                     part._buffers.clear()
