@@ -16,9 +16,11 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from torchvision.transforms.v2 import functional as F
 
 from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_clip, sha256_state
+from backbone.tiny_tokenizer import TinyTokenizer
 from utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+OPENAI_VOCAB = 49408
 CPU_BATCH_BYTES, DEVICE_BATCH_BYTES = 2**24, 2**32  # activations of one encoder batch: near the caches; 4 GiB
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -153,6 +155,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def load_tokenizer(weights: ClipWeights, vocab_size: int, name: str) -> TinyTokenizer | None:
+    """The tokenizer that comes with the weights, or None for OpenAI's; either must have one id per embedding."""
+    tokenizer = TinyTokenizer.load(weights.vocab) if weights.vocab else None
+    n_ids = tokenizer.vocab_size if tokenizer else OPENAI_VOCAB
+    if n_ids != vocab_size:
+        raise UserError(
+            f"{name} embeds {vocab_size} tokens but its tokenizer ({weights.vocab or 'OpenAI'}) has {n_ids}; "
+            "weights with their own vocabulary are loaded as a folder with vocab.json"
+        )
+    return tokenizer
+
+
 class CLIPBackbone(nn.Module):
     """CLIP with what methods need beside its two encoders: token features, prompts as embeddings, attention.
 
@@ -166,7 +180,8 @@ class CLIPBackbone(nn.Module):
         self.text_width, self.embed_dim = net.text_projection.shape
         self.vision_width = net.visual.conv1.out_channels * (1 if is_vit(net) else 2)
         self.n_image_tokens = len(net.visual.positional_embedding) if is_vit(net) else 0  # 1 + P; 0: a ResNet
-        self.mean, self.std, self.vocab_dir = weights.mean, weights.std, weights.vocab_dir
+        self.mean, self.std = weights.mean, weights.std
+        self.tokenizer = load_tokenizer(weights, net.vocab_size, name)  # None: OpenAI's
         crop = [Resize(self.resolution, BICUBIC), CenterCrop(self.resolution)]
         self.preprocess = Compose([*crop, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
         self.register_buffer("causal_mask", causal_mask(self.context_length), persistent=False)
@@ -197,10 +212,8 @@ class CLIPBackbone(nn.Module):
     def tokenize(self, texts: str | list[str]) -> Tensor:
         """Texts -> token ids (N, context_length) on the CPU, zero-padded after the end of text."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if self.vocab_dir is not None:
-            from backbone.tiny_tokenizer import TinyTokenizer
-
-            return TinyTokenizer.load(self.vocab_dir).tokenize(texts, self.context_length)
+        if self.tokenizer is not None:
+            return self.tokenizer.tokenize(texts, self.context_length)
         try:
             return openai_clip().tokenize(texts, self.context_length).long()
         except RuntimeError as error:

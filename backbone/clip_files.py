@@ -36,7 +36,7 @@ class ClipWeights:
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     heads: tuple[int, int] | None = None  # (vision, text); None: width // 64 as in all of OpenAI's
-    vocab_dir: Path | None = None  # folder of the tiny tokenizer; None: OpenAI's own
+    vocab: Path | None = None  # vocabulary file of the tiny tokenizer; None: OpenAI's own
 
 
 def openai_clip() -> ModuleType:
@@ -203,7 +203,7 @@ def read_folder(folder: Path) -> ClipWeights:
     weights = read_file(folder / "model.safetensors", want_sha256=config["sha256"])
     weights.activation = config["activation"]
     weights.mean, weights.std = tuple(config["image_mean"]), tuple(config["image_std"])
-    weights.vocab_dir = folder if (folder / "vocab.json").is_file() else None
+    weights.vocab = folder / "vocab.json" if (folder / "vocab.json").is_file() else None
     return weights
 
 
