@@ -1,5 +1,7 @@
 """Tiny datasets in the true on-disk layouts, so that the real readers run without a download."""
 
+import csv
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -29,20 +31,20 @@ def mnist(base: Path, n_train: int = 60, n_test: int = 30, seed: int = 0) -> Pat
     return folder
 
 
-def cifar10(base: Path, n_train: int = 100, n_test: int = 40, seed: int = 0, protocol: int = 2) -> Path:
-    """data_batch_1..5 and test_batch under <base>/CIFAR10/cifar-10-batches-py."""
+def cifar10(base: Path, n_train: int = 100, n_test: int = 40, seed: int = 0, protocol: int | None = None) -> Path:
+    """data_batch_1..5 and test_batch under <base>/CIFAR10/cifar-10-batches-py; protocol None: as published."""
     folder = Path(base) / "CIFAR10" / "cifar-10-batches-py"
     names = [f"data_batch_{i}" for i in range(1, 6)]
     return _cifar(folder, dict.fromkeys(names, n_train // 5) | {"test_batch": n_test}, 10, "labels", seed, protocol)
 
 
-def cifar100(base: Path, n_train: int = 200, n_test: int = 100, seed: int = 0, protocol: int = 2) -> Path:
+def cifar100(base: Path, n_train: int = 200, n_test: int = 100, seed: int = 0, protocol: int | None = None) -> Path:
     """train and test under <base>/CIFAR100/cifar-100-python."""
     folder = Path(base) / "CIFAR100" / "cifar-100-python"
     return _cifar(folder, {"train": n_train, "test": n_test}, 100, "fine_labels", seed, protocol)
 
 
-def _cifar(folder: Path, sizes: dict[str, int], n_classes: int, key: str, seed: int, protocol: int) -> Path:
+def _cifar(folder: Path, sizes: dict[str, int], n_classes: int, key: str, seed: int, protocol: int | None) -> Path:
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, n in sizes.items():
@@ -51,14 +53,48 @@ def _cifar(folder: Path, sizes: dict[str, int], n_classes: int, key: str, seed: 
         for image, label in zip(images, labels, strict=True):
             image[label % 3, 2 * (label % 10) : 2 * (label % 10) + 8] += 150  # something to learn
         table = {"batch_label": name, key: labels.tolist(), "data": images.reshape(n, 3072)}
-        (folder / name).write_bytes(pickle.dumps(table, protocol=protocol))
+        content = python2_pickle(table) if protocol is None else pickle.dumps(table, protocol=protocol)
+        (folder / name).write_bytes(content)
     return folder
 
 
+def python2_pickle(table: dict) -> bytes:
+    """A table of strings, integer lists and one uint8 array as Python 2 wrote it: protocol 2 with byte strings."""
+
+    def integer(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    def text(value: bytes) -> bytes:
+        return b"T" + struct.pack("<i", len(value)) + value
+
+    def group(*items: bytes) -> bytes:
+        return b"(" + b"".join(items) + b"t"
+
+    def array(value: np.ndarray) -> bytes:
+        empty = group(b"cnumpy\nndarray\n", group(integer(0)), text(b"b"))
+        kind = b"cnumpy\ndtype\n" + group(text(b"u1"), integer(0), integer(1)) + b"R"
+        kind += group(integer(3), text(b"|"), b"NNN", integer(-1), integer(-1), integer(0)) + b"b"
+        state = group(integer(1), group(*map(integer, value.shape)), kind, b"\x89", text(value.tobytes()))
+        return b"cnumpy.core.multiarray\n_reconstruct\n" + empty + b"R" + state + b"b"
+
+    def any_of(value) -> bytes:
+        if isinstance(value, np.ndarray):
+            return array(value)
+        return text(value.encode()) if isinstance(value, str) else b"](" + b"".join(map(integer, value)) + b"e"
+
+    items = b"".join(text(k.encode()) + any_of(v) for k, v in table.items())
+    return b"\x80\x02}(" + items + b"u."
+
+
 def image_folder(
-    root: Path, classes: list[str], n_train: int = 4, n_test: int = 2, size: tuple[int, int] = (40, 30), seed: int = 0,
+    root: Path,
+    classes: list[str],
+    n_train: int = 4,
+    n_test: int = 2,
+    size: tuple[int, int] = (40, 30),
+    seed: int = 0,
     splits: tuple[str, str] = ("train", "test"),
-) -> Path:  # fmt: skip
+) -> Path:
     """<root>/<split>/<class>/<k>.png of noise with a colour of the class; sizes vary a little."""
     rng = np.random.default_rng(seed)
     for split, n in zip(splits, (n_train, n_test), strict=True):
@@ -70,3 +106,22 @@ def image_folder(
                 pixels[..., number % 3] += 40 * (number % 4)
                 Image.fromarray(pixels).save(folder / f"{k}.png")
     return Path(root)
+
+
+def image_list(path: Path, rows: list[dict]) -> Path:
+    """A manifest at `path`, .csv or .jsonl by its ending, of rows with path, label and split."""
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def rows_of(root: Path, splits: tuple[str, str] = ("train", "test")) -> list[dict]:
+    """Manifest rows for every image that `image_folder` wrote under `root`."""
+    found = [p for split in splits for p in sorted((Path(root) / split).rglob("*.png"))]
+    return [{"path": p.relative_to(root).as_posix(), "label": p.parent.name, "split": p.parts[-3]} for p in found]
