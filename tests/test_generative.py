@@ -298,6 +298,16 @@ def test_stacked_vae_equals_modules_one_by_one(quirk):
     assert {k.split("_")[0] for k in stacked.rows} == {"mean", "std", "dec1", "dec2", "dec3"}  # no encoder is kept
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_stacked_fit_equals_one_class_at_a_time_on_cuda(kind):
+    data = {c: x.cuda() for c, x in features().items()}
+    together = fitted(kind, data)
+    assert together.sample(torch.tensor(together.classes), 7, rng()).shape == (5, 7, 9)
+    for c in data:
+        assert worst_gap(row(together, c), row(fitted(kind, {c: data[c]}), c)) < 1e-10
+
+
 def test_published_parameter_count_of_the_decoder():
     generator = GENERATORS["vae"](n_iters=1)
     generator.fit({0: torch.randn(3, 768)})

@@ -1,4 +1,4 @@
-"""What every class-conditional feature generator shares: storage of many classes, merging, guards, random streams, state."""
+"""What every class-conditional feature generator shares: storage, merging, guards, random streams, state."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from utils.errors import UserError
 
 Progress = Callable[[int, int, float], None]  # (done, total, loss of the latest step)
 ROWS_PER_DRAW = 64  # rows drawn at once: bounds the copies of weights and the hidden activations of `sample`
-# Bytes of weights, gradients and Adam moments that one stacked fit may hold. `scripts/bench_generative.py --stack_bytes`
-# compares budgets: on a CPU small networks gain until a few MiB, large ones are flat above 100 MiB; on a GPU a stack
-# shares its kernel launches among all classes in it, so only memory bounds it.
+# Bytes of weights, gradients and Adam moments that one stacked fit may hold; `bench_generative.py --stack_bytes`
+# compares budgets. On a CPU small networks gain until a few MiB and large ones are flat above 100 MiB; on a GPU a
+# stack shares its kernel launches among all classes in it, so only memory should bound it.
 FIT_BYTES = {"cpu": 128 * 2**20, "cuda": 4 * 2**30}
 
 
@@ -182,7 +182,7 @@ def moments(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def standardise(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """z-scored features (K, N, D) with zero padding, and the mean and std (K, D) that undo it; constant dims become 0."""
+    """z-scored features (K, N, D), zero-padded, and the mean and std (K, D) that undo it; constant dims become 0."""
     mean, std = (m.to(x.dtype) for m in moments(x, counts))
     # a constant dimension may keep a std of rounding size; below this it is noise of the mean
     std = std.where(std > 16 * torch.finfo(x.dtype).eps * mean.abs(), 0)
@@ -191,7 +191,7 @@ def standardise(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def uniform_linear(weight: Tensor, fan_in: int, streams: list[torch.Generator]) -> None:
-    """PyTorch's default initialisation of a linear layer, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), in place per class (K, ...)."""
+    """PyTorch's default initialisation of a linear layer, U(+-1/sqrt(fan_in)), in place and per class (K, ...)."""
     for row, stream in zip(weight, streams, strict=True):
         row.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=stream)
 

@@ -130,7 +130,7 @@ def denoise(p: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
 
 
 def time_code(t: Tensor, dim: int) -> Tensor:
-    """Sine and cosine of t at geometrically spaced rates from 1 to 1/10,000: (..., dim), the last column 0 if dim is odd."""
+    """Sine and cosine of t at geometric rates from 1 to 1/10,000: (..., dim); the last column is 0 if dim is odd."""
     half = dim // 2
     rate = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float64) / max(half - 1, 1))
     angle = t.unsqueeze(-1) * rate
@@ -163,7 +163,7 @@ def row_weight(abar: Tensor) -> Tensor:
 
 
 def batch_order(n: int, options: dict, stream: torch.Generator) -> Tensor:
-    """Which features each step takes, (n_iters, batch_size): shuffled epochs end to end, so that every batch is full."""
+    """Which features each step takes, (n_iters, batch_size): shuffled epochs end to end, so every batch is full."""
     need = options["n_iters"] * options["batch_size"]
     epochs = [torch.randperm(n, generator=stream, device=stream.device) for _ in range(-(-need // n))]
     return torch.cat(epochs)[:need].view(options["n_iters"], -1)

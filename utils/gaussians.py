@@ -130,7 +130,7 @@ def assign(z: Tensor, centres: Tensor) -> Tensor:
 
 
 def spread_centres(z: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
-    """k-means++ start: each next centre is a feature drawn with probability ~ squared distance to the nearest one so far."""
+    """k-means++ start: the next centre is a feature drawn in proportion to its squared distance to the nearest one."""
     weight = mask.squeeze(2).to(z.dtype)  # (K, N); the first centre is uniform
     last = mask.squeeze(2).sum(1, keepdim=True) - 1
     distance = torch.full_like(weight, math.inf)
@@ -147,7 +147,7 @@ def spread_centres(z: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def lloyd(z: Tensor, mask: Tensor, centres: Tensor, n_steps: int) -> Tensor:
-    """k-means iterations of all classes; a class stops when no centre moves by 1e-3 (units of the root mean variance)."""
+    """k-means of all classes; a class stops when no centre moves by 1e-3 (in units of the root mean variance)."""
     live = torch.ones(len(z), 1, 1, dtype=torch.bool, device=z.device)
     for _ in range(n_steps):
         member = assign(z, centres) * mask
