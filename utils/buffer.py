@@ -6,7 +6,7 @@ import torch
 from utils.buffer_strategies import STRATEGIES
 from utils.errors import UserError
 from utils.exemplars import fill_buffer, icarl_replay  # noqa: F401  (part of this module's interface)
-from utils.pair import Inputs, Pair
+from utils.pair import Inputs, Pair, collate
 
 ATTRIBUTES = ["examples", "labels", "logits", "task_labels", "true_labels", "attention_maps"]
 
@@ -77,6 +77,9 @@ class Buffer:
         offered = {"examples": examples, "labels": labels, "logits": logits, "task_labels": task_labels,
                    "true_labels": true_labels, "attention_maps": attention_maps}
         offered = {name: value for name, value in offered.items() if value is not None}
+        for name, value in offered.items():
+            if len(value) != len(examples):
+                raise UserError(f"add_data got {len(examples)} examples but {len(value)} {name}: give one of each per sample")
         self._allocate(offered)
         places = self.sample_selection_fn(len(examples), labels, sample_selection_scores)  # (B,), -1 = not kept
         self.num_seen_examples += len(examples)
@@ -89,13 +92,18 @@ class Buffer:
         for name, value in offered.items():
             self._write(name, rows, value[picked.to(value.device)])
 
-    def _allocate(self, offered: dict[str, Inputs]) -> None:
-        if "examples" not in self.data and self.max_bytes is not None:
+    def _limit_places(self, offered: dict[str, Inputs]) -> None:
+        """Lower buffer_size to what max_bytes holds of such samples."""
+        if self.max_bytes is not None:
             sizes = [self._new(name, value, 1) for name, value in offered.items()]
             each = sum(t.element_size() * t.numel() for v in sizes for t in ((v.image, v.text) if isinstance(v, Pair) else (v,)))
             self.buffer_size = min(self.buffer_size, self.max_bytes // each)
             if not self.buffer_size:
                 raise UserError(f"one sample takes {each} bytes, more than the buffer's {self.max_bytes}")
+
+    def _allocate(self, offered: dict[str, Inputs]) -> None:
+        if not self.data:
+            self._limit_places(offered)
         for name, value in offered.items():
             if name not in self.data:
                 self.data[name] = self._new(name, value, self.capacity or self.buffer_size)
@@ -120,6 +128,8 @@ class Buffer:
             source = source.detach().to(self.device)
             if target.dtype == torch.uint8 and source.is_floating_point():
                 source = source.mul(255).round_()
+            elif source.dtype == torch.uint8 and target.is_floating_point():
+                source = source / 255
             target[rows] = source.to(target.dtype)
 
     def _read(self, name: str, rows: torch.Tensor, device) -> Inputs:
@@ -131,6 +141,8 @@ class Buffer:
     def get_data(self, size: int, transform=None, return_index=False, device=None, mask_task_out=None, cpt=None,
                  return_not_aug=False, not_aug_transform=None, force_indexes=None) -> tuple:
         """Random samples without repetition: ([index], [not augmented], examples, other attributes in order)."""
+        if self.is_empty():
+            raise UserError("the buffer is empty: ask is_empty() before get_data()")
         device = self.device if device is None else device
         available = np.arange(len(self))
         if mask_task_out is not None:
@@ -186,9 +198,11 @@ class Buffer:
     def load(self, tensors: dict[str, Inputs]) -> None:
         """Replace the content by tensors such as `serialize` gives; all of them count as seen."""
         count = len(tensors["examples"])
+        self._limit_places(tensors)
         if count > self.buffer_size:
-            raise UserError(f"{count} stored samples do not fit --buffer_size {self.buffer_size}")
+            raise UserError(f"{count} stored samples do not fit into a buffer of {self.buffer_size}")
         self.empty()
+        self.capacity = self.capacity and max(self.capacity, count)
         self._allocate(tensors)
         for name, value in tensors.items():
             self._write(name, torch.arange(count), value)
@@ -213,7 +227,8 @@ class Buffer:
         columns = self.get_all_data(device="cpu")
         items = list(zip(*columns, strict=True))
         items = items if transform is None else [(apply(transform, item[0][None])[0], *item[1:]) for item in items]
-        return DataLoader(items, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler)
+        return DataLoader(items, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler,
+                          collate_fn=lambda rows: tuple(collate(column) for column in zip(*rows, strict=True)))
 
 
 def apply(transform, images: Inputs) -> Inputs:

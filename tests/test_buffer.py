@@ -1,0 +1,368 @@
+"""Replay memory: what the strategies promise, what the tuples hold, and what survives saving."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save as to_safetensors
+from torchvision import transforms as T
+
+from tests.toys import random_pairs
+from utils.buffer import Buffer
+from utils.buffer_strategies import STRATEGIES
+from utils.errors import UserError
+from utils.pair import Pair
+
+
+def numbered(start: int, stop: int) -> torch.Tensor:
+    """Samples that carry their own number: (n, 1)."""
+    return torch.arange(start, stop, dtype=torch.float32)[:, None]
+
+
+def fill(buffer: Buffer, n: int, batches=(1, 4, 3, 7), **columns) -> Buffer:
+    """Offer samples 0..n-1 in batches of several sizes; a column is a function of the sample numbers."""
+    start, turn = 0, 0
+    while start < n:
+        stop = min(n, start + batches[turn % len(batches)])
+        numbers = numbered(start, stop)
+        buffer.add_data(numbers, **{name: function(numbers[:, 0]) for name, function in columns.items()})
+        start, turn = stop, turn + 1
+    return buffer
+
+
+def stored(buffer: Buffer) -> list[int]:
+    return buffer.get_all_data()[0][:, 0].int().tolist()
+
+
+def inclusion(batches, runs=800, size=3, n=12) -> np.ndarray:
+    """How often each of n samples is in memory at the end."""
+    np.random.seed(7)
+    counts = np.zeros(n)
+    for _ in range(runs):
+        counts[stored(fill(Buffer(size), n, batches))] += 1
+    return counts
+
+
+@pytest.mark.parametrize("batches", [(12,), (1, 4, 3, 7)])
+def test_reservoir_keeps_every_sample_with_probability_m_over_n(batches):
+    """The counts of n samples over R runs have mean RM/n; their chi-square has n - 1 degrees of freedom."""
+    runs, size, n = 800, 3, 12
+    counts = inclusion(batches, runs, size, n)
+    assert counts.sum() == runs * size
+    variance = runs * size / n * (1 - size / n)
+    # sampling without replacement: sum (c - mean)^2 / variance = n/(n-1) * chi2(n-1); 0.9999 quantile of chi2(11) is 37.4
+    assert ((counts - runs * size / n) ** 2).sum() / variance < 37.4 * n / (n - 1)
+
+
+def test_batches_and_single_samples_agree_in_distribution():
+    one_by_one, at_once = inclusion((1,)), inclusion((12,))
+    deviation = np.sqrt(2 * 800 * 0.25 * 0.75)  # of a difference of two counts
+    assert np.abs(one_by_one - at_once).max() < 4.5 * deviation
+
+
+def test_bookkeeping_does_not_depend_on_the_batches():
+    single, whole = fill(Buffer(6), 6, (1,)), fill(Buffer(6), 6, (6,))
+    assert stored(single) == stored(whole) == list(range(6))  # free places are taken in order
+    for buffer in (fill(Buffer(6), 40, (1,)), fill(Buffer(6), 40, (40,)), fill(Buffer(6), 40, (9, 2))):
+        assert (buffer.num_seen_examples, len(buffer), buffer.is_full(), buffer.is_empty()) == (40, 6, True, False)
+        assert len(set(stored(buffer))) == 6
+    part = fill(Buffer(6), 4)
+    assert (len(part), part.is_full(), stored(part)) == (4, False, [0, 1, 2, 3])
+
+
+def test_a_place_taken_twice_in_a_batch_keeps_the_later_sample(monkeypatch):
+    buffer = fill(Buffer(3), 3)
+    places = np.array([0, 2, 0, -1, 2, 0])
+    monkeypatch.setattr(buffer, "sample_selection_fn", lambda count, labels, scores: places)
+    buffer.add_data(numbered(10, 16))
+    assert stored(buffer) == [15, 1, 14]
+    assert buffer.num_seen_examples == 9
+
+
+def full_buffer() -> Buffer:
+    """Ten samples i with label i, logits (i, -i) and task i // 4."""
+    return fill(Buffer(10), 10, labels=lambda i: i.long(), logits=lambda i: torch.stack([i, -i], 1),
+                task_labels=lambda i: i.long() // 4)  # fmt: skip
+
+
+def test_get_data_gives_rows_in_the_promised_order():
+    buffer = full_buffer()
+    index, plain, doubled, labels, logits, tasks = buffer.get_data(
+        7, transform=lambda x: 2 * x, return_index=True, return_not_aug=True, not_aug_transform=lambda x: x + 100
+    )
+    assert index.shape == (7,) and len(index.unique()) == 7  # no repetition
+    number = index.float()
+    assert torch.equal(doubled[:, 0], 2 * number) and torch.equal(plain[:, 0], number + 100)
+    assert torch.equal(labels, index) and torch.equal(tasks, index // 4)
+    assert torch.equal(logits, torch.stack([number, -number], 1))
+    assert labels.dtype == tasks.dtype == torch.int64 and logits.dtype == torch.float32
+    assert buffer.used_attributes == ["examples", "labels", "logits", "task_labels"]
+    assert len(buffer.get_data(3)) == 4 and buffer.iteration == 2
+
+
+def test_get_data_clips_the_size_and_covers_everything():
+    buffer = full_buffer()
+    assert sorted(buffer.get_data(99)[1].tolist()) == list(range(10))
+    half = fill(Buffer(10), 4, labels=lambda i: i.long())
+    assert sorted(half.get_data(99)[1].tolist()) == [0, 1, 2, 3]  # free places are never served
+
+
+def test_mask_task_out_by_task_labels_and_by_labels():
+    buffer = full_buffer()
+    assert sorted(buffer.get_data(99, mask_task_out=1)[1].tolist()) == [0, 1, 2, 3, 8, 9]
+    plain = fill(Buffer(10), 10, labels=lambda i: i.long())
+    assert sorted(plain.get_data(99, mask_task_out=1, cpt=5)[1].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_force_indexes_serves_exactly_those():
+    index, examples, labels, *_ = full_buffer().get_data(99, force_indexes=[7, 0, 7], return_index=True)
+    assert index.tolist() == labels.tolist() == examples[:, 0].int().tolist() == [7, 0, 7]
+
+
+def test_balanced_data_takes_the_same_number_of_each_class():
+    np.random.seed(0)
+    buffer = fill(Buffer(40), 40, labels=lambda i: (i >= 20).long() + (i >= 36).long())  # 20, 16 and 4 of a class
+    assert np.bincount(buffer.get_balanced_data(12)[1]).tolist() == [4, 4, 4]
+    assert sorted(np.bincount(buffer.get_balanced_data(11)[1]).tolist()) == [3, 4, 4]
+    assert np.bincount(buffer.get_balanced_data(30)[1]).tolist() == [10, 10, 4]  # no repetition to make up for it
+    chosen = buffer.get_balanced_data(8, n_classes=2)[1]
+    assert sorted(np.bincount(chosen, minlength=3).tolist()) == [0, 4, 4]
+
+
+def test_byte_codec_is_exact_for_byte_images_and_a_quarter_of_the_memory():
+    images = (torch.arange(256, dtype=torch.uint8).float() / 255).view(16, 1, 4, 4)
+    packed, plain = Buffer(16, codec="uint8"), Buffer(16)
+    packed.add_data(images)
+    plain.add_data(images)
+    assert torch.equal(packed.get_all_data()[0], images) and torch.equal(plain.get_all_data()[0], images)
+    assert plain.nbytes == 4 * packed.nbytes == 4 * 256
+    packed.add_data((images * 255).to(torch.uint8))  # bytes as they are
+    assert set(packed.get_all_data()[0].mul(255).round().int().flatten().tolist()) <= set(range(256))
+    again = Buffer(16, codec="uint8")
+    again.load(packed.serialize())
+    assert torch.equal(again.get_all_data()[0], packed.get_all_data()[0])
+
+
+def test_bytes_given_to_a_float_buffer_mean_the_same_picture():
+    images = torch.randint(0, 256, (4, 1, 2, 2), dtype=torch.uint8)
+    packed, plain = Buffer(4, codec="uint8"), Buffer(4)
+    packed.add_data(images)
+    plain.load(packed.serialize())
+    assert torch.equal(plain.get_all_data()[0], images.float() / 255)
+
+
+def test_max_bytes_lowers_the_number_of_places():
+    sample = 3 * 4 + 8 + 2 * 4  # three floats, a label, two logits
+    buffer = Buffer(100, max_bytes=5 * sample + 1)
+    for _ in range(4):
+        buffer.add_data(torch.rand(4, 3), labels=torch.zeros(4, dtype=torch.long), logits=torch.rand(4, 2))
+    assert (buffer.buffer_size, len(buffer), buffer.nbytes) == (5, 5, 5 * sample)
+    with pytest.raises(UserError, match="more than the buffer's 10"):
+        Buffer(100, max_bytes=10).add_data(torch.rand(1, 3))
+    with pytest.raises(UserError, match="do not fit"):
+        Buffer(100, max_bytes=24).load({"examples": torch.rand(3, 3)})
+
+
+@pytest.mark.parametrize("codec", ["float", "uint8"])
+def test_pairs_pass_through(codec):
+    pairs, buffer = random_pairs(6), Buffer(8, codec=codec)
+    buffer.add_data(pairs, labels=torch.arange(6))
+    seen, labels = buffer.get_data(6)
+    assert isinstance(seen, Pair) and seen.text.dtype == torch.int64 and sorted(labels.tolist()) == list(range(6))
+    assert torch.equal(seen.image, pairs.image[labels]) and torch.equal(seen.text, pairs.text[labels])
+    assert buffer.nbytes == 6 * (6 * (1 if codec == "uint8" else 4) + 4 * 8 + 8)
+    again = Buffer(8, codec=codec)
+    again.load_state(copy.deepcopy(buffer.state()))
+    assert torch.equal(again.get_all_data()[0].image, pairs.image)
+
+
+def test_pairs_are_augmented_by_their_image_only():
+    pairs, buffer = random_pairs(3), Buffer(3)
+    buffer.add_data(pairs, labels=torch.arange(3))
+    mirrored = buffer.get_all_data(transform=T.Compose([T.RandomHorizontalFlip(1.0)]))[0]
+    assert torch.equal(mirrored.image, pairs.image.flip(-1)) and torch.equal(mirrored.text, pairs.text)
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_nbytes_is_the_sum_on_disk(n):
+    buffer = fill(Buffer(8, codec="uint8"), n, labels=lambda i: i.long(), logits=lambda i: torch.stack([i, i], 1))
+    header = to_safetensors({k: v[:0] for k, v in buffer.serialize().items()})
+    full = to_safetensors({k: v.contiguous() for k, v in buffer.serialize().items()})
+    payload = [len(f) - 8 - int.from_bytes(f[:8], "little") for f in (header, full)]  # file = length, header, data
+    assert payload == [0, buffer.nbytes]
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_state_continues_bit_for_bit(strategy):
+    """A buffer put back from its state draws, replaces and serves as the one that went on."""
+    columns = {"labels": lambda i: (i % 3).long(), "sample_selection_scores": lambda i: (i * 7) % 11}
+    np.random.seed(0)
+    first = fill(Buffer(9, sample_selection_strategy=strategy), 23, **columns)
+    first.get_data(2)
+    second = Buffer(9, sample_selection_strategy=strategy)
+    second.load_state(copy.deepcopy(first.state()))
+    results = []
+    for buffer in (first, second):
+        np.random.seed(5)
+        fill(buffer, 40, **columns)
+        results.append(
+            [buffer.get_data(4, return_index=True), buffer.get_all_data(), (buffer.num_seen_examples, buffer.iteration)]
+        )
+    for one, two in zip(*results, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_state_of_another_strategy_is_not_the_same_continuation():
+    """The scores matter: without them lars would choose other places."""
+    np.random.seed(0)
+    first = fill(Buffer(20, sample_selection_strategy="lars"), 20, sample_selection_scores=lambda i: (i == 3).float())
+    second = Buffer(20, sample_selection_strategy="lars")
+    second.load_state(copy.deepcopy(first.state()))
+    assert second.sample_selection_fn.weights().tolist() == [float(i == 3) for i in range(20)]
+
+
+def test_unlimited_keeps_everything_and_doubles():
+    buffer = Buffer(5, sample_selection_strategy="unlimited")
+    sizes = []
+    for stop in (4, 10, 11, 45):
+        start = len(buffer)
+        buffer.add_data(numbered(start, stop), labels=torch.arange(start, stop))
+        sizes.append(len(buffer.data["examples"]))
+        assert stored(buffer) == buffer.get_all_data()[1].tolist() == list(range(stop))
+    assert sizes == [10, 10, 20, 80] and not buffer.is_full() and buffer.nbytes == 45 * (4 + 8)
+    again = Buffer(5, sample_selection_strategy="unlimited")
+    again.load(buffer.serialize())
+    assert stored(again) == list(range(45))
+    again.add_data(numbered(45, 90), labels=torch.arange(45, 90))
+    assert stored(again) == list(range(90))
+
+
+def test_balancoir_balances_a_skewed_stream():
+    """Six of ten samples are of class 0; reservoir keeps that share, balancoir ends within 1 of equal counts."""
+    labels = torch.from_numpy(np.random.RandomState(3).choice(3, 3000, p=[0.6, 0.2, 0.2]))
+    ends = {"balancoir": [], "reservoir": []}
+    for strategy, counts in ends.items():
+        for seed in range(10):
+            np.random.seed(seed)
+            buffer = Buffer(9, sample_selection_strategy=strategy)
+            for part in labels.split(100):
+                buffer.add_data(torch.zeros(len(part), 1), labels=part)
+            counts.append(np.bincount(buffer.get_all_data()[1], minlength=3))
+    assert np.abs(np.stack(ends["balancoir"]) - 3).max() <= 1
+    assert abs(np.stack(ends["reservoir"])[:, 0].mean() - 5.4) < 1.5  # 9 x 0.6
+
+
+def test_balancoir_replaces_only_in_a_largest_class():
+    """Law of every step: the count that falls was a largest one."""
+    np.random.seed(1)
+    buffer = Buffer(9, sample_selection_strategy="balancoir")
+    draws, before, changes = np.random.RandomState(0), None, 0
+    for _ in range(400):
+        label = int(draws.choice(4, p=[0.7, 0.1, 0.1, 0.1]))
+        buffer.add_data(torch.zeros(1, 1), labels=torch.tensor([label]))
+        after = np.bincount(buffer.get_all_data()[1], minlength=4)
+        if before is not None and before.sum() == 9 and (after != before).any():
+            fallen, risen = np.argmin(after - before), np.argmax(after - before)
+            assert before[fallen] == before.max() and risen == label
+            changes += 1
+        before = after
+    assert changes > 3
+
+
+def test_lars_weights_by_hand():
+    buffer = fill(
+        Buffer(4, sample_selection_strategy="lars"),
+        4,
+        sample_selection_scores=lambda i: torch.tensor([2.0, 4.0, 3.0, 6.0])[i.long()],
+    )
+    strategy = buffer.sample_selection_fn
+    assert np.allclose(strategy.weights(), [0, 0.5, 0.25, 1])  # (s - 2) / (6 - 2)
+    strategy.update(torch.tensor([3]), torch.tensor([2.0]))
+    assert np.allclose(strategy.weights(), [0, 1, 0.5, 0])
+    np.random.seed(0)
+    share = np.bincount([strategy.victim() for _ in range(3000)], minlength=4) / 3000
+    assert share[0] == share[3] == 0 and abs(share[1] - 2 / 3) < 0.04
+    strategy.update([0, 1, 2, 3], [5, 5, 5, 5])
+    assert np.allclose(strategy.weights(), 1)  # no difference: any place
+
+
+def test_lars_scores_follow_the_samples():
+    """Sample i has score i, so after any number of replacements the score in a place is the number stored there."""
+    np.random.seed(0)
+    buffer = fill(Buffer(6, sample_selection_strategy="lars"), 60, (5, 3), sample_selection_scores=lambda i: i)
+    assert buffer.sample_selection_fn.scores.tolist() == buffer.get_all_data()[0][:, 0].tolist()
+    assert max(stored(buffer)) > 5
+
+
+def test_labrs_weights_by_hand():
+    scores = torch.tensor([1.0, 3.0, 0.0, 4.0])
+    buffer = fill(Buffer(4, sample_selection_strategy="labrs"), 4, (4,), labels=lambda i: torch.tensor([0, 0, 0, 1]),
+                  sample_selection_scores=lambda i: scores)  # fmt: skip
+    strategy = buffer.sample_selection_fn
+    strategy.begin(4)
+    by_score, by_class = np.array([1, 3, 0, 4]) / 8, np.array([3, 3, 3, 1]) / 10
+    assert np.allclose(strategy.weights(), (by_score + by_class) / 2) and np.isclose(strategy.weights().sum(), 1)
+    strategy.update([0, 1, 2, 3], [0, 0, 0, 0])
+    assert np.allclose(strategy.weights(), (0.25 + by_class) / 2)
+
+
+def test_serialize_and_load_replace_the_content():
+    source = full_buffer()
+    target = fill(Buffer(10), 30, labels=lambda i: i.long())
+    target.load(source.serialize())
+    assert target.num_seen_examples == 10 and target.used_attributes == source.used_attributes
+    assert all(torch.equal(a, b) for a, b in zip(target.get_all_data(), source.get_all_data(), strict=True))
+    source.add_data(
+        numbered(50, 90), labels=torch.zeros(40).long(), logits=torch.zeros(40, 2), task_labels=torch.zeros(40).long()
+    )
+    assert stored(target) == list(range(10))  # a copy, not a view
+
+
+def test_empty_forgets_everything():
+    buffer = full_buffer()
+    buffer.empty()
+    assert buffer.is_empty() and len(buffer) == 0 and buffer.used_attributes == [] and buffer.nbytes == 0
+    with pytest.raises(AttributeError, match="no 'labels'"):
+        _ = buffer.labels
+    fill(buffer, 3)
+    assert stored(buffer) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("make, fact", [
+    (lambda: Buffer(0), "must be at least 1"),
+    (lambda: Buffer(-3), "must be at least 1"),
+    (lambda: Buffer(4, sample_selection_strategy="newest"), "unknown buffer strategy 'newest'"),
+    (lambda: Buffer(4, codec="jpeg"), "unknown buffer codec 'jpeg'"),
+    (lambda: Buffer(4).load({"examples": torch.rand(5, 1)}), "5 stored samples do not fit"),
+    (lambda: Buffer(4).add_data(torch.rand(3, 1), labels=torch.zeros(2).long()), "3 examples but 2 labels"),
+    (lambda: Buffer(4).add_data(torch.rand(3, 1), logits=torch.zeros(4, 2)), "3 examples but 4 logits"),
+    (lambda: Buffer(4).get_data(2), "empty"),
+])  # fmt: skip
+def test_mistakes_are_told(make, fact):
+    with pytest.raises(UserError, match=fact):
+        make()
+
+
+def test_dataloader_serves_the_stored_samples():
+    buffer = full_buffer()
+    loader = buffer.get_dataloader(None, batch_size=4, transform=lambda x: x + 1)
+    batches = list(loader)
+    assert [len(b[0]) for b in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([b[0] for b in batches])[:, 0], torch.arange(10.0) + 1)
+    assert torch.equal(torch.cat([b[1] for b in batches]), torch.arange(10))
+    assert len(list(buffer.get_dataloader(None, batch_size=4, drop_last=True))) == 2
+    torch.manual_seed(0)
+    shuffled = torch.cat([b[1] for b in buffer.get_dataloader(None, batch_size=4, shuffle=True)])
+    assert shuffled.tolist() != list(range(10)) and sorted(shuffled.tolist()) == list(range(10))
+
+
+def test_dataloader_serves_pairs():
+    pairs, buffer = random_pairs(5), Buffer(5)
+    buffer.add_data(pairs, labels=torch.arange(5))
+    (first, labels), (rest, _) = buffer.get_dataloader(None, batch_size=3)
+    assert (
+        torch.equal(first.image, pairs.image[:3])
+        and torch.equal(rest.text, pairs.text[3:])
+        and labels.tolist() == [0, 1, 2]
+    )
