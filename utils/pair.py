@@ -29,9 +29,13 @@ class Pair:
 
     def to(self, *args, **kwargs) -> "Pair":
         """Move both halves; a floating dtype is applied to the image only, token ids stay integers."""
-        device = [a for a in args if not isinstance(a, torch.dtype)]
-        plain = {k: v for k, v in kwargs.items() if k != "dtype"}
-        return Pair(self.image.to(*args, **kwargs), self.text.to(*device, **plain) if device or plain else self.text)
+        def of_text(value):
+            return self.text.dtype if isinstance(value, torch.dtype) else value
+
+        if args and isinstance(args[0], torch.Tensor):  # to(other, ...): its device and dtype
+            args = (args[0].device, args[0].dtype, *args[1:])
+        text = self.text.to(*map(of_text, args), **{k: of_text(v) for k, v in kwargs.items()})
+        return Pair(self.image.to(*args, **kwargs), text)
 
     def clone(self) -> "Pair":
         return self.map(torch.Tensor.clone)
@@ -59,7 +63,7 @@ class Pair:
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function in {torch.cat, torch.stack, torch.concat}:
+        if function in {torch.cat, torch.stack, torch.concat, torch.concatenate}:
             parts, rest = args[0], args[1:]
             if not all(isinstance(p, Pair) for p in parts):
                 raise TypeError(f"torch.{function.__name__} got pairs mixed with plain tensors")
