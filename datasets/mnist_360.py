@@ -94,8 +94,7 @@ def stream_order(targets: torch.Tensor, batch_size: int, rng: torch.Generator) -
     for digit in range(N_DIGITS):
         rows = torch.nonzero(targets == digit).flatten()
         rows = rows[torch.randperm(len(rows), generator=rng)]
-        size = len(rows) // (2 * N_ROUNDS) + 1
-        chunks.append([rows[size * k : size * (k + 1)] for k in range(2 * N_ROUNDS)])
+        chunks.append(list(rows.tensor_split(2 * N_ROUNDS)))
     batches = []
     for _ in range(N_ROUNDS):
         for digit in range(N_DIGITS):

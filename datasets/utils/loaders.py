@@ -8,6 +8,7 @@ from torchvision.transforms import functional as TF
 
 from datasets.utils.samples import ArraySamples, ForeignSamples, Samples
 from utils.batch_transforms import BatchTransform, compile_transform
+from utils.errors import UserError
 from utils.pair import Inputs, Pair, collate
 from utils.randomness import generator, seeded
 
@@ -183,9 +184,13 @@ class Loader:
             yield from map(read, batches)
             return
         # the generator keeps the DataLoader from drawing its base seed out of the global state
-        yield from DataLoader(self.dataset.items((*self.key, *name)), batch_sampler=[b.tolist() for b in batches],
-                              num_workers=self.num_workers, collate_fn=collate_items,
-                              generator=generator(*self.key, *name, "workers"))
+        loader = DataLoader(self.dataset.items((*self.key, *name)), batch_sampler=[b.tolist() for b in batches],
+                            num_workers=self.num_workers, collate_fn=collate_items,
+                            generator=generator(*self.key, *name, "workers"))
+        try:
+            yield from loader
+        except UserError as error:  # a worker's comes wrapped in its traceback: the message is the last line
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
 
     def plain(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
         """(image without augmentation, label) batches in the order of the split."""

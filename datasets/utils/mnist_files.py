@@ -56,6 +56,23 @@ def show_pixels(images: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return (flat[:, source] if source.dim() == 1 else flat.gather(1, source)).view(images.shape)
 
 
+class MovedDigits(ArraySamples):
+    """Digits whose pixels are moved when they are read, so that all tasks share one array."""
+
+    def __init__(self, digits: ArraySamples, source: torch.Tensor):
+        self.upright, self.source = digits.data, source
+        self.targets, self.extras = digits.targets, {}
+
+    @property
+    def data(self) -> torch.Tensor:
+        return show_pixels(self.upright, self.source)
+
+    def images(self, rows: torch.Tensor) -> torch.Tensor:
+        return show_pixels(self.upright[rows], self.source)
+
+    inputs = images
+
+
 class DomainMNIST(ContinualDataset):
     """All ten digits in every task, their pixels moved in a way of the task's own.
 
@@ -79,6 +96,5 @@ class DomainMNIST(ContinualDataset):
     def get_data_loaders(self):
         following = self.c_task + 1
         source = self.source_pixels(self.task_order[following] if following < self.N_TASKS else following)
-        digits = [self.samples(train) for train in (True, False)]
-        moved = [ArraySamples(show_pixels(d.data, source), d.targets) for d in digits]
-        return store_masked_loaders(*moved, self)
+        train, test = (MovedDigits(self.samples(part), source) for part in (True, False))
+        return store_masked_loaders(train, test, self)
