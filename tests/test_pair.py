@@ -102,7 +102,11 @@ def test_through_a_loader(transform, whole):
     split = Split(samples, torch.arange(len(samples)), samples.targets, transform, True)
     assert (split.batch_form() is not None) == whole
     batches = list(Loader(split, 7, ("t",), shuffle=True).epoch(0))
-    aug, labels, plain = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches]), torch.cat([b[2] for b in batches])
+    aug, labels, plain = (
+        torch.cat([b[0] for b in batches]),
+        torch.cat([b[1] for b in batches]),
+        torch.cat([b[2] for b in batches]),
+    )
     rows = plain.text[:, 1]
     assert rows.tolist() != sorted(rows.tolist()) and sorted(rows.tolist()) == list(range(len(samples)))
     assert torch.equal(plain.image, samples.data.image[rows].float() / 255)
@@ -124,5 +128,3 @@ def test_er_takes_pairs_unchanged():
     kept, labels = model.buffer.get_all_data()
     assert isinstance(kept, Pair) and torch.equal(kept.text[:, 0], labels)
     assert model.stored_bytes() == {"buffer": 12 * (6 * 4 + 4 * 8 + 8)}
-
-

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torchvision.transforms import functional as TF
 from torchvision.transforms import transforms as T
 
+from utils.errors import UserError
 from utils.pair import Inputs, Pair
 
 
@@ -22,6 +23,9 @@ class RandomCrop:
 
     def apply(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         x = F.pad(x, [self.padding] * 4) if self.padding else x
+        if x.shape[2] < self.size[0] or x.shape[3] < self.size[1]:
+            raise UserError(f"a crop of {self.size[0]} x {self.size[1]} does not fit into padded images of "
+                            f"{x.shape[2]} x {x.shape[3]}: change the transform's size or padding")
         room = torch.tensor([x.shape[2] - self.size[0] + 1, x.shape[3] - self.size[1] + 1], device=x.device)
         start = (u * room).long().clamp_(max=room - 1)  # (B, 2)
         rows = start[:, 0, None] + torch.arange(self.size[0], device=x.device)  # (B, h)
@@ -107,9 +111,10 @@ def compile_transform(transform) -> BatchTransform | None:
     """The batch form of a torchvision transform, or None when it holds an operation that has none."""
     if transform is None or isinstance(transform, BatchTransform):
         return transform or BatchTransform([])
-    operations = []
-    for step in flatten(transform):
-        operation = batch_operation(step)
+    operations, steps = [], flatten(transform)
+    on_bytes = next((i for i, step in enumerate(steps) if isinstance(step, T.ToTensor)), 0)  # steps that see PIL images
+    for number, step in enumerate(steps):
+        operation = resize(step, number < on_bytes) if type(step) is T.Resize else batch_operation(step)
         if operation is None:
             return None
         operations += [] if operation == "nothing" else [operation]
@@ -130,7 +135,7 @@ def batch_operation(step):
         return "nothing"
     if hasattr(step, "n_random") and hasattr(step, "apply"):
         return step
-    if isinstance(step, T.RandomCrop) and not step.pad_if_needed and step.padding_mode == "constant" and not step.fill:
+    if type(step) is T.RandomCrop and not step.pad_if_needed and step.padding_mode == "constant" and not step.fill:
         padding = step.padding or 0
         return RandomCrop(tuple(step.size), padding) if isinstance(padding, int) else None
     if type(step) is T.RandomHorizontalFlip:
@@ -139,9 +144,19 @@ def batch_operation(step):
         return RandomGray(step.p)
     if type(step) is T.Normalize:
         return Normalize(step.mean, step.std)
-    if type(step) in {T.CenterCrop, T.Resize}:
+    if type(step) is T.CenterCrop:
         return Fixed(step)
     return None
+
+
+def resize(step: T.Resize, on_bytes: bool) -> Fixed | None:
+    """Resize as torchvision does it on tensors or, where the images are bytes by then, as on PIL images."""
+    mode = step.interpolation
+    if not on_bytes:
+        return Fixed(step)
+    if not step.antialias or mode not in {T.InterpolationMode.BILINEAR, T.InterpolationMode.BICUBIC}:
+        return None  # PIL takes other pixels there than tensors do
+    return Fixed(lambda x: step(x).clamp_(0, 1))  # bytes cannot overshoot
 
 
 def apply_each(transform, x: Inputs) -> Inputs:
