@@ -190,6 +190,7 @@ class Loader:
         try:
             yield from loader
         except UserError as error:  # a worker's comes wrapped in its traceback: the message is the last line
+            error.with_traceback(None)  # its frames hold the workers, which would be waited for at exit
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
 
     def plain(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
