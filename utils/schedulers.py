@@ -22,14 +22,15 @@ def get_scheduler(model, args, reload_optim: bool = True):
 
 
 class CosineSchedule(optim.lr_scheduler.LRScheduler):
-    """Cosine from the start value down to nearly 0 over K steps: factor cos(99 pi k / (200 (K - 1)))."""
+    """Cosine from the start value down to nearly 0 over K steps: factor cos(99 pi k / (200 (K - 1))), and 0 past them."""
 
     def __init__(self, optimizer: optim.Optimizer, K: int):
         self.K = K
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
-        factor = 1.0 if self.K <= 1 else math.cos(99 * math.pi * self.last_epoch / (200 * (self.K - 1)))
+        share = 0.0 if self.K <= 1 else self.last_epoch / (self.K - 1)
+        factor = math.cos(0.99 * math.pi / 2 * share) if share <= 1 else 0.0  # a cosine goes below 0 and up again
         return [base * factor for base in self.base_lrs]
 
 
