@@ -1,4 +1,4 @@
-"""Any model of the timm library, as `--backbone timm:<name>`."""
+"""Any model of the timm library, as --backbone timm:<name>"""
 
 import difflib
 

@@ -14,7 +14,7 @@ from utils.settings import option
 
 N_DIGITS = 9  # a 9 upside down is a 6
 N_ROUNDS = 3
-CHUNK = 4096  # images turned at once
+CHUNK = 512  # images turned at once
 
 
 class StreamLoader(Loader):
@@ -42,6 +42,8 @@ class MNIST360(GCLDataset):
     def __init__(self, args):
         if min(option(args, "label_perc", 1.0), option(args, "label_perc_by_class", 1.0)) < 1:
             raise UserError(f"{self.NAME} has labels for every image: leave --label_perc and --label_perc_by_class out")
+        if option(args, "drop_last"):
+            raise UserError(f"{self.NAME} has batches of several sizes, each of them wanted: leave --drop_last out")
         super().__init__(args)
 
     def load(self, train: bool) -> ArraySamples:

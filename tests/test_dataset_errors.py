@@ -141,6 +141,7 @@ def test_orders_and_shares(tmp_path, options, message):
     ("mnist-360", {"eval_future": True}, "--eval_future has no meaning"),
     ("mnist-360", {"n_epochs": 2}, "use --n_epochs 1"),
     ("mnist-360", {"label_perc": 0.5}, "--label_perc"),
+        ("mnist-360", {"drop_last": True}, "leave --drop_last out"),
 ])  # fmt: skip
 def test_flags_that_do_not_suit_the_stream(tmp_path, name, options, message):
     fabricate.mnist(tmp_path)
