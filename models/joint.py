@@ -5,28 +5,29 @@ whose tasks share their classes.
 """
 
 from models.utils.continual_model import ContinualModel
+from utils.schedulers import get_scheduler
 
 
 class Joint(ContinualModel):
     NAME = "joint"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.joint_epochs, args.n_epochs = (1 if args.debug_mode else args.n_epochs), 0  # the loop itself trains nothing
+    trains_in_loop = False
 
     def end_task(self, dataset):
-        if self.current_task < dataset.N_TASKS - 1:
+        if self.current_task < dataset.N_TASKS - 1 or self.args.inference_only:
             return
         first, *others = dataset.all_loaders()[0]
         loader = first.joined(others)
-        limit = self.get_debug_iters() if self.args.debug_mode else len(loader)
+        if not self.work_done:
+            self.joint_scheduler = get_scheduler(self, self.args)
         self.train()
-        for epoch in self.work("joint training", self.joint_epochs):
+        for epoch in self.work("joint training", 1 if self.args.debug_mode else self.args.n_epochs):
             for number, (inputs, labels, *_) in enumerate(loader.epoch(epoch)):
-                if number >= limit:
+                if self.args.debug_mode and number >= self.get_debug_iters():
                     break
                 loss = self.train_step(inputs.to(self.device), labels.to(self.device))
+                self.step_schedule("iter")
+            self.step_schedule("epoch")
             self.work_note = f"loss {loss:.4g}"
 
     def train_step(self, inputs, labels):
@@ -36,5 +37,6 @@ class Joint(ContinualModel):
         self.opt.step()
         return loss.detach()
 
-    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        return 0.0
+    def step_schedule(self, moment):
+        if self.joint_scheduler is not None and self.args.scheduler_mode == moment:
+            self.joint_scheduler.step()

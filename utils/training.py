@@ -90,11 +90,11 @@ def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
     scheduler = _scheduler(model, run.args)
     if saved is not None:
         run.restore(saved)
-        if scheduler is not None:
+        if scheduler is not None and "scheduler" in run.loop_state:
             scheduler.load_state_dict(run.loop_state["scheduler"])
         if hasattr(dataset.train_loader, "passes"):
             dataset.train_loader.passes = run.loop_state.get("passes", 0)
-    if run.position["phase"] == "train" and not option(run.args, "inference_only") and trains(run.args):
+    if run.position["phase"] == "train" and trains(model, run.args):
         with run.watch.phase("train"), run.polling():
             Fit(run, model, dataset, scheduler).run_task()
     with run.polling():
@@ -105,9 +105,10 @@ def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
         model.meta_end_task(dataset)
 
 
-def trains(args: Namespace) -> bool:
+def trains(model, args: Namespace) -> bool:
     """Whether the loop makes any gradient step."""
-    return args.fitting_mode == "iters" or bool(args.n_epochs)
+    steps = args.fitting_mode == "iters" or bool(args.n_epochs)
+    return steps and model.trains_in_loop and not option(args, "inference_only")
 
 
 def _scheduler(model, args: Namespace):

@@ -23,6 +23,8 @@ class ContinualModel(nn.Module):
     NAME: str
     COMPATIBILITY: list[str]
     AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
+    trains_in_loop = True  # False: all work is in end_task, observe is never called
+    work_note = ""  # shown behind the bar of `work`
 
     @staticmethod
     def get_parser(parser: ArgumentParser) -> ArgumentParser:
@@ -49,12 +51,9 @@ class ContinualModel(nn.Module):
         self.opt = self.get_optimizer()
         self.run = None  # set by the loop while it trains
         self.work_done: dict[str, int] = {}  # finished steps of long work inside end_task
-        self.image_forwards = 0
+        self.forward_counter = ForwardCounter()
         if isinstance(backbone, nn.Module):
-            backbone.register_forward_pre_hook(self._count_images)
-
-    def _count_images(self, module: nn.Module, inputs: tuple) -> None:
-        self.image_forwards += len(inputs[0]) if inputs else 0
+            backbone.register_forward_pre_hook(self.forward_counter)
 
     # hooks -----------------------------------------------------------------------------------------------------
 
@@ -124,6 +123,11 @@ class ContinualModel(nn.Module):
 
         return stored_bytes(self)
 
+    @property
+    def image_forwards(self) -> int:
+        """Images that went through the network or a copy of it."""
+        return self.forward_counter.images
+
     def cached_inputs(self, loader) -> torch.Tensor | None:
         """Features of a whole test set that `forward` takes in place of its images; None where nothing is frozen."""
         return None
@@ -153,8 +157,6 @@ class ContinualModel(nn.Module):
                 if self.run is not None:
                     with self.run.polling():
                         self.run.tick(phase="end")
-
-    work_note = ""  # shown behind the bar of `work`
 
     # counters --------------------------------------------------------------------------------------------------
 
@@ -300,6 +302,25 @@ def augmentation_of(transform) -> Callable | None:
     inner = steps[-1] if steps else transform
     compiled = compile_transform(inner)
     return compiled if compiled is not None else PerImage(inner)
+
+
+class ForwardCounter:
+    """Counts the images that a module is called with; copies of the module count on the same counter."""
+
+    def __init__(self):
+        self.images = 0
+
+    def __call__(self, module: nn.Module, inputs: tuple) -> None:
+        self.images += len(inputs[0]) if inputs else 0
+
+    def __deepcopy__(self, memo: dict) -> "ForwardCounter":
+        return self
+
+    def state(self) -> int:
+        return self.images
+
+    def load_state(self, state: int) -> None:
+        self.images = state
 
 
 class PerImage:

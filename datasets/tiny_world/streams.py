@@ -1,0 +1,255 @@
+"""The streams made of the picture world, as raw arrays: pure functions of (train, seed), no framework in sight.
+
+Every stream draws from seeds of its own, and from drawings (proportions of the shapes) that pre-training never saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from datasets.tiny_world import captions as words
+from datasets.tiny_world import world
+from datasets.tiny_world.bank import FIRST_DIGIT
+from datasets.tiny_world.captions import NAMES, PLURALS, QUESTION_KINDS, article
+from datasets.tiny_world.render import render
+from datasets.tiny_world.rng import integers, permutation, uniform
+from datasets.tiny_world.scenes import SCENE_PHRASES, SCENES
+
+BANK_SEED = 7  # of the drawings; pre-training uses 0
+_TEST_OFFSET = 1 << 24  # test pictures have indices that no training picture reaches
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
+_BARE_TEMPLATES = ("a photo of {}.", "a picture of {}.", "an image of {}.")  # for names that bring their article
+
+SEQ_TINY_SIZE = {True: 100, False: 30}  # pictures per class for train and test
+MTIL_SIZE = {True: 80, False: 30}
+CLOVE_SIZE = {True: 1000, False: 300}  # questions per task
+MM_SIZE = {True: 60, False: 25}  # pictures per class
+
+
+def _rng_seed(stream: str, seed: int) -> int:
+    """A seed far from those of pre-training, one per stream."""
+    return (
+        1000
+        + 100 * seed
+        + ("seq", "objects", "textures", "counts", "scenes", "relations", "signs", "clove", "mm").index(stream)
+    )
+
+
+def _indices(n: int, train: bool) -> np.ndarray:
+    return np.arange(n) + (0 if train else _TEST_OFFSET)
+
+
+def _labels(n_classes: int, per_class: int) -> np.ndarray:
+    """Classes by turns: 0 1 2 ... 0 1 2 ..., so any prefix is balanced."""
+    return np.tile(np.arange(n_classes), per_class)
+
+
+def seq_tiny_pairs() -> np.ndarray:
+    """(60, 2) kind and pattern of each class: the pairs that pre-training never showed, in a fixed shuffled order."""
+    pairs = world.held_out_patterns()
+    return pairs[permutation(world.HELD_OUT_SEED, len(pairs), "stream")]
+
+
+def seq_tiny_names() -> list[str]:
+    return [f"{world.PATTERNS[pattern]} {NAMES[kind]}" for kind, pattern in seq_tiny_pairs()]
+
+
+def seq_tiny(train: bool, seed: int = 0, style: str = "stitched", strength: float = 0.5) -> dict:
+    """60 never-captioned combinations ("striped fish") in a never-seen style: images, labels, names, templates."""
+    pairs = seq_tiny_pairs()
+    labels = _labels(len(pairs), SEQ_TINY_SIZE[train])
+    spec = world.sample(
+        _rng_seed("seq", seed), _indices(len(labels), train), BANK_SEED, layout=world.SINGLE,
+        kind=pairs[labels, 0], pattern=pairs[labels, 1], style=world.STYLES.index(style),
+    )  # fmt: skip
+    return {
+        "images": render(spec, strength=strength), "labels": torch.from_numpy(labels),
+        "names": seq_tiny_names(), "templates": list(TEMPLATES),
+    }  # fmt: skip
+
+
+MTIL_DOMAINS = ("objects", "textures", "counts", "scenes", "relations", "signs")
+MTIL_ORDERS = {
+    "I": ("counts", "objects", "relations", "scenes", "signs", "textures"),  # alphabetical
+    "II": ("objects", "signs", "scenes", "textures", "counts", "relations"),
+}
+_COUNTED = ("star", "fish", "key", "apple")
+_RELATED = (("boat", "tree"), ("heart", "bell"), ("cup", "crown"), ("car", "moon"))
+
+
+def _kind(name: str) -> int:
+    return NAMES.index(name)
+
+
+def mtil_templates(domain: str) -> list[str]:
+    """The domain's own prompts."""
+    own = {"textures": ["a {} texture.", "a photo of a {} texture."], "objects": list(TEMPLATES)}
+    own["signs"] = [template.replace("a {}", "the digit {}") for template in TEMPLATES]
+    return own.get(domain, list(_BARE_TEMPLATES))
+
+
+def mtil_names(domain: str) -> list[str]:
+    """Class names of a domain as they go into its templates."""
+    if domain == "objects":
+        return list(NAMES)
+    if domain == "textures":
+        return list(world.TEXTURES)
+    if domain == "counts":
+        return [f"{n} {(NAMES if n == 'one' else PLURALS)[_kind(k)]}" for k in _COUNTED for n in world.COUNTS]
+    if domain == "scenes":
+        return [f"an object {phrase}" for phrase in SCENE_PHRASES]
+    if domain == "relations":
+        return [f"{article(a)} {r} {article(b)}" for a, b in _RELATED for r in world.RELATIONS]
+    return [str(n) for n in range(10)]
+
+
+def mtil_tiny(domain: str, train: bool, seed: int = 0) -> dict:
+    """One domain: images, labels, names, templates. Signs are never captioned in pre-training, textures hardly."""
+    names = mtil_names(domain)
+    labels = _labels(len(names), MTIL_SIZE[train])
+    fixed: dict = {"layout": world.SINGLE}
+    if domain == "objects":
+        fixed |= {"kind": labels, "style": world.STYLES.index("blurred")}
+    elif domain == "textures":
+        fixed = {"layout": world.TEXTURE, "pattern": np.array(world.TEXTURE_IDS)[labels], "style": 0}
+    elif domain == "counts":
+        fixed = {
+            "layout": world.COUNT,
+            "kind": np.array([_kind(k) for k in _COUNTED])[labels // 4],
+            "count": labels % 4 + 1,
+        }
+    elif domain == "scenes":
+        fixed |= {"scene": labels, "style": world.STYLES.index("noisy")}
+    elif domain == "relations":
+        pairs = np.array([[_kind(a), _kind(b)] for a, b in _RELATED])
+        fixed = {"layout": world.PAIR, "kind": pairs[labels // 4], "relation": labels % 4}
+    else:
+        fixed = {"layout": world.DIGIT, "kind": FIRST_DIGIT + labels, "pattern": 0, "scene": 0, "style": 0}
+    spec = world.sample(_rng_seed(domain, seed), _indices(len(labels), train), BANK_SEED, **fixed)
+    return {
+        "images": render(spec), "labels": torch.from_numpy(labels), "names": names, "templates": mtil_templates(domain),
+    }  # fmt: skip
+
+
+_CONFUSED = {  # what a careless annotator says instead
+    "red": "orange", "orange": "red", "yellow": "orange", "green": "blue", "blue": "purple", "purple": "blue",
+    "pink": "red", "brown": "orange", "black": "brown", "white": "yellow", "plain": "faded", "striped": "checked",
+    "dotted": "checked", "checked": "dotted", "faded": "plain", "outlined": "plain", "one": "two", "two": "three",
+    "three": "four", "four": "three", "left of": "right of", "right of": "left of", "above": "below", "below": "above",
+    "yes": "no", "no": "yes", "paper": "snow", "snow": "paper", "meadow": "forest", "forest": "meadow", "sea": "night",
+    "night": "sea", "desert": "paper", "brick wall": "desert",
+}  # fmt: skip
+N_ANNOTATORS = 10
+
+
+def annotators(answers: Sequence[str], seed: int, index: np.ndarray) -> list[list[str]]:
+    """Ten answers to each question: six to ten are right, the others agree on a likely mistake. Soft accuracy,
+    min(matches / 3, 1), thus gives the mistake a third, two thirds or all where exact match gives nothing."""
+    n_wrong = integers(seed, index, "wrong annotators", 5)
+    out = []
+    for answer, wrong, where in zip(answers, n_wrong, integers(seed, index, "wrong place", N_ANNOTATORS), strict=True):
+        mistake = _CONFUSED.get(answer) or NAMES[(_kind(answer) + 1) % len(NAMES)]
+        given = [mistake] * int(wrong) + [answer] * int(N_ANNOTATORS - wrong)
+        out.append(given[where:] + given[:where])
+    return out
+
+
+CLOVE_SCENES = ("meadow", "sea", "night", "desert", "snow", "brick wall")
+
+
+def _questions(seed: int, index: np.ndarray, kinds: Sequence[str], scene: np.ndarray | None) -> dict:
+    """Pictures with one question each, of the given kinds; answers are drawn evenly within a kind."""
+    layouts = {"count": world.COUNT, "relation": world.PAIR}
+    layout = np.array([layouts.get(kind, world.SINGLE) for kind in kinds])
+    logic_pair = (np.array(kinds) == "logic") & (uniform(seed, index, "logic layout") < 0.5)
+    layout[logic_pair] = world.PAIR
+    fixed: dict = {"layout": layout}
+    count = np.where(layout == world.COUNT, 1 + integers(seed, index, "asked count", 4), 1)
+    fixed["count"] = np.where(layout == world.PAIR, 2, count)
+    if scene is not None:
+        fixed["scene"] = scene
+    spec = world.sample(seed, index, BANK_SEED, **fixed)
+    u = uniform(seed, index, "asked")
+    asked = [words.ask(spec, i, kind, u[i]) for i, kind in enumerate(kinds)]
+    answers = [answer for _, answer in asked]
+    return {
+        "images": render(spec),
+        "questions": [question for question, _ in asked],
+        "answer": answers,
+        "answers": annotators(answers, seed, index),
+        "kinds": list(kinds),
+    }
+
+
+def clove_tiny_function(task: int, train: bool, seed: int = 0) -> dict:
+    """VQA by question kind: task t asks only QUESTION_KINDS[t]. Keys: images, questions, answer, answers, kinds."""
+    n = CLOVE_SIZE[train]
+    index = _indices(n, train) + n * 10 * task
+    return _questions(_rng_seed("clove", seed), index, [QUESTION_KINDS[task]] * n, None)
+
+
+def clove_tiny_scene(task: int, train: bool, seed: int = 0) -> dict:
+    """VQA by scene: task t shows only CLOVE_SCENES[t] and asks all kinds but "scene" by turns."""
+    n = CLOVE_SIZE[train]
+    index = _indices(n, train) + n * (100 + 10 * task)
+    kinds = [kind for kind in QUESTION_KINDS if kind != "scene"]
+    scene = np.full(n, SCENES.index(CLOVE_SCENES[task]))
+    return _questions(_rng_seed("clove", seed), index, [kinds[i % len(kinds)] for i in range(n)], scene)
+
+
+MM_CLASSES, MM_MODES = 20, 3
+MM_SHOWN, MM_TOLD = 0.75, 0.6  # how often the picture, and the text, holds evidence; never neither
+_FILLERS = ("a picture of", "a photo of", "an image of", "there is", "a drawing of", "this is a photo of")
+
+
+def mm_tiny_evidence() -> tuple[np.ndarray, np.ndarray]:
+    """(20, 3, 2) kind and pattern pairs shown in pictures of each class, and as many told in its texts; no pair
+    serves twice, patterns other than plain only, so a plain object is never evidence."""
+    n = MM_CLASSES * MM_MODES
+    pairs = permutation(world.HELD_OUT_SEED, len(NAMES) * 5, "mm")
+    pairs = np.stack([pairs // 5, pairs % 5 + 1], 1)
+    return pairs[:n].reshape(MM_CLASSES, MM_MODES, 2), pairs[n : 2 * n].reshape(MM_CLASSES, MM_MODES, 2)
+
+
+def mm_tiny(train: bool, seed: int = 0) -> dict:
+    """Pictures with captions, 20 classes named only by number: images, captions, labels, names, shown, told.
+
+    A picture shows one of its class's three patterned objects (or two plain ones) next to a plain one; the caption
+    tells of one of three other patterned objects (or none), the scene and a plain object. Everything plain, the
+    scene and the opening words are drawn without regard to the class.
+    """
+    shown_pairs, told_pairs = mm_tiny_evidence()
+    labels = _labels(MM_CLASSES, MM_SIZE[train])
+    s, index = _rng_seed("mm", seed), _indices(len(labels), train)
+    shown = uniform(s, index, "shown") < MM_SHOWN
+    told = (uniform(s, index, "told") < MM_TOLD) | ~shown
+    other = integers(s, index, "plain kind", len(NAMES))
+    kind = np.stack([other, (other + 1 + integers(s, index, "second plain kind", len(NAMES) - 1)) % len(NAMES)], 1)
+    mode = shown_pairs[labels, integers(s, index, "shown mode", MM_MODES)]  # (B, 2)
+    kind[shown, 0] = mode[shown, 0]
+    pattern = np.zeros_like(kind)
+    pattern[shown, 0] = mode[shown, 1]
+    spec = world.sample(s, index, BANK_SEED, layout=world.PAIR, kind=kind, pattern=pattern)
+    texts = _mm_captions(spec, s, index, told_pairs[labels, integers(s, index, "told mode", MM_MODES)], told)
+    return {
+        "images": render(spec), "captions": texts, "labels": torch.from_numpy(labels),
+        "names": [f"group {c}" for c in range(MM_CLASSES)], "shown": torch.from_numpy(shown), "told": torch.from_numpy(told),
+    }  # fmt: skip
+
+
+def _mm_captions(spec: dict, seed: int, index: np.ndarray, pair: np.ndarray, told: np.ndarray) -> list[str]:
+    opening = integers(seed, index, "opening", len(_FILLERS))
+    colour = integers(seed, index, "told colour", len(world.COLOURS))
+    first = uniform(seed, index, "told first") < 0.5
+    out = []
+    for i, (kind, pattern) in enumerate(pair):
+        neutral = article(f"plain {NAMES[spec['kind'][i, 1]]}")
+        phrase = article(
+            f"{world.PATTERNS[pattern]} {NAMES[kind]}" if told[i] else f"{world.COLOURS[colour[i]]} object"
+        )
+        both = (phrase, neutral) if first[i] else (neutral, phrase)
+        out.append(f"{_FILLERS[opening[i]]} {both[0]} and {both[1]} {SCENE_PHRASES[spec['scene'][i]]}.")
+    return out
