@@ -30,11 +30,12 @@ from datasets.tiny_world import world
 from datasets.tiny_world.render import render
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
-TEMPLATES = ("a photo of {}.", "a picture of {}.", "an image of {}.")  # {} takes the article with the name
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
 CONTEXT = 32
 TRAIN_SEED, CHECK_SEED = 1, 2
 SIZES = {
-    "small": dict(embed_dim=128, vision_layers=4, vision_width=192, transformer_width=128, transformer_layers=2),
+    "wide": dict(embed_dim=128, vision_layers=4, vision_width=192, transformer_width=128, transformer_layers=2),
+    "small": dict(embed_dim=128, vision_layers=4, vision_width=128, transformer_width=128, transformer_layers=2),
     "nano": dict(embed_dim=64, vision_layers=2, vision_width=64, transformer_width=64, transformer_layers=1),
 }
 HEADS = {  # auxiliary targets read off the class token: classes and weight
@@ -179,21 +180,32 @@ def build_optimisers(model: nn.Module, heads: nn.Module, lr: float, matrices: st
 
 
 def rate(step: int, steps: int) -> float:
-    """Warm-up over 100 steps, then flat, then linear to zero over the last three tenths. A run can thus be
-    stopped before the fall and resumed with another length: the steps so far are the same."""
-    return min(1.0, (step + 1) / 100, (steps - step) / (0.3 * steps))
+    """Warm-up over 100 steps, then flat, then linear to zero. A run can thus be stopped before the fall and resumed
+    with another length: the steps so far are the same."""
+    return min(1.0, (step + 1) / 100, (steps - step) / (steps - fall(steps)))
+
+
+def fall(steps: int) -> int:
+    """The step at which the learning rate starts to fall, and the batch doubles."""
+    return round(0.7 * steps)
+
+
+def batch_indices(step: int, steps: int, batch: int) -> np.ndarray:
+    """Which pictures of the endless world make up a batch: half a batch before the fall, a whole one after."""
+    early = min(step, fall(steps))
+    start = early * (batch // 2) + (step - early) * batch
+    return np.arange(start, start + (batch // 2 if step < fall(steps) else batch))
 
 
 @torch.no_grad()
-def check(model: nn.Module, tokenizer: TinyTokenizer, n: int = 600, strength: float = 0.5) -> dict[str, float]:
+def check(model: nn.Module, tokenizer: TinyTokenizer, n: int = 480, strength: float = 0.5) -> dict[str, float]:
     """Zero-shot accuracy among the 60 never-captioned pairs (flat and stitched) and the 40 kinds, in percent."""
     pairs = world.held_out_patterns()
     pick = np.arange(n) % len(pairs)
-    names = [words.article(f"{world.PATTERNS[p]} {words.NAMES[k]}") for k, p in pairs]
-    kinds = [words.article(name) for name in words.NAMES]
+    names = [f"{world.PATTERNS[p]} {words.NAMES[k]}" for k, p in pairs]
     out, device = {}, model.logit_scale.device
     for label, style, texts, truth in (
-        ("pairs", 0, names, pick), ("stitched", 8, names, pick), ("kinds", 0, kinds, pairs[pick, 0]),
+        ("pairs", 0, names, pick), ("stitched", 8, names, pick), ("kinds", 0, words.NAMES, pairs[pick, 0]),
     ):  # fmt: skip
         spec = world.sample(
             CHECK_SEED, np.arange(n), bank_seed=CHECK_SEED, layout=world.SINGLE, style=style,
@@ -267,10 +279,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished weights")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--batch", type=int, default=128, help="pictures per step")
+    parser.add_argument(
+        "--batch", type=int, default=128, help="pictures per step, half of it before the learning rate falls"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--matrices", choices=("muon", "adamw"), default="muon", help="optimiser of block matrices")
-    parser.add_argument("--keep", type=float, default=0.5, help="share of patches seen before the learning rate falls")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of patches seen, but in the last steps")
     parser.add_argument("--device", default="cpu", help="cuda: try --steps 40000 --batch 512 (recipe not run)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, help="written every --save_every steps; resumed from if present")
@@ -282,11 +296,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def loss_of(model, heads, tokenizer, args, step: int) -> torch.Tensor:
     """Total loss on the step-th batch; all its random numbers follow from the step."""
-    spec = world.sample(TRAIN_SEED, np.arange(step * args.batch, (step + 1) * args.batch))
+    spec = world.sample(TRAIN_SEED, batch_indices(step, args.steps, args.batch))
     images = normalise(render(spec).to(args.device))
     tokens = tokenizer.tokenize(words.captions(spec), CONTEXT).to(args.device)
     keep = None
-    if args.keep < 1 and step < 0.7 * args.steps:
+    if args.keep < 1 and step < 0.85 * args.steps:
         n = model.visual.positional_embedding.shape[0] - 1
         noise = torch.rand(len(images), n, generator=torch.Generator().manual_seed(step))
         keep = noise.argsort(1)[:, : round(args.keep * n)].to(args.device)

@@ -12,9 +12,10 @@ import functools
 import numpy as np
 import torch
 
-from datasets.tiny_world.bank import CELL, FULL, mask_bank
+from datasets.tiny_world.bank import FULL, mask_bank
 from datasets.tiny_world.rng import uniform
 from datasets.tiny_world.scenes import SIZE, scene_bank
+from datasets.tiny_world.shapes import CELL
 from datasets.tiny_world.world import COLOURS, FIRST_DIGIT, STYLES
 
 _RGB = {
