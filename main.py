@@ -23,7 +23,8 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     launch.set_up(args, found)
     dataset = get_dataset(args)
     launch.check_against_dataset(args, dataset)
-    backbone = get_backbone(args) if args.backbone else None
+    builds_own = getattr(parsed.model_class, "BUILDS_OWN_NET", False)
+    backbone = get_backbone(args) if args.backbone and not builds_own else None
     model = get_model(args, backbone, dataset.get_loss(), dataset.get_transform(), dataset)
     launch.load_checkpoint(model, args)
     record = launch.open_record(args, requested, found, dataset, model)

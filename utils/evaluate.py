@@ -49,8 +49,9 @@ def batches_of(model, loader, args) -> Iterator[tuple]:
     limit = model.get_debug_iters() if option(args, "debug_mode") else None
     features = model.cached_inputs(loader) if hasattr(loader, "with_batch_size") else None
     if features is not None:
-        labels = loader.dataset.targets
-        yield from zip(features.split(FEATURE_ROWS), labels.split(FEATURE_ROWS), strict=True)
+        split = loader.dataset
+        columns = [split.targets, *(getattr(split, name) for name in split.extra_return_fields)]
+        yield from zip(*(column.split(FEATURE_ROWS) for column in (features, *columns)), strict=True)
         return
     if hasattr(loader, "with_batch_size") and limit is None:
         loader = loader.with_batch_size(eval_batch_size(loader, args))
@@ -82,23 +83,25 @@ def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskS
     scores, split = TaskScores(), dataset.SETTING in SPLIT_SETTINGS
     seen_end = dataset.get_offsets(max(dataset.c_task, 0))[1]
     is_seen = task <= max(dataset.c_task, 0)
+    fields = getattr(getattr(loader, "dataset", None), "extra_return_fields", [])
     total = torch.zeros(5, dtype=torch.float64, device=model.device)
     for batch in batches_of(model, loader, dataset.args):
         inputs, labels = batch[0].to(model.device), batch[1].to(model.device)
+        extras = {name: value.to(model.device) for name, value in zip(fields, batch[2:], strict=False)}
         scores.count += len(labels)
         if future:
             outputs = model.future_forward(inputs).float()
-            total[2] += dataset.score(outputs, labels).sum()
+            total[2] += dataset.score(outputs, labels, extras).sum()
             if not is_seen:
-                total[3] += dataset.score(only_columns(outputs, seen_end, outputs.shape[1]), labels).sum()
+                total[3] += dataset.score(only_columns(outputs, seen_end, outputs.shape[1]), labels, extras).sum()
         if not is_seen:
             continue
         outputs = logits_of(model, inputs, task).float()
         named = outputs[:, :seen_end]
-        credit = dataset.score(named, labels)
+        credit = dataset.score(named, labels, extras)
         total[0] += credit.sum()
         if split:
-            total[1] += dataset.score(mask_classes(outputs, dataset, task), labels).sum()
+            total[1] += dataset.score(mask_classes(outputs, dataset, task), labels, extras).sum()
         if labels.dim() == 1:
             total[4] += F.cross_entropy(named, labels.long(), reduction="sum")
         confidence, prediction = named.softmax(1).max(1)

@@ -204,8 +204,12 @@ class ContinualDataset:
         for name, value in fields.items():
             setattr(cls, name, transform_of(value, name) if name in {"TRANSFORM", "TEST_TRANSFORM"} else value)
 
-    def score(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Credit of each sample in [0, 1]: top-1; question answering overrides it."""
+    def class_templates(self) -> list[list[str]]:
+        """Prompt templates of each class; a stream over domains gives each domain its own."""
+        return [self.get_prompt_templates()] * self.N_CLASSES
+
+    def score(self, outputs: torch.Tensor, labels: torch.Tensor, extras: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Credit of each sample in [0, 1]: top-1; question answering overrides it. `extras` holds the test items' extra fields."""
         return (outputs.argmax(dim=1) == labels).float()
 
     @staticmethod

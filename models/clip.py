@@ -1,0 +1,30 @@
+"""Zero-shot CLIP: nothing is trained, an image gets the name whose sentence is nearest.
+
+Radford et al., ICML 2021, arXiv 2103.00020; as a continual baseline Thengane et al. 2022, arXiv 2210.03114.
+Choices: one template by default; --use_templates 1 averages the unit features of all of the dataset's templates.
+"""
+
+from models.utils.vlm_model import VLMModel, add_vlm_args
+from utils.flags import boolean
+
+
+class Clip(VLMModel):
+    NAME = "clip"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+    trains_in_loop = False
+
+    @staticmethod
+    def get_parser(parser):
+        parser.add_argument("--use_templates", type=boolean, default=False, help="average all templates of the dataset")
+        return add_vlm_args(parser)
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        templates = self.dataset.get_prompt_templates() if args.use_templates else self.templates()
+        self.keys = self.text_features(self.dataset.get_class_names(), templates)  # (C, D)
+
+    def forward(self, x):
+        return self.logits(self.encode(x), self.keys[: self.n_seen_classes])
+
+    def future_forward(self, x):
+        return self.logits(self.encode(x), self.keys)

@@ -1,0 +1,60 @@
+"""Logistic regression on frozen CLIP features, on each task in turn; with --joint 1 the upper bound of frozen features.
+
+Minimises C * sum CE + |W|^2 / 2 by L-BFGS (bias not penalised), warm-started from the previous task. Without --joint
+it shows what forgetting a linear head alone suffers, the encoder being fixed.
+
+Choices: unit features (--normalize 1) and C = 10 are ours; for raw features of norm r the equal C is 10 / r^2.
+"""
+
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from models.utils.vlm_model import VLMModel, add_vlm_args
+from utils.flags import boolean, positive, positive_int
+
+
+class LinearProbe(VLMModel):
+    NAME = "linear-probe"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il"]
+    trains_in_loop = False
+
+    @staticmethod
+    def get_parser(parser):
+        parser.add_argument("--C", type=positive, default=10.0, help="weight of the data against the squared weights")
+        parser.add_argument("--normalize", type=boolean, default=True, help="unit features")
+        parser.add_argument("--probe_iters", type=positive_int, default=500, help="L-BFGS iterations at most")
+        return add_vlm_args(parser)
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.weight = torch.zeros(self.num_classes, self.net.embed_dim, device=self.device)
+        self.bias = torch.zeros(self.num_classes, device=self.device)
+
+    def prepare(self, features):
+        return normalize(features, dim=1) if self.args.normalize else features
+
+    def end_task(self, dataset):
+        features, labels = self.image_features(dataset.train_loader.dataset)
+        features, labels = self.prepare(features)[labels >= 0], labels[labels >= 0]
+        self.weight, self.bias = fit_logistic(features, labels, self.weight, self.bias, self.args.C, self.args.probe_iters)
+
+    def forward(self, x):
+        return (self.prepare(self.encode(x)) @ self.weight.T + self.bias)[:, : self.n_seen_classes]
+
+
+def fit_logistic(features, labels, weight, bias, C, iterations):
+    """The minimiser of C * sum CE + |W|^2 / 2, from a starting point; in float64."""
+    features = features.double()
+    weight, bias = (t.detach().double().requires_grad_() for t in (weight, bias))
+    solver = torch.optim.LBFGS([weight, bias], max_iter=iterations, tolerance_grad=1e-6, tolerance_change=1e-10,
+                               history_size=20, line_search_fn="strong_wolfe")
+    scale = 1.0 / max(len(features), 1)  # the same minimiser, better conditioned
+
+    def closure():
+        solver.zero_grad()
+        loss = scale * (C * cross_entropy(features @ weight.T + bias, labels, reduction="sum") + 0.5 * weight.square().sum())
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return weight.detach().float(), bias.detach().float()
