@@ -266,6 +266,7 @@ def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
     save_file({k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items()}, weights)
+    weights.chmod(0o644)
     tokenizer.save(out / "vocab.json")
     config = {
         "model": shape, "activation": "quickgelu", "mean": MEAN, "std": STD, "templates": TEMPLATES,

@@ -187,16 +187,19 @@ def test_mtil_orders_are_permutations_of_the_domains():
     assert streams.MTIL_ORDERS["I"] != streams.MTIL_ORDERS["II"]
 
 
-def test_mm_evidence_is_in_the_told_phrase_or_the_picture_and_nowhere_else():
-    data = streams.mm_tiny(False)
-    shown, told = streams.mm_tiny_evidence()
-    pairs = [tuple(p) for p in np.concatenate([shown, told]).reshape(-1, 2)]
-    assert len(set(pairs)) == len(pairs) == 2 * streams.MM_CLASSES * streams.MM_MODES
-    assert (data["shown"] | data["told"]).all() and not data["shown"].all() and not data["told"].all()
-    patterned = [f"{p} " for p in world.PATTERNS[1:]]
-    for text, label, has in zip(data["captions"], data["labels"], data["told"], strict=True):
-        assert "group" not in text and str(int(label)) not in text
-        assert any(p in text for p in patterned) == bool(has)
+def test_mm_evidence_is_the_kind_and_nothing_else():
+    data, kinds = streams.mm_tiny(True), streams.mm_tiny_kinds()
+    assert sorted(kinds.ravel()) == list(range(40))
+    shown, told = data["shown"], data["told"]
+    assert (shown | told).all() and 0.7 < shown.float().mean() < 0.8 and 0.6 < told.float().mean() < 0.8
+    said = {word: torch.zeros(streams.MM_CLASSES) for word in (*world.COLOURS, *world.PATTERNS, "snow", "photo")}
+    for text, label, has in zip(data["captions"], data["labels"], told, strict=True):
+        named = {k for k, name in enumerate(words.NAMES) if f" {name} " in f"{text} "}
+        assert named <= set(kinds[label]) and len(named) == int(has) and "group" not in text, text
+        for word in said:
+            said[word][label] += f" {word} " in text.replace(".", " ")
+    for word, counts in said.items():  # spread evenly: chi-square of 19 degrees of freedom, one in 10,000 above 50
+        assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 50, word
 
 
 # ---- tokenizer

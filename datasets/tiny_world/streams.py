@@ -200,56 +200,49 @@ def clove_tiny_scene(task: int, train: bool, seed: int = 0) -> dict:
     return _questions(_rng_seed("clove", seed), index, [kinds[i % len(kinds)] for i in range(n)], scene)
 
 
-MM_CLASSES, MM_MODES = 20, 3
+MM_CLASSES = 20
 MM_SHOWN, MM_TOLD = 0.75, 0.6  # how often the picture, and the text, holds evidence; never neither
-_FILLERS = ("a picture of", "a photo of", "an image of", "there is", "a drawing of", "this is a photo of")
+_OPENINGS = ("a picture of", "a photo of", "an image of", "there is", "a drawing of", "this is a photo of")
 
 
-def mm_tiny_evidence() -> tuple[np.ndarray, np.ndarray]:
-    """(20, 3, 2) kind and pattern pairs shown in pictures of each class, and as many told in its texts; no pair
-    serves twice, patterns other than plain only, so a plain object is never evidence."""
-    n = MM_CLASSES * MM_MODES
-    pairs = permutation(world.HELD_OUT_SEED, len(NAMES) * 5, "mm")
-    pairs = np.stack([pairs // 5, pairs % 5 + 1], 1)
-    return pairs[:n].reshape(MM_CLASSES, MM_MODES, 2), pairs[n : 2 * n].reshape(MM_CLASSES, MM_MODES, 2)
+def mm_tiny_kinds() -> np.ndarray:
+    """(20, 2) the two object kinds that make up each class."""
+    return permutation(world.HELD_OUT_SEED, len(NAMES), "mm").reshape(MM_CLASSES, 2)
 
 
 def mm_tiny(train: bool, seed: int = 0) -> dict:
     """Pictures with captions, 20 classes named only by number: images, captions, labels, names, shown, told.
 
-    A picture shows one of its class's three patterned objects (or two plain ones) next to a plain one; the caption
-    tells of one of three other patterned objects (or none), the scene and a plain object. Everything plain, the
-    scene and the opening words are drawn without regard to the class.
+    A picture shows, rather small, an object of one of its class's two kinds in any colour and pattern, or an empty
+    scene; the caption names one of the two kinds, not always the one drawn, or just an object. Scene, colour, pattern,
+    place and the opening words are drawn without regard to the class: background, and no evidence.
     """
-    shown_pairs, told_pairs = mm_tiny_evidence()
     labels = _labels(MM_CLASSES, MM_SIZE[train])
     s, index = _rng_seed("mm", seed), _indices(len(labels), train)
     shown = uniform(s, index, "shown") < MM_SHOWN
     told = (uniform(s, index, "told") < MM_TOLD) | ~shown
-    other = integers(s, index, "plain kind", len(NAMES))
-    kind = np.stack([other, (other + 1 + integers(s, index, "second plain kind", len(NAMES) - 1)) % len(NAMES)], 1)
-    mode = shown_pairs[labels, integers(s, index, "shown mode", MM_MODES)]  # (B, 2)
-    kind[shown, 0] = mode[shown, 0]
-    pattern = np.zeros_like(kind)
-    pattern[shown, 0] = mode[shown, 1]
-    spec = world.sample(s, index, BANK_SEED, layout=world.PAIR, kind=kind, pattern=pattern)
-    texts = _mm_captions(spec, s, index, told_pairs[labels, integers(s, index, "told mode", MM_MODES)], told)
+    kinds = mm_tiny_kinds()[labels]  # (B, 2)
+    rows = np.arange(len(labels))
+    spec = world.sample(
+        s, index, BANK_SEED, layout=np.where(shown, world.SINGLE, world.EMPTY), style=0, scale=0.55,
+        kind=kinds[rows, integers(s, index, "shown kind", 2)],
+    )  # fmt: skip
+    named = np.where(told, kinds[rows, integers(s, index, "told kind", 2)], -1)
     return {
-        "images": render(spec), "captions": texts, "labels": torch.from_numpy(labels),
-        "names": [f"group {c}" for c in range(MM_CLASSES)], "shown": torch.from_numpy(shown), "told": torch.from_numpy(told),
+        "images": render(spec), "captions": _mm_captions(spec, s, index, named), "labels": torch.from_numpy(labels),
+        "names": [f"group {c}" for c in range(MM_CLASSES)],
+        "shown": torch.from_numpy(shown), "told": torch.from_numpy(told),
     }  # fmt: skip
 
 
-def _mm_captions(spec: dict, seed: int, index: np.ndarray, pair: np.ndarray, told: np.ndarray) -> list[str]:
-    opening = integers(seed, index, "opening", len(_FILLERS))
+def _mm_captions(spec: dict, seed: int, index: np.ndarray, named: np.ndarray) -> list[str]:
+    """Opening, pattern, colour, kind or "object", scene; the adjectives are the picture's only by chance."""
+    opening = integers(seed, index, "opening", len(_OPENINGS))
     colour = integers(seed, index, "told colour", len(world.COLOURS))
-    first = uniform(seed, index, "told first") < 0.5
+    pattern = integers(seed, index, "told pattern", len(world.PATTERNS))
     out = []
-    for i, (kind, pattern) in enumerate(pair):
-        neutral = article(f"plain {NAMES[spec['kind'][i, 1]]}")
-        phrase = article(
-            f"{world.PATTERNS[pattern]} {NAMES[kind]}" if told[i] else f"{world.COLOURS[colour[i]]} object"
-        )
-        both = (phrase, neutral) if first[i] else (neutral, phrase)
-        out.append(f"{_FILLERS[opening[i]]} {both[0]} and {both[1]} {SCENE_PHRASES[spec['scene'][i]]}.")
+    for i, kind in enumerate(named):
+        noun = NAMES[kind] if kind >= 0 else "object"
+        phrase = article(f"{world.PATTERNS[pattern[i]]} {world.COLOURS[colour[i]]} {noun}")
+        out.append(f"{_OPENINGS[opening[i]]} {phrase} {SCENE_PHRASES[spec['scene'][i]]}.")
     return out
