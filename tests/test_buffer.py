@@ -115,6 +115,16 @@ def test_mask_task_out_by_task_labels_and_by_labels():
     assert sorted(plain.get_data(99, mask_task_out=1, cpt=5)[1].tolist()) == [0, 1, 2, 3, 4]
 
 
+def test_mask_task_out_with_tasks_of_different_sizes():
+    """Classes per task as a list, as datasets declare them: labels 0-2, 3, 4-9."""
+    plain = fill(Buffer(10), 10, labels=lambda i: i.long())
+    for task, (first, end) in enumerate(((0, 3), (3, 4), (4, 10))):
+        left = sorted(plain.get_data(99, mask_task_out=task, cpt=[3, 1, 6])[1].tolist())
+        assert left == [*range(first), *range(end, 10)]
+    with pytest.raises(UserError, match="cpt"):
+        plain.get_data(4, mask_task_out=1)
+
+
 def test_force_indexes_serves_exactly_those():
     index, examples, labels, *_ = full_buffer().get_data(99, force_indexes=[7, 0, 7], return_index=True)
     assert index.tolist() == labels.tolist() == examples[:, 0].int().tolist() == [7, 0, 7]

@@ -73,7 +73,9 @@ def test_cosine_flag_spans_the_epochs_or_the_iterations():
     model.args.lr_scheduler = "cosine"
     half = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
     assert rates(get_scheduler(model, model.args), model.opt, 4) == pytest.approx(half, abs=1e-12)
-    model.args.scheduler_mode, model.args.n_iters = "iter", 8
+    model.args.n_iters = 8
+    assert rates(get_scheduler(model, model.args), model.opt, 4) == pytest.approx(half, abs=1e-12)  # still by epoch
+    model.args.scheduler_mode = "iter"
     found = rates(get_scheduler(model, model.args), model.opt, 8)
     assert found == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(9)], abs=1e-12)
 

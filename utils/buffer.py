@@ -146,8 +146,7 @@ class Buffer:
         device = self.device if device is None else device
         available = np.arange(len(self))
         if mask_task_out is not None:
-            tasks = self.data["task_labels"] if "task_labels" in self.data else self.data["labels"] // cpt
-            available = available[(tasks[: len(self)] != mask_task_out).cpu().numpy()]
+            available = available[(self._tasks(cpt)[: len(self)] != mask_task_out).cpu().numpy()]
         if force_indexes is not None:
             chosen = np.asarray(force_indexes)
         else:
@@ -159,6 +158,17 @@ class Buffer:
             plain = self._read("examples", rows, device)
             found = (plain if not_aug_transform is None else apply(not_aug_transform, plain), *found)
         return (rows.to(device), *found) if return_index else found
+
+    def _tasks(self, cpt: int | list[int] | None) -> torch.Tensor:
+        """Task of each stored sample: as stored, or from its label and the classes per task."""
+        if "task_labels" in self.data:
+            return self.data["task_labels"]
+        if cpt is None:
+            raise UserError("mask_task_out needs stored task_labels, or cpt, the number of classes per task")
+        labels = self.data["labels"]
+        if isinstance(cpt, int):
+            return labels // cpt
+        return torch.bucketize(labels, torch.tensor(cpt, device=labels.device).cumsum(0), right=True)
 
     def get_data_by_index(self, indexes, transform=None, device=None) -> tuple:
         """The samples in the given places."""
