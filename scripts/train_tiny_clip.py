@@ -269,7 +269,7 @@ def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -
     weights.chmod(0o644)
     tokenizer.save(out / "vocab.json")
     config = {
-        "model": shape, "activation": "quickgelu", "mean": MEAN, "std": STD, "templates": TEMPLATES,
+        "clip": shape, "activation": "quickgelu", "image_mean": MEAN, "image_std": STD, "templates": TEMPLATES,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
