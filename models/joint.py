@@ -25,12 +25,13 @@ class Joint(ContinualModel):
             for number, (inputs, labels, *_) in enumerate(loader.epoch(epoch)):
                 if self.args.debug_mode and number >= self.get_debug_iters():
                     break
-                loss = self.train_step(inputs.to(self.device), labels.to(self.device))
+                inputs = inputs.to(self.device)
+                loss = self.meta_observe(inputs, labels.to(self.device), inputs, epoch=epoch)  # without unlabelled images
                 self.step_schedule("iter")
             self.step_schedule("epoch")
             self.work_note = f"loss {loss:.4g}"
 
-    def train_step(self, inputs, labels):
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()

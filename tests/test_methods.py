@@ -361,3 +361,11 @@ def test_joint_is_one_task_with_all_classes():
 def test_joint_serves_domains():
     model, images = run_joint(ToyDomains)
     assert sorted(images) == sorted(2 * all_images(model.dataset))  # both domains hold the same images here
+
+
+def test_joint_leaves_out_images_without_a_label():
+    """--label_perc 0.5 of tasks with 24, 10 and 23 images: 4, 5 and 5 of a class keep their label."""
+    model, images = run_joint(ToyStream, label_perc=0.5, batch_size=3)
+    labelled = [split.targets != -1 for split in (loader.dataset for loader in model.dataset.all_loaders()[0])]
+    assert [int(mask.sum()) for mask in labelled] == [3 * 4, 5, 2 * 5]
+    assert len(images) == 27 and all(torch.isfinite(p).all() for p in model.net.parameters())
