@@ -154,6 +154,12 @@ def test_byte_codec_is_exact_for_byte_images_and_a_quarter_of_the_memory():
     assert torch.equal(again.get_all_data()[0], packed.get_all_data()[0])
 
 
+def test_byte_codec_takes_the_nearest_byte():
+    images, buffer = torch.linspace(0, 1, 1000)[:, None], Buffer(1000, codec="uint8")
+    buffer.add_data(images)
+    assert (buffer.get_all_data()[0] - images).abs().max() <= 0.5 / 255 + 1e-6
+
+
 def test_bytes_given_to_a_float_buffer_mean_the_same_picture():
     images = torch.randint(0, 256, (4, 1, 2, 2), dtype=torch.uint8)
     packed, plain = Buffer(4, codec="uint8"), Buffer(4)

@@ -34,6 +34,9 @@ class Recorder(nn.Module):
     def future_forward(self, x):
         return self.table[x[:, 0, 0, 0].mul(255).round().long()].flip(1)
 
+    def future_variants(self, x):
+        return {}
+
     def cached_inputs(self, loader):
         return None
 
@@ -259,14 +262,27 @@ def test_debug_mode_looks_at_a_few_batches():
     assert evaluate_tasks(Recorder(logits()), at_task(0, batch_size=2), {0: stream.test_loaders[0]})[0].count == 12
 
 
-def test_a_dataset_may_score_in_its_own_way():
-    """Soft credit, as question answering gives it."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_dataset_may_score_in_its_own_way(cached):
+    """Soft credit out of a field that travels with the samples, as question answering gives it."""
 
     class Soft(Numbered):
-        def score(self, outputs, labels):
-            return torch.full((len(labels),), 0.3)
+        def load(self, train):
+            found = super().load(train)
+            return ArraySamples(found.data, found.targets, credit=torch.linspace(0, 1, len(found)))
 
-    assert evaluate(Recorder(logits()), at_task(0, Soft))[0] == [pytest.approx(30)]
+        def score(self, outputs, labels, extras):
+            return (outputs.argmax(1) == labels) * extras["credit"]
+
+    class Model(Recorder):
+        def cached_inputs(self, loader):
+            return loader.dataset.data.float() / 255 if cached else None
+
+    stream, table = at_task(0, Soft, eval_batch_size=5), logits()
+    labels, credit = stream.samples(False).targets, torch.linspace(0, 1, 24)
+    rows = labels < 3
+    expected = 100 * credit[rows & (table[:, :3].argmax(1) == labels)].sum() / rows.sum()
+    assert evaluate(Model(table), stream)[0] == [pytest.approx(expected.item(), rel=1e-5)]
 
 
 def test_cached_features_take_the_place_of_images():
