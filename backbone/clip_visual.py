@@ -1,31 +1,69 @@
-"""CLIP's image tower with a linear classifier, so that gradient baselines start from the weights CLIP methods use."""
+"""CLIP's towers with a linear classifier, so that gradient baselines start from the weights CLIP methods use."""
 
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 from backbone import MammothBackbone, answer, register_backbone
-from backbone.clip import load_clip
+from backbone.clip import CLIPBackbone, load_clip
 from utils.errors import UserError
+from utils.pair import Inputs, Pair
+
+
+def fuse(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Features (B, 3D) of pictures with texts: both directions and their product, each with entries of size about 1."""
+    image, text = (normalize(x, dim=-1) * x.shape[-1] ** 0.5 for x in (image, text))
+    return torch.cat([image, text, image * text], dim=-1)
 
 
 class ClipVisual(MammothBackbone):
-    """`features` are CLIP's raw image features; images come as CLIP's preprocessing gives them."""
+    """`features` are CLIP's raw image features; images come as CLIP's preprocessing gives them. The text of a Pair is
+    not looked at: it is the picture alone that this network sees."""
 
-    def __init__(self, num_classes: int, clip):
+    def __init__(self, num_classes: int, clip: CLIPBackbone):
         super().__init__()
         self.visual, self.resolution = clip.clip.visual, clip.resolution
         self.feature_dim = self.embed_dim = clip.embed_dim
         self.classifier = nn.Linear(clip.embed_dim, num_classes)
 
-    def forward(self, x: torch.Tensor, returnt: str = "out"):
-        if x.shape[-1] != self.resolution:
-            raise UserError(f"CLIP's image tower takes {self.resolution} pixels, the images have {x.shape[-1]}: "
-                            "choose a dataset of that size or another --clip_backbone")
-        features = self.visual(x.to(self.visual.conv1.weight.dtype)).float()
+    def forward(self, x: Inputs, returnt: str = "out"):
+        image = x.image if isinstance(x, Pair) else x
+        check_size(image, self.resolution)
+        features = self.visual(image.to(self.visual.conv1.weight.dtype)).float()
         return answer(returnt, self.classifier, features, [features])
+
+
+class ClipFused(MammothBackbone):
+    """Both towers and a linear classifier on [image, text, image * text]; the input is a Pair."""
+
+    def __init__(self, num_classes: int, clip: CLIPBackbone):
+        super().__init__()
+        self.clip = clip
+        self.feature_dim = self.embed_dim = 3 * clip.embed_dim
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
+
+    def forward(self, x: Pair, returnt: str = "out"):
+        if not isinstance(x, Pair):
+            raise UserError("backbone clip-fused looks at pictures with texts: choose clip-visual for pictures alone")
+        check_size(x.image, self.clip.resolution)
+        text = self.clip.encode_embeddings(self.clip.token_embeddings(x.text), x.text.argmax(dim=1))
+        features = fuse(self.clip.encode_image(x.image).float(), text.float())
+        return answer(returnt, self.classifier, features, [features])
+
+
+def check_size(image: torch.Tensor, resolution: int) -> None:
+    if image.shape[-1] != resolution:
+        raise UserError(f"CLIP's image tower takes {resolution} pixels, the images have {image.shape[-1]}: "
+                        "choose a dataset of that size or another --clip_backbone")  # fmt: skip
 
 
 @register_backbone("clip-visual")
 def clip_visual(num_classes: int, clip_backbone: str = "ViT-B/32", base_path: str = "./data/") -> ClipVisual:
     """CLIP's image tower + linear classifier; --clip_backbone chooses the weights."""
     return ClipVisual(num_classes, load_clip(clip_backbone, base_path=base_path))
+
+
+@register_backbone("clip-fused")
+def clip_fused(num_classes: int, clip_backbone: str = "ViT-B/32", base_path: str = "./data/") -> ClipFused:
+    """Both towers of CLIP + linear classifier, for pictures with texts; --clip_backbone chooses the weights."""
+    return ClipFused(num_classes, load_clip(clip_backbone, base_path=base_path))

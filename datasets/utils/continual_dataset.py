@@ -42,6 +42,9 @@ class ContinualDataset:
     DEFAULTS: dict[str, object] = {}  # flag -> default, for example batch_size, n_epochs, backbone
     MISTAKEN_FOR: dict[int, int] | None = None  # asymmetric noise: raw class -> raw class
     AVAIL_SCHEDS = ["multisteplr", "cosine"]
+    HAS_TEXT = False  # samples are Pairs (picture, token ids)
+    VQA = False  # scores are named vqa_*; see datasets/utils/vqa.py
+    MTIL = False  # tasks are domains, scored among their own names, those not yet trained included
 
     def __init__(self, args: Namespace):
         missing = [n for n in ("NAME", "SETTING", "N_TASKS", "N_CLASSES_PER_TASK") if not hasattr(self, n)]

@@ -1,0 +1,34 @@
+"""Texts of a stream as token ids of the CLIP that the run uses."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from backbone.clip_files import TINY_DIR, openai_clip
+from backbone.tiny_tokenizer import TinyTokenizer
+from utils.errors import UserError
+from utils.settings import option
+
+OPENAI_CONTEXT = 77
+LONGEST = 512  # tokens; the network refuses what exceeds its own context
+
+
+def tokenize(texts: Sequence[str], args: Namespace) -> torch.Tensor:
+    """Ids (N, L) as `--clip_backbone` numbers them, cut to the longest text, so no step has to look for text ends."""
+    distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    ids = token_ids(list(distinct), option(args, "clip_backbone", "tiny"))
+    ids = ids[:, : int(ids.argmax(dim=1).max()) + 1]
+    return ids[torch.tensor([distinct[text] for text in texts])]
+
+
+def token_ids(texts: list[str], clip_backbone: str) -> torch.Tensor:
+    """A folder with a vocabulary of its own (`tiny` is one) uses that; every other CLIP uses OpenAI's."""
+    vocabulary = (TINY_DIR if clip_backbone == "tiny" else Path(clip_backbone).expanduser()) / "vocab.json"
+    if vocabulary.is_file():
+        return TinyTokenizer.load(vocabulary).tokenize(texts, LONGEST)
+    try:
+        return openai_clip().tokenize(texts, OPENAI_CONTEXT).long()
+    except RuntimeError as error:
+        raise UserError(f"{error}; shorten the text") from None
