@@ -20,7 +20,7 @@ class Clip(VLMModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        templates = self.dataset.get_prompt_templates() if args.use_templates else self.templates()
+        templates = self.class_templates(every=args.use_templates)
         self.keys = self.text_features(self.dataset.get_class_names(), templates)  # (C, D)
 
     def forward(self, x):

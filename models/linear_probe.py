@@ -4,12 +4,14 @@ Minimises C * sum CE + |W|^2 / 2 by L-BFGS (bias not penalised), warm-started fr
 it shows what forgetting a linear head alone suffers, the encoder being fixed.
 
 Choices: unit features (--normalize 1) and C = 10 are ours; for raw features of norm r the equal C is 10 / r^2.
+Of pictures with texts it sees both and their product, or with --probe_input one of them: what each alone can tell.
 """
 
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from models.utils.vlm_model import VLMModel, add_vlm_args
+from utils.errors import UserError
 from utils.flags import boolean, positive, positive_int
 
 
@@ -17,17 +19,22 @@ class LinearProbe(VLMModel):
     NAME = "linear-probe"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    FUSES_TEXT = True
 
     @staticmethod
     def get_parser(parser):
         parser.add_argument("--C", type=positive, default=10.0, help="weight of the data against the squared weights")
         parser.add_argument("--normalize", type=boolean, default=True, help="unit features")
         parser.add_argument("--probe_iters", type=positive_int, default=500, help="L-BFGS iterations at most")
+        parser.add_argument("--probe_input", choices=["both", "image", "text"], help="of pictures with texts (default: both)")
         return add_vlm_args(parser)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.weight = torch.zeros(self.num_classes, self.net.embed_dim, device=self.device)
+        if args.probe_input and not self.dataset.HAS_TEXT:
+            raise UserError(f"--probe_input {args.probe_input}: {self.dataset.NAME} has pictures alone; leave the flag out")
+        self.looks_at = args.probe_input or self.looks_at
+        self.weight = torch.zeros(self.num_classes, self.feature_dim, device=self.device)
         self.bias = torch.zeros(self.num_classes, device=self.device)
 
     def prepare(self, features):

@@ -17,6 +17,7 @@ class Ridge(VLMModel):
     NAME = "ridge"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    FUSES_TEXT = True
 
     @staticmethod
     def get_parser(parser):
@@ -25,7 +26,7 @@ class Ridge(VLMModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        dim = self.net.embed_dim
+        dim = self.feature_dim
         self.gram = torch.zeros(dim, dim, dtype=torch.float64)  # G
         self.cross = torch.zeros(dim, self.num_classes, dtype=torch.float64)  # Q
         self.weights = None  # W (D, C)

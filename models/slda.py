@@ -19,6 +19,7 @@ class Slda(VLMModel):
     NAME = "slda"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    FUSES_TEXT = True
 
     @staticmethod
     def get_parser(parser):
@@ -29,7 +30,7 @@ class Slda(VLMModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        dim = self.net.embed_dim
+        dim = self.feature_dim
         self.sums = torch.zeros(self.num_classes, dim, dtype=torch.float64)
         self.counts = torch.zeros(self.num_classes, dtype=torch.float64)
         self.second_moment = torch.zeros(dim, dim, dtype=torch.float64)  # sum of f f^T

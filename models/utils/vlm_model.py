@@ -7,29 +7,34 @@ import torch
 from torch.nn.functional import normalize
 
 from backbone.clip import ClipImageEncoder, add_clip_args, load_clip
+from backbone.clip_visual import fuse
 from models.utils.continual_model import ContinualModel
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.errors import UserError
 from utils.features import FeatureStore
 from utils.pair import Inputs, Pair
 
+TEXT_ROWS = 1024  # texts encoded at once
+
 
 def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14") -> ArgumentParser:
     """The flags of every CLIP method; `default` names the CLIP of the method."""
     add_clip_args(parser, default)
-    parser.add_argument("--prompt_template", help='sentence around a class name, with {} for it (default: the dataset\'s first)')
+    parser.add_argument("--prompt_template", help='sentence around a class name, with {} for it (default: the dataset\'s own)')
     return parser
 
 
 class VLMModel(ContinualModel):
     """A method on CLIP. `self.net` is the CLIPBackbone; `forward` takes images (B, 3, H, W) or features (B, D).
 
+    On a stream of Pairs a method looks at the picture alone, unless it sets FUSES_TEXT.
     A method that can name classes it has not seen defines `future_forward(x)`, logits over all names.
     While the image tower is frozen, each image is encoded once for all runs (`image_features`, `cached_inputs`).
     """
 
     BUILDS_OWN_NET = True  # the dataset's default backbone is not made for it
     FROZEN_TOWER = True
+    FUSES_TEXT = False  # features of a Pair are [image, text, image * text]: `backbone.clip_visual.fuse`
 
     @staticmethod
     def get_parser(parser: ArgumentParser) -> ArgumentParser:
@@ -43,6 +48,8 @@ class VLMModel(ContinualModel):
         super().__init__(net, loss, args, transform, dataset)
         self.to(self.device)
         self.weights_sha256 = net.sha256
+        has_text = self.dataset.HAS_TEXT
+        self.looks_at = "both" if self.FUSES_TEXT and has_text else "image"
         mode = getattr(args, "features", "ram") or "ram"
         root = Path(getattr(args, "base_path", None) or "./data") / "features"
         self.store = FeatureStore(root, mode, progress=not getattr(args, "non_verbose", False))
@@ -54,6 +61,11 @@ class VLMModel(ContinualModel):
     @property
     def image_forwards(self) -> int:
         return self.store.forwards + self.forward_counter.images
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of what `encode` and `image_features` give."""
+        return self.net.embed_dim * (3 if self.looks_at == "both" else 1)
 
     # images ----------------------------------------------------------------------------------------------------
 
@@ -75,8 +87,10 @@ class VLMModel(ContinualModel):
         """Raw features (N, D) and labels (N,) of a split, without augmentation; each image is encoded once."""
         if self.encoder is None:
             raise UserError(f"model {self.NAME} trains its image tower: its features cannot be kept")
-        features = self.store.rows(split.samples, split.rows, self.encoder)
-        return features.to(self.device), split.targets.to(self.device)
+        features = self.store.rows(split.samples, split.rows, self.encoder).to(self.device)
+        if self.looks_at != "image":
+            features = self.with_text(features, split.samples.data.text[split.rows])
+        return features, split.targets.to(self.device)
 
     def cached_inputs(self, loader) -> torch.Tensor | None:
         if self.encoder is None or not hasattr(loader.dataset, "samples"):
@@ -84,9 +98,23 @@ class VLMModel(ContinualModel):
         return self.image_features(loader.dataset)[0]
 
     def encode(self, x: Inputs) -> torch.Tensor:
-        """Raw image features (B, D); features pass through."""
-        x = x.image if isinstance(x, Pair) else x
-        return x if x.dim() == 2 else self.net.encode_image(x).float()
+        """Raw image features (B, D), with the text where the method fuses it; features pass through."""
+        if not isinstance(x, Pair):
+            return x if x.dim() == 2 else self.net.encode_image(x).float()
+        features = self.net.encode_image(x.image).float()
+        return features if self.looks_at == "image" else self.with_text(features, x.text)
+
+    def with_text(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Fused features (B, 3D) of image features and token ids (B, L), or those of the text alone (B, D)."""
+        text = self.token_features(tokens)
+        return text if self.looks_at == "text" else fuse(image, text)
+
+    @torch.no_grad()
+    def token_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Raw text features (B, D) of token ids (B, L); each distinct text is encoded once."""
+        distinct, place = tokens.unique(dim=0, return_inverse=True)
+        parts = [self.net.encode_text(part).float() for part in distinct.split(TEXT_ROWS)]
+        return torch.cat(parts)[place.to(self.device)]
 
     # names -----------------------------------------------------------------------------------------------------
 
@@ -97,13 +125,28 @@ class VLMModel(ContinualModel):
             raise UserError(f"--prompt_template '{template}' has no {{}} for the class name")
         return [template] if template else self.dataset.get_prompt_templates()[:1]
 
+    def class_templates(self, every: bool = False) -> list[list[str]]:
+        """Sentences of each class: --prompt_template, or those the dataset gives it, the first or every one."""
+        if self.args.prompt_template:
+            return [self.templates()] * self.num_classes
+        return [own if every else own[:1] for own in self.dataset.class_templates()]
+
     @torch.no_grad()
-    def text_features(self, names: list[str], templates: list[str] | None = None) -> torch.Tensor:
-        """Unit features (C, D) of class names: the mean over templates of unit text features, scaled to unit length."""
-        templates = templates or self.templates()
-        prompts = [template.format(name) for template in templates for name in names]
-        features = normalize(self.net.encode_text(self.net.tokenize(prompts)).float(), dim=1)
-        return normalize(features.view(len(templates), len(names), -1).mean(0), dim=1)
+    def text_features(self, names: list[str], templates: list[str] | list[list[str]] | None = None) -> torch.Tensor:
+        """Unit features (C, D) of class names: the mean over templates of unit text features, scaled to unit length.
+
+        `templates` are sentences for all names, or a list of sentences for each. By default the dataset's names get
+        those of their class, other names those of `templates`.
+        """
+        if templates is None:
+            templates = self.class_templates() if names == self.dataset.get_class_names() else self.templates()
+        each = templates if isinstance(templates[0], list) else [templates] * len(names)
+        prompts = [template.format(name) for name, own in zip(names, each, strict=True) for template in own]
+        place = torch.tensor([c for c, own in enumerate(each) for _ in own], device=self.device)
+        parts = self.net.tokenize(prompts).split(TEXT_ROWS)
+        features = torch.cat([normalize(self.net.encode_text(part).float(), dim=1) for part in parts])
+        total = torch.zeros(len(names), features.shape[1], device=self.device)
+        return normalize(total.index_add_(0, place, features), dim=1)
 
     def logits(self, features: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """exp(logit_scale) * cosine of image features (B, D) with unit class keys (C, D)."""
