@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from models.utils.continual_model import ContinualModel
 from utils.buffer import Buffer
 from utils.exemplars import class_means, fill_buffer, icarl_replay
-from utils.flags import add_rehearsal_args, non_negative
+from utils.flags import add_memory_args, non_negative
 
 
 class ICarl(ContinualModel):
@@ -28,7 +28,7 @@ class ICarl(ContinualModel):
 
     @staticmethod
     def get_parser(parser):
-        add_rehearsal_args(parser)
+        add_memory_args(parser)
         parser.add_argument("--opt_wd", type=non_negative, default=1e-5, help="weight of the squared parameters in the loss")
         return parser
 

@@ -157,10 +157,16 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     add("--features", choices=["disk", "ram", "off"], default="disk", help="where features of frozen encoders are kept")
 
 
-def add_rehearsal_args(parser: argparse.ArgumentParser) -> None:
-    """What every method with a replay buffer takes."""
+def add_memory_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What every method that keeps samples takes."""
     group = parser.add_argument_group("replay buffer")
     group.add_argument("--buffer_size", type=positive_int, required=True, help="samples kept in memory")
+    return group
+
+
+def add_rehearsal_args(parser: argparse.ArgumentParser) -> None:
+    """What every method takes that draws batches from its memory."""
+    group = add_memory_args(parser)
     group.add_argument("--minibatch_size", type=positive_int, help="samples replayed per step (default: batch_size)")
 
 
