@@ -1,5 +1,6 @@
 """One run on disk: its record, its checkpoints, the clock that saves them, and the signals that stop it."""
 
+import math
 import os
 import signal
 import time
@@ -150,11 +151,10 @@ class LossGuard:
     def flush(self) -> None:
         if not self.pending:
             return
-        values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu().mean() for _, v in self.pending])
+        values = [float(v.mean()) if isinstance(v, torch.Tensor) else float(v) for _, v in self.pending]
         places, self.pending = [p for p, _ in self.pending], []
-        wrong = torch.nonzero(~values.isfinite()).flatten().tolist()
-        if wrong:
-            task, epoch, batch = places[wrong[0]]
-            raise UserError(f"the loss is {values[wrong[0]].item()} in task {task + 1}, epoch {epoch + 1}, batch {batch + 1}: "
-                            "lower --lr or check the data; the last good checkpoint is kept")
-        self.last = values[-1].item()
+        for (task, epoch, batch), value in zip(places, values, strict=True):
+            if not math.isfinite(value):
+                raise UserError(f"the loss is {value} in task {task + 1}, epoch {epoch + 1}, batch {batch + 1}: "
+                                "lower --lr or check the data; the last good checkpoint is kept")
+        self.last = values[-1]

@@ -1,5 +1,6 @@
 """The loop: tasks, epochs, batches; what is measured after each task; how a run starts, ends and goes on."""
 
+import contextlib
 import copy
 import sys
 from argparse import Namespace
@@ -233,7 +234,9 @@ class Fit:
 
 
 def autocast(args: Namespace, device: torch.device):
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=option(args, "code_optimization", 0) >= 2)
+    """bf16 with -O 2 and above; else nothing, since even a disabled autocast costs something in every step."""
+    on = option(args, "code_optimization", 0) >= 2
+    return torch.autocast(device.type, dtype=torch.bfloat16) if on else contextlib.nullcontext()
 
 
 def progress(title: str, total: int, args: Namespace, done: int = 0) -> tqdm:
