@@ -19,14 +19,19 @@ class TaskScores:
 
     count: int = 0
     class_il: float = 0.0  # among the names seen so far
-    task_il: float = 0.0  # among the task's own names
+    task_il: float = 0.0  # among the task's own names; of a task not seen yet as future_forward has them
     all_names: float = float("nan")  # among all names of the dataset
     unseen_names: float = float("nan")  # among the names not seen yet
     loss: float = 0.0
+    variants: dict[str, float] = field(default_factory=dict)  # among all names, scored in other ways
     parts: dict[str, list] = field(default_factory=dict)  # per sample: confidence, correct, prediction, label
 
     def percent(self, name: str) -> float:
         return 100.0 * getattr(self, name) / self.count if self.count else float("nan")
+
+    def exact_match(self) -> float:
+        """Percent of predictions that are the label, whatever the credit."""
+        return 100.0 * float((self.flat("prediction") == self.flat("label")).float().mean()) if self.parts else float("nan")
 
     def flat(self, name: str) -> torch.Tensor:
         return torch.cat(self.parts[name]) if self.parts.get(name) else torch.empty(0)
@@ -92,8 +97,12 @@ def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskS
         if future:
             outputs = model.future_forward(inputs).float()
             total[2] += dataset.score(outputs, labels, extras).sum()
+            for name, other in model.future_variants(inputs).items():
+                credit = dataset.score(other.float(), labels, extras).sum()
+                scores.variants[name] = scores.variants.get(name, 0.0) + credit.double()
             if not is_seen:
                 total[3] += dataset.score(only_columns(outputs, seen_end, outputs.shape[1]), labels, extras).sum()
+                total[1] += dataset.score(mask_classes(outputs, dataset, task), labels, extras).sum()
         if not is_seen:
             continue
         outputs = logits_of(model, inputs, task).float()
@@ -108,6 +117,7 @@ def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskS
         for name, value in (("confidence", confidence), ("correct", credit), ("prediction", prediction), ("label", labels)):
             scores.parts.setdefault(name, []).append(value.cpu())
     scores.class_il, scores.task_il, all_names, unseen, scores.loss = total.tolist()
+    scores.variants = {name: 100.0 * float(value) / max(scores.count, 1) for name, value in scores.variants.items()}
     if future:
         scores.all_names = all_names
         scores.unseen_names = float("nan") if is_seen else unseen

@@ -26,11 +26,11 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def print_task(row: dict, n_tasks: int) -> None:
+def print_task(row: dict, n_tasks: int, vqa: bool = False) -> None:
     """One line on stdout when a task is done."""
     task, scores = row["task"], row["scores"]
     parts = [f"task {task + 1}/{n_tasks}"]
-    for name, title in (("class_il", "class-il"), ("task_il", "task-il")):
+    for name, title in (("class_il", "vqa" if vqa else "class-il"), ("task_il", "task-il")):
         if name in scores:
             parts.append(f"{title} {_mean(scores[name][: task + 1]):6.2f}")
     if "all_names" in scores and task + 1 < n_tasks:
@@ -53,12 +53,21 @@ def summary(run, model, dataset) -> dict[str, float]:
     for task, value in run.rows.get("before", {}).items():
         if task < dataset.N_TASKS and task - 1 < len(class_il):
             class_il[task - 1, task] = value
-    named = {"class_il": class_il}
+    name = "vqa" if dataset.VQA else "class_il"
+    named = {name: class_il}
     if dataset.SETTING in SPLIT_SETTINGS:
         named["task_il"] = matrices["task_il"][rows]
+        if dataset.MTIL and dataset.N_TASKS > 1:
+            named["mtil"] = matrices["task_il"][rows]
     if not np.isnan(matrices["all_names"]).all():
         named |= {"future": matrices["all_names"], "seen_all": matrices["all_names"], "future_unseen": matrices["unseen_names"]}
-    scores = metrics.summary(named, {"class_il": untrained} if untrained is not None else None)
+    scores = metrics.summary(named, {name: untrained} if untrained is not None else None)
+    if dataset.VQA:
+        scores["exact_match_last"] = metrics.last(matrices["exact_match"][rows])
+    for name in sorted(matrices):
+        if name.startswith("all_names_"):
+            other = metrics.summary({"future": matrices[name], "seen_all": matrices[name]})
+            scores |= {f"{key}_{name.removeprefix('all_names_')}": value for key, value in other.items()}
     if "final_test" in run.rows:
         scores["final_test"] = _mean(run.rows["final_test"])
     if not np.isnan(run.rows.get("ece", np.nan)):
@@ -71,11 +80,19 @@ def summary(run, model, dataset) -> dict[str, float]:
 TITLES = {"class_il_last": "class-il, final average", "class_il_avg": "class-il, average over tasks",
           "class_il_forgetting": "class-il, forgetting", "class_il_bwt": "class-il, backward transfer",
           "class_il_fwt": "class-il, forward transfer",
+          "vqa_last": "vqa, final average", "vqa_avg": "vqa, average over tasks", "vqa_forgetting": "vqa, forgetting",
+          "vqa_bwt": "vqa, backward transfer", "vqa_fwt": "vqa, forward transfer",
+          "exact_match_last": "exact match, final average",
+          "mtil_transfer": "mtil, transfer", "mtil_avg": "mtil, average", "mtil_last": "mtil, last",
           "task_il_last": "task-il, final average", "task_il_avg": "task-il, average over tasks",
           "task_il_forgetting": "task-il, forgetting", "task_il_bwt": "task-il, backward transfer",
           "final_test": "test set after validation", "ci_transfer": "ci-transfer (future images, all names)",
           "seen_all": "seen images, all names", "future_unseen": "future images, unseen names",
-          "ci_harmonic": "harmonic mean of ci-transfer and seen", "ece": "calibration error",
+          "ci_harmonic": "harmonic mean of ci-transfer and seen",
+          "ci_transfer_zero_shot": "ci-transfer of zero-shot CLIP", "seen_all_zero_shot": "seen images, zero-shot CLIP",
+          "ci_harmonic_zero_shot": "harmonic mean, zero-shot CLIP",
+          "ci_transfer_mammoth": "ci-transfer, raw unseen keys", "ci_transfer_normalised": "ci-transfer, unit unseen keys",
+          "ece": "calibration error",
           "stored_bytes": "stored bytes", "image_forwards": "images encoded", "peak_bytes": "peak memory", "wall_s": "seconds"}
 
 
@@ -101,9 +118,13 @@ def human(name: str, value: float) -> str:
     return f"{value:.2f}"
 
 
-def plot(run) -> None:
+def plot(run, dataset) -> None:
     """Heat maps of the score matrices beside the record."""
     titles = {"class_il": "accuracy among names seen so far (%)", "all_names": "accuracy among all names (%)"}
+    if dataset.VQA:
+        titles["class_il"] = "question answering (%)"
+    if dataset.MTIL:
+        titles["task_il"] = "accuracy among the task's own names (%)"
     for name, title in titles.items():
         R = run.rows["matrices"][name]
         if len(R) > 1 and not np.isnan(R).all():

@@ -21,7 +21,7 @@ def train(model, dataset, args: Namespace, record=None, resume: bool = False) ->
     """Train on all tasks, evaluating after each; returns the summary that ends the record."""
     set_speed(args, model)
     rows = {name: np.full((dataset.N_TASKS, dataset.N_TASKS), np.nan)
-            for name in ("class_il", "task_il", "all_names", "unseen_names")}
+            for name in ("class_il", "task_il", "all_names", "unseen_names", "exact_match")}
     run = Run(model, args, record, {"matrices": rows, "image_forwards": 0})
     model.run = run
     model.to(model.device)
@@ -52,7 +52,8 @@ def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
     _skip_to(model, dataset, begun_at, replay_hooks=done is None and not option(args, "loadcheck"))
     if done:
         run.restore(done)
-    future = dataset.all_loaders(getattr(model, "change_transform", None))[1] if option(args, "eval_future") else None
+    looks_ahead = option(args, "eval_future") or (dataset.MTIL and dataset.N_TASKS > 1 and hasattr(model, "future_forward"))
+    future = dataset.all_loaders(getattr(model, "change_transform", None))[1] if looks_ahead else None
     with run.watch.phase("evaluate"):
         _forward_baseline(run, model, dataset)
     for task in range(begun_at, last + 1):
@@ -272,10 +273,15 @@ def _after_task(run: Run, model, dataset, task: int, future: list | None) -> Non
     for t, score in scores.items():
         if t <= task:
             matrices["class_il"][task, t] = score.percent("class_il")
-            if dataset.SETTING in SPLIT_SETTINGS:
-                matrices["task_il"][task, t] = score.percent("task_il")
+            if dataset.VQA:
+                matrices["exact_match"][task, t] = score.exact_match()
+        if dataset.SETTING in SPLIT_SETTINGS:
+            matrices["task_il"][task, t] = score.percent("task_il")
         matrices["all_names"][task, t] = score.percent("all_names")
         matrices["unseen_names"][task, t] = score.percent("unseen_names")
+        for name, percent in score.variants.items():
+            empty = np.full_like(matrices["all_names"], np.nan)
+            matrices.setdefault(f"all_names_{name}", empty)[task, t] = percent
     if option(run.args, "enable_other_metrics") and task + 1 < dataset.N_TASKS:
         twin = copy.copy(dataset)
         twin.c_task = task + 1
@@ -286,7 +292,7 @@ def _after_task(run: Run, model, dataset, task: int, future: list | None) -> Non
     run.rows["ece"] = metrics.ece(*(np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("confidence", "correct")))
     per_class = {n: np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("prediction", "label")}
     row = report.task_row(run, model, dataset, task, per_class)
-    report.print_task(row, dataset.N_TASKS)
+    report.print_task(row, dataset.N_TASKS, dataset.VQA)
     if run.record:
         run.record.task(row)
 
@@ -297,7 +303,7 @@ def _finish(run: Run, model, dataset) -> dict[str, float]:
         run.rows["final_test"] = [s.percent("class_il") for s in scores.values()]
     summary = report.summary(run, model, dataset)
     if run.record:
-        report.plot(run)
+        report.plot(run, dataset)
         run.record.end({"status": "done", "summary": summary})
     report.print_summary(summary, run)
     return summary

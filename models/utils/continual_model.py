@@ -136,6 +136,10 @@ class ContinualModel(nn.Module):
         """Whether begin_task does anything, such as change the loaders, that a resumed task has to repeat."""
         return type(self).begin_task is not ContinualModel.begin_task
 
+    def future_variants(self, x: Inputs) -> dict[str, torch.Tensor]:
+        """Logits over all names in other ways than future_forward, measured beside it; by name of the way."""
+        return {}
+
     def checkpoint_skip(self) -> set[str]:
         """Submodules that the constructor makes anew, exactly, and a checkpoint need not hold."""
         return set()

@@ -1,0 +1,93 @@
+"""Learned prompts for a frozen CLIP: context vectors in front of class names, encoded at the cost of the tokens in use."""
+
+import torch
+from torch import nn
+
+from backbone.clip import CLIPBackbone
+from utils.errors import UserError
+
+BUCKET = 64  # prompts of similar length that are encoded together; each bucket is cut to its longest
+
+
+class NamePrompts(nn.Module):
+    """Sentences [start][context: n vectors]["name."][end] for a list of class names, as embeddings.
+
+    The text tower is causal and read at the end token only, so prompts are cut there: exact, at a tenth of the tokens.
+    """
+
+    def __init__(self, clip: CLIPBackbone, names: list[str], n_context: int):
+        super().__init__()
+        place = " ".join(["X"] * n_context)
+        try:
+            tokens = clip.tokenize([f"{place} {name}." for name in names])  # (C, context_length)
+            bare = clip.tokenize([f"{name}." for name in names])
+        except UserError as error:
+            raise UserError(f"{n_context} context vectors and a class name do not fit this CLIP: {error}") from None
+        self.eot = tokens.argmax(dim=1)  # (C,), kept on the CPU
+        if not torch.equal(self.eot, bare.argmax(dim=1) + n_context):
+            raise UserError("this CLIP's tokenizer does not give the place-holder X one token each; choose another CLIP")
+        self.n_context, length = n_context, int(self.eot.max()) + 1
+        embeddings = clip.token_embeddings(tokens[:, :length]).detach()
+        self.register_buffer("start", embeddings[:, :1], persistent=False)  # (C, 1, W)
+        self.register_buffer("rest", embeddings[:, 1 + n_context :], persistent=False)  # (C, L - 1 - n, W)
+
+    def __len__(self) -> int:
+        return len(self.eot)
+
+    def encode(self, clip: CLIPBackbone, context: torch.Tensor, classes: torch.Tensor | slice) -> torch.Tensor:
+        """Raw text features (K, D) of the given classes with context vectors (K, n, W), with gradient."""
+        start, rest, eot = self.start[classes], self.rest[classes], self.eot[classes]
+        length = int(eot.max()) + 1
+        embeds = torch.cat([start, context.to(start.dtype), rest], dim=1)[:, :length]
+        return clip.encode_embeddings(embeds, eot, chunk=BUCKET)
+
+
+class ContextNet(nn.Module):
+    """An MLP from a text (or image) feature (N, D) to one context vector (N, W).
+
+    Three normalised hidden layers. The normalisation layers act as they do in eval mode with fresh statistics: a
+    learned scale and shift over sqrt(1 + eps), so a class's vector depends on nothing but its own input.
+    """
+
+    def __init__(self, feature_dim: int, width: int):
+        super().__init__()
+        sizes = [(feature_dim, feature_dim), (feature_dim, feature_dim), (feature_dim, width)]
+        layers = [layer for a, b in sizes for layer in (nn.Linear(a, b), ScaleShift(b), nn.SELU())]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class ScaleShift(nn.Module):
+    """BatchNorm in eval mode whose statistics are still 0 and 1."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.factor = (1 + eps) ** -0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (self.factor * self.weight) + self.bias
+
+
+def chunked_backward(encode, n_classes: int, chunk: int, loss_of) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss over class keys, with gradients accumulated over groups of classes; equal to one backward over all of them.
+
+    `encode(rows)` gives the keys of some classes, `loss_of(keys)` the loss of all keys. With `chunk` 0 everything is
+    done at once; else the text tower holds the activations of `chunk` classes at a time and runs forward twice.
+    """
+    everything = torch.arange(n_classes)
+    if not chunk or chunk >= n_classes:
+        keys = encode(everything)
+        loss = loss_of(keys)
+        loss.backward()
+        return loss.detach(), keys.detach()
+    with torch.no_grad():
+        keys = torch.cat([encode(rows) for rows in everything.split(chunk)])
+    keys.requires_grad_()
+    loss = loss_of(keys)
+    loss.backward()
+    for rows in everything.split(chunk):
+        encode(rows).backward(keys.grad[rows.to(keys.device)])
+    return loss.detach(), keys.detach()

@@ -1,0 +1,281 @@
+"""CGIL: a small generator per class on frozen CLIP features, and prompts aligned on what the generators replay.
+
+Frascaroli et al., BMVC 2024, "CLIP with Generative Latent Replay", arXiv 2407.15793.
+
+    features    raw image features of the task, each image encoded once          -> VLMModel.image_features
+    generators  one per new class, fitted on its features, kept for ever         -> `fit`
+    replay      samples of every class seen, drawn anew in each epoch            -> `replay`
+    prompt      [start][V_c][g(t_c)][name.][end], t_c the hand-written feature   -> `context`
+    alignment   cross-entropy of exp(logit_scale) cos(x, key_c) over seen classes -> `align_epoch`
+    inference   nearest key; names not seen yet keep their hand-written key      -> `forward`, `future_forward`
+
+Choices the sources leave open: unseen keys have unit length like the others (--future_scoring normalised; mammoth
+leaves them raw, as the released code does, and the record holds both); in domain-il the generators of older domains
+stay as components of a class's mixture, weighted by their number of images; the generator's exp(logvar) reading of
+its spread is the released one (--vae_std_quirk 0 for exp(logvar / 2)); --align_chunk bounds the memory of alignment
+and is exact. Beyond the paper, off by default: --g_models full_gauss; --level_weight holds the mean logit of the seen names
+at that of the hand-written prompts, and --future_keys generated gives unseen names the learned context too (g(t_c),
+and where V_c is in use the mean V_c of the classes seen).
+"""
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+
+from backbone.prompts import ContextNet, NamePrompts, chunked_backward
+from models.utils.vlm_model import VLMModel, add_vlm_args
+from utils.errors import UserError
+from utils.flags import boolean, natural, non_negative, positive, positive_int
+from utils.generative import GENERATORS
+
+
+class CGIL(VLMModel):
+    NAME = "cgil"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il"]
+    trains_in_loop = False
+    SAMPLES = 256  # synthetic features of a class in each epoch
+
+    @staticmethod
+    def get_parser(parser):
+        add = add_vlm_args(parser).add_argument
+        parser.set_defaults(eval_future=True)
+        add("--g_models", choices=sorted(GENERATORS), default="vae", help="generator of a class's features")
+        add("--learning_rate_alignment", type=positive, default=0.05)
+        add("--optim_alignment", choices=["sgd", "adam", "adamw"], default="adamw")
+        add("--optim_alignment_wd", type=non_negative, default=0.0, help="weight decay, adamw only")
+        add("--num_epochs_alignment", type=natural, default=30)
+        add("--batch_size_alignment", type=positive_int, default=128)
+        add("--align_chunk", type=natural, default=0, help="classes whose text activations are in memory at once, 0 for all")
+        add("--align_with_ortholoss", type=boolean, default=False, help="push the V_c of different classes apart")
+        add("--lambda_ortho_first_stage", type=non_negative, default=1.0, help="weight of that loss")
+        add("--train_only_current_prompts", type=boolean, default=False, help="V_c of older classes stay as they are")
+        add("--gr_mog_n_components", type=positive_int, default=5)
+        add("--gr_mog_n_iters", type=positive_int, default=500)
+        add("--gr_vae_hidden_dim", type=positive_int, default=512)
+        add("--gr_vae_latent_dim", type=positive_int, default=256, help="also the width of the diffusion network")
+        add("--gr_vae_n_iters", type=positive_int, default=500, help="epochs of a VAE, steps of a diffusion network")
+        add("--lr_vae", type=positive, default=2e-4)
+        add("--vae_std_quirk", type=boolean, default=True, help="spread of the posterior is exp(logvar), as released")
+        add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) in a prompt")
+        add("--combo_context", type=boolean, default=True, help="V_c and g(t_c) together")
+        add("--general_context", type=natural, default=0, help="one V for all classes; with --combo_context 0")
+        add("--generated_context", type=boolean, default=False, help="g(t_c) alone; with --combo_context 0")
+        add("--cocoop", type=boolean, default=False, help="g(image) instead of g(t_c); with --generated_context 1")
+        add("--future_scoring", choices=["normalised", "mammoth"], default="normalised", help="length of unseen keys")
+        add("--future_keys", choices=["handwritten", "generated"], default="handwritten", help="keys of unseen names")
+        add("--level_weight", type=non_negative, default=0.0, help="hold seen logits at the hand-written level")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.mode = prompt_mode(args)
+        self.generator = make_generator(args).to(self.device)
+        names, width = self.dataset.get_class_names(), self.net.text_width
+        self.has_v, self.has_g = self.mode in {"combo", "class", "general"}, self.mode in {"combo", "generated", "cocoop"}
+        self.prompts = NamePrompts(self.net, names, args.n_context * self.has_v + self.has_g).to(self.device)
+        template = args.prompt_template or "a photo of a {}"
+        with torch.no_grad():
+            raw = self.net.encode_text(self.net.tokenize([template.format(n) for n in names])).float()
+        self.register_buffer("handwritten", raw, persistent=False)  # t_c (C, D), raw
+        rows = (1 if self.mode == "general" else self.num_classes) if self.has_v else 0
+        self.V = nn.Parameter(0.02 * torch.randn(rows, args.n_context, width, device=self.device))
+        self.g = ContextNet(self.net.embed_dim, width).to(self.device) if self.has_g else None
+        self.keys = None  # unit keys of the seen classes (S, D); None when a prompt has changed since
+        self.align_opt = None
+
+    # end of a task ---------------------------------------------------------------------------------------------
+
+    def end_task(self, dataset):
+        for _ in self.work("encode and fit", 1):
+            self.fit(dataset)
+        if "align" not in self.work_done:
+            self.align_opt = self.alignment_optimizer()
+        for _ in self.work("align", 1 if self.args.debug_mode else self.args.num_epochs_alignment):
+            self.work_note = f"loss {self.align_epoch():.4f}"
+        self.keys = None
+
+    def fit(self, dataset):
+        from utils.training import progress
+
+        features, labels = self.image_features(dataset.train_loader.dataset)
+        by_class = {int(c): features[labels == c] for c in labels.unique() if c >= 0}
+        with progress(f"fit {self.args.g_models}", 1, self.args) as bar:
+            def show(done, total, loss):
+                bar.total = total
+                bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+                bar.update(done - bar.n)
+
+            self.generator.fit(by_class, progress=show, merge=self.SETTING == "domain-il")
+
+    def replay(self):
+        """A shuffled epoch of synthetic features: (256 S, D) and labels."""
+        samples = self.generator.sample(torch.arange(self.n_seen_classes), self.SAMPLES)
+        order = torch.randperm(samples.shape[0] * self.SAMPLES, device=samples.device)
+        labels = torch.arange(self.n_seen_classes, device=samples.device).repeat_interleave(self.SAMPLES)
+        return samples.flatten(0, 1)[order], labels[order]
+
+    def alignment_optimizer(self):
+        parameters = [self.V] * self.has_v + (list(self.g.parameters()) if self.has_g else [])
+        kind, lr = self.args.optim_alignment, self.args.learning_rate_alignment
+        if kind == "sgd":
+            return torch.optim.SGD(parameters, lr=lr)
+        if kind == "adam":
+            return torch.optim.Adam(parameters, lr=lr, fused=True)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=self.args.optim_alignment_wd, fused=True)
+
+    def align_epoch(self):
+        features, labels = self.replay()
+        size = self.args.batch_size_alignment
+        batches = list(zip(normalize(features, dim=1).split(size), labels.split(size), strict=True))
+        losses = [self.align_step(x, y) for x, y in (batches[:4] if self.args.debug_mode else batches)]
+        return torch.stack(losses).mean().item()
+
+    def align_step(self, x, y):
+        """One step on unit features x (B, D)."""
+        self.keys = None
+        self.align_opt.zero_grad()
+        if self.mode == "cocoop":
+            loss = cross_entropy(self.image_prompt_logits(x, self.n_seen_classes), y)
+            loss.backward()
+            loss = loss.detach()
+        else:
+            loss, _ = chunked_backward(lambda rows: self.encode_keys(rows), self.n_seen_classes, self.args.align_chunk,
+                                       lambda keys: self.alignment_loss(keys, x, y))
+        if self.args.align_with_ortholoss:
+            ortho = self.args.lambda_ortho_first_stage * self.ortho_loss()
+            ortho.backward()
+            loss = loss + ortho.detach()
+        self.step_keeping_others()
+        return loss
+
+    def alignment_loss(self, keys, x, y):
+        logits = self.logits(x, keys)
+        loss = cross_entropy(logits, y)
+        if self.args.level_weight:
+            written = self.logits(x, normalize(self.handwritten[: len(keys)], dim=1))
+            loss = loss + self.args.level_weight * (logits.mean(1) - written.mean(1)).square().mean()
+        return loss
+
+    def step_keeping_others(self):
+        """An optimiser step in which only the V_c in training move; weight decay would move the rest of the rows."""
+        per_class = self.has_v and self.mode != "general"
+        if not per_class:
+            return self.align_opt.step()
+        first = self.n_past_classes if self.args.train_only_current_prompts else 0
+        before = self.V.detach().clone()
+        self.align_opt.step()
+        with torch.no_grad():
+            self.V[:first], self.V[self.n_seen_classes :] = before[:first], before[self.n_seen_classes :]
+
+    def ortho_loss(self):
+        """mean((P P^T - I)^2) over the V_c of seen classes, or mean((P_new P_old^T)^2) when old ones are fixed."""
+        P = self.V[: self.n_seen_classes].flatten(1)
+        if not self.args.train_only_current_prompts:
+            return (P @ P.T - torch.eye(len(P), device=P.device)).square().mean()
+        old, new = P[: self.n_past_classes].detach(), P[self.n_past_classes :]
+        return (new @ old.T).square().mean() if len(old) else 0.0 * new.sum()
+
+    # prompts ---------------------------------------------------------------------------------------------------
+
+    def context(self, rows):
+        """Context vectors (K, n, W) of the given classes."""
+        parts = []
+        if self.mode == "general":
+            parts.append(self.V.expand(len(rows), -1, -1))
+        elif self.has_v:
+            V = self.V[rows]
+            if self.args.train_only_current_prompts:
+                V = torch.where((rows >= self.n_past_classes).to(V.device)[:, None, None], V, V.detach())
+            parts.append(V)
+        if self.has_g:
+            parts.append(self.g(self.handwritten[rows])[:, None])
+        return torch.cat(parts, dim=1)
+
+    def encode_keys(self, rows):
+        """Unit keys (K, D) of the given classes, with gradient."""
+        return normalize(self.prompts.encode(self.net, self.context(rows), rows).float(), dim=1)
+
+    def image_prompt_logits(self, x, n_classes):
+        """Logits (B, S) where each image makes its own context: B * S prompts."""
+        rows = torch.arange(n_classes).repeat(len(x))
+        context = self.g(x).repeat_interleave(n_classes, dim=0)[:, None]
+        keys = normalize(self.prompts.encode(self.net, context, rows).float(), dim=1).view(len(x), n_classes, -1)
+        return self.net.logit_scale.detach() * torch.einsum("bd,bcd->bc", normalize(x, dim=1), keys)
+
+    # inference -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def seen_keys(self):
+        if self.keys is None:
+            self.keys = self.encode_keys(torch.arange(self.n_seen_classes))
+        return self.keys
+
+    def forward(self, x):
+        features = self.encode(x)
+        if self.mode == "cocoop":
+            return torch.cat([self.image_prompt_logits(normalize(part, dim=1), self.n_seen_classes) for part in features.split(64)])
+        return self.logits(features, self.seen_keys())
+
+    def future_forward(self, x):
+        unit = self.args.future_scoring == "normalised"
+        return self.all_logits(self.encode(x), self.unseen_keys(unit))
+
+    def future_variants(self, x):
+        """Other ways to score all names, measured beside future_forward: the released one, and zero-shot CLIP."""
+        features = self.encode(x)
+        other = self.args.future_scoring == "mammoth"
+        return {"normalised" if other else "mammoth": self.all_logits(features, self.unseen_keys(other)),
+                "zero_shot": self.logits(features, normalize(self.handwritten, dim=1))}
+
+    def all_logits(self, features, unseen):
+        written = self.net.logit_scale.detach() * normalize(features, dim=1) @ unseen.T
+        return torch.cat([self.forward(features), written], dim=1)
+
+    @torch.no_grad()
+    def unseen_keys(self, unit):
+        """Keys (C - S, D) of names not seen yet."""
+        rows = torch.arange(self.n_seen_classes, self.num_classes)
+        raw = self.handwritten[rows]
+        if self.args.future_keys == "generated" and len(rows):
+            context = self.context(rows)
+            if self.mode in {"combo", "class"}:
+                context[:, : self.args.n_context] = self.V[: self.n_seen_classes].mean(0)
+            raw = self.prompts.encode(self.net, context, rows).float()
+        return normalize(raw, dim=1) if unit else raw
+
+
+def prompt_mode(args) -> str:
+    """combo, class, general, generated or cocoop; what excludes each other is refused."""
+    if args.combo_context:
+        for flag in ("general_context", "generated_context", "cocoop"):
+            if getattr(args, flag):
+                raise UserError(f"--{flag} is another form of prompt than --combo_context 1: give --combo_context 0 with it")
+        mode = "combo"
+    elif args.general_context and args.generated_context:
+        raise UserError("--general_context and --generated_context are two forms of prompt: give one of them")
+    elif args.cocoop and not args.generated_context:
+        raise UserError("--cocoop 1 makes the generated context from the image: it needs --generated_context 1")
+    else:
+        mode = "general" if args.general_context else "cocoop" if args.cocoop else "generated" if args.generated_context else "class"
+    if mode not in {"combo", "class"}:
+        for flag in ("align_with_ortholoss", "train_only_current_prompts"):
+            if getattr(args, flag):
+                raise UserError(f"--{flag} concerns the vectors of single classes, which this form of prompt has not")
+    if mode == "cocoop":
+        for flag, value in (("level_weight", args.level_weight), ("align_chunk", args.align_chunk),
+                            ("future_keys generated", args.future_keys == "generated")):
+            if value:
+                raise UserError(f"--{flag} needs one key per class; with --cocoop 1 every image has its own")
+    return mode
+
+
+def make_generator(args):
+    """The generator object of --g_models."""
+    iterations = args.gr_vae_n_iters if not args.debug_mode else 10
+    options = {
+        "vae": {"hidden_dim": args.gr_vae_hidden_dim, "latent_dim": args.gr_vae_latent_dim, "n_iters": iterations,
+                "lr": args.lr_vae, "std_quirk": args.vae_std_quirk},
+        "mog": {"n_components": args.gr_mog_n_components, "n_iters": 1 if args.debug_mode else args.gr_mog_n_iters},
+        "diffusion": {"hidden_dim": args.gr_vae_latent_dim, "n_iters": iterations},
+    }
+    return GENERATORS[args.g_models](**options.get(args.g_models, {}))
