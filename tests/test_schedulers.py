@@ -91,3 +91,18 @@ def test_no_flag_no_schedule():
     assert model.opt is not before
     model.opt = None
     assert get_scheduler(model, model.args) is None  # nothing to train
+
+
+def test_cosine_by_iteration_ends_with_the_task():
+    """Stepped every iteration, the cosine reaches 0 at the task's last batch and not after n_epochs batches."""
+    from argparse import Namespace
+    from types import SimpleNamespace
+
+    import torch
+
+    from utils.schedulers import get_scheduler
+
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    model = SimpleNamespace(opt=opt, dataset=SimpleNamespace(train_loader=range(7)))
+    args = Namespace(lr_scheduler="cosine", scheduler_mode="iter", n_iters=None, n_epochs=3)
+    assert get_scheduler(model, args, reload_optim=False).T_max == 21

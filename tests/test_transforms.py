@@ -174,3 +174,15 @@ def test_no_transform_changes_nothing():
 def test_a_crop_larger_than_the_image_is_told():
     with pytest.raises(UserError, match="crop of 20 x 20 .* 10 x 12"):
         compile_transform(T.RandomCrop(20, padding=1))(pictures())
+
+
+def test_a_flat_transform_keeps_all_its_steps():
+    """Compose([ToPILImage, RandomCrop, ToTensor]) is augmentation too, not only the nested form."""
+    from torchvision import transforms as T
+
+    from models.utils.continual_model import augmentation_of
+
+    steps = [T.RandomCrop(8, padding=2), T.RandomHorizontalFlip(), T.ToTensor()]
+    flat = augmentation_of(T.Compose([T.ToPILImage(), *steps]))
+    nested = augmentation_of(T.Compose([T.ToPILImage(), T.Compose(steps)]))
+    assert flat.n_random == nested.n_random == 3

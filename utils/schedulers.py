@@ -17,7 +17,9 @@ def get_scheduler(model, args, reload_optim: bool = True):
         if not args.lr_milestones:
             raise UserError("--lr_scheduler multisteplr needs --lr_milestones, for example 35 45")
         return optim.lr_scheduler.MultiStepLR(model.opt, [int(m) for m in args.lr_milestones], args.sched_multistep_lr_gamma)
-    length = args.n_iters if args.scheduler_mode == "iter" and args.n_iters else args.n_epochs
+    length = args.n_epochs
+    if args.scheduler_mode == "iter":
+        length = args.n_iters or args.n_epochs * len(model.dataset.train_loader)
     return optim.lr_scheduler.CosineAnnealingLR(model.opt, T_max=max(1, length))
 
 

@@ -303,7 +303,7 @@ def augmentation_of(transform) -> Callable | None:
     if transform is None:
         return None
     steps = getattr(transform, "transforms", None)
-    inner = steps[-1] if steps else transform
+    inner = steps[-1] if steps and hasattr(steps[-1], "transforms") else transform  # Compose([ToPILImage(), TRANSFORM])
     compiled = compile_transform(inner)
     return compiled if compiled is not None else PerImage(inner)
 
