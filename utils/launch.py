@@ -102,9 +102,9 @@ def open_record(args: Namespace, requested: dict, found, dataset, model) -> resu
     if args.disable_log:
         return None
     if found is not None:
-        reopen(found)
+        reopen(found, model)
         return found
-    first_line = start_line(args, requested, dataset, model)  # reads the data: what is missing is told before a folder is made
+    first_line = start_line(args, requested, dataset, model)
     record = results.open_run(args.results_path, args.dataset, args.model, requested)
     record.start(first_line)
     return record
@@ -145,31 +145,41 @@ def git_commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
 
 
-def reopen(record) -> None:
+def reopen(record, model) -> None:
     """Make an unfinished record ready to be continued: drop what was written after its checkpoint."""
     saved = [p for p in (record.folder / "ckpt" / n for n in (MID_TASK, TASK_END)) if p.exists()]
-    known = [checkpoint.load(p, model=None)["record_bytes"] for p in saved]
+    known = [checkpoint.load(p, model=model.NAME)["record_bytes"] for p in saved]
     first_line = record.path.read_bytes().find(b"\n") + 1
     record.truncate(max(known, default=first_line))
     print(f"continuing {record.folder}")
 
 
 @contextlib.contextmanager
-def warnings_into(record):
-    """Python warnings of a run: one line on stderr and one in the record, each text once."""
-    told: set[str] = set()
+def warnings_told():
+    """Python warnings of a run: one line on stderr, each text once. The block gets a function that takes the record,
+    once there is one: it holds all of them."""
+    told: list[str] = []
+    records: list[results.RunRecord] = []
 
     def show(message, category, filename, lineno, file=None, line=None):
         text = " ".join(str(message).split())
         if text not in told:
-            told.add(text)
+            told.append(text)
             print(f"warning: {text}", file=sys.stderr)
-            if record is not None:
+            for record in records:
                 record.warning(text)
+
+    def attach(record: results.RunRecord | None) -> None:
+        if record is not None:
+            records.append(record)
+            known = {row.get("text") for row in record.rows()}
+            for text in told:
+                if text not in known:
+                    record.warning(text)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
-        yield
+        yield attach
 
 
 def load_checkpoint(model, args: Namespace) -> None:

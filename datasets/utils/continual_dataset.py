@@ -132,8 +132,16 @@ class ContinualDataset:
 
     def fingerprint(self) -> str | None:
         """sha256 of the training samples; None for a file that makes its own loaders."""
-        own = type(self).get_data_loaders is ContinualDataset.get_data_loaders
-        return self.samples(True).fingerprint if own else None
+        return self.samples(True).fingerprint if self._has_load() else None
+
+    def _has_load(self) -> bool:
+        return type(self).load is not ContinualDataset.load
+
+    def check_samples(self) -> None:
+        """Missing files, labels out of range and classes without an image are told before anything is trained."""
+        if self._has_load():
+            train, test = (stream_targets(self, self.samples(part)) for part in (True, False))
+            _refuse_empty(self, 0, self.N_CLASSES, train, test)
 
     @property
     def current_task(self) -> int:
@@ -283,7 +291,7 @@ def store_masked_loaders(train_dataset, test_dataset, setting: ContinualDataset)
         held = validation_mask(train_targets, args.validation, seed)
     noisy = noisy_targets(setting, train_targets, seed)
     in_train, in_test = ~held & task_mask(setting, train, train_targets), task_mask(setting, test, test_targets)
-    _refuse_empty(setting, train_targets[in_train], test_targets[in_test])
+    _refuse_empty(setting, *setting.get_offsets(task), train_targets[in_train], test_targets[in_test])
     train_transform, test_transform = setting.task_transforms(setting.task_order[task])
     split = make_split(train, in_train, noisy, train_transform, True)
     if option(args, "noise_rate"):
@@ -340,10 +348,9 @@ def _drop_labels(setting: ContinualDataset, split: Split, task: int, seed: int) 
         split.targets[setting.unlabeled_mask] = -1
 
 
-def _refuse_empty(setting: ContinualDataset, train_targets: torch.Tensor, test_targets: torch.Tensor) -> None:
+def _refuse_empty(setting: ContinualDataset, first: int, end: int, train_targets: torch.Tensor, test_targets: torch.Tensor) -> None:
     if setting.SETTING not in SPLIT_SETTINGS:
         return
-    first, end = setting.get_offsets(setting.c_task)
     for kind, targets in (("training", train_targets), ("test", test_targets)):
         empty = [c for c in range(first, end) if not bool((targets == c).any())]
         if empty:
