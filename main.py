@@ -36,7 +36,11 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
         launch.load_checkpoint(model, args)
         record = launch.open_record(args, requested, found, dataset, model)
         attach(record)
-        return train(model, dataset, args, record, resume=found is not None)
+        try:
+            return train(model, dataset, args, record, resume=found is not None)
+        finally:
+            if record is not None:
+                record.close()
 
 
 def main(argv: list[str] | None = None) -> int:

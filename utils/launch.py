@@ -37,6 +37,10 @@ def check(args: Namespace, model_class: type, dataset_class: type) -> None:
         problems.append("--fitting_mode early_stopping needs --validation, the share of images to watch")
     if args.n_iters and args.fitting_mode != "iters":
         problems.append("--n_iters needs --fitting_mode iters")
+    if args.lr_scheduler == "multisteplr" and not args.lr_milestones:
+        problems.append("--lr_scheduler multisteplr needs --lr_milestones, for example 35 45")
+    if max(args.label_perc, args.label_perc_by_class) < 1:
+        problems.append("give --label_perc_by_task or --label_perc_by_class, not both")
     if args.custom_class_order is not None and args.class_order_seed is not None:
         problems.append("--class_order_seed has no effect on --custom_class_order; give one of them")
     if problems:

@@ -138,10 +138,14 @@ class ContinualDataset:
         return type(self).load is not ContinualDataset.load
 
     def check_samples(self) -> None:
-        """Missing files, labels out of range and classes without an image are told before anything is trained."""
-        if self._has_load():
-            train, test = (stream_targets(self, self.samples(part)) for part in (True, False))
-            _refuse_empty(self, 0, self.N_CLASSES, train, test)
+        """What is wrong with files, labels and what the flags ask of them is told before anything is trained."""
+        if not self._has_load():
+            return
+        train, test = (stream_targets(self, self.samples(part)) for part in (True, False))
+        _refuse_empty(self, 0, self.N_CLASSES, train, test)
+        noisy_targets(self, train, 0)
+        if option(self.args, "validation"):
+            validation_mask(train, self.args.validation, 0)
 
     @property
     def current_task(self) -> int:
