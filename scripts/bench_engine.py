@@ -1,0 +1,353 @@
+"""Times and weighs the engine against bare PyTorch loops that do the same maths, on CIFAR-form files made up on the spot.
+
+    python scripts/bench_engine.py                  # every section; about 3 minutes on one core
+    python scripts/bench_engine.py --check          # the same; exit status 1 when a bound is broken
+    python scripts/bench_engine.py --step --wide 0  # only the steps of er and derpp, only with the narrow network
+
+Times are seconds of processor time on one thread, which other programs disturb least; both sides of a ratio alternate in one process
+and the median of the paired ratios is printed. Peak memory is that of a process of its own for each side.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision  # noqa: F401  (a run imports it, and so would any bare loop for its transforms)
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from scripts import bench_bare  # noqa: E402
+from scripts.bench_bare import ALPHA, BATCH, BETA, BUFFER, EVAL_BATCH, LR  # noqa: E402
+
+MIB = 2**20
+ENOUGH_PAIRS = 20  # fewer cannot tell 3 percent from noise
+
+
+@dataclass
+class Row:
+    """One line of the table; `bound` is the largest allowed `value`, None where a figure is only shown."""
+
+    what: str
+    value: float
+    unit: str
+    bound: float | None
+    note: str = ""
+
+    @property
+    def broken(self) -> bool:
+        return self.bound is not None and self.value > self.bound
+
+
+def start_rows(args: argparse.Namespace) -> list[Row]:
+    """Seconds of `--help` and `--list`."""
+    rows = []
+    for flag, bound in (("--help", 0.3), ("--list", 0.5)):
+        cpu, wall = zip(
+            *(child_seconds([str(ROOT / "main.py"), flag]) for _ in range(max(5, args.repeats))), strict=True
+        )
+        rows.append(Row(f"main.py {flag}", statistics.median(cpu), "s", bound, f"wall {statistics.median(wall):.2f} s"))
+    return rows
+
+
+def child_seconds(argv: list[str]) -> tuple[float, float]:
+    """Processor seconds and wall seconds of a Python process."""
+    begun, before = time.perf_counter(), os.times()
+    subprocess.run([sys.executable, *argv], check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return cpu, time.perf_counter() - begun
+
+
+def first_rows(args: argparse.Namespace) -> list[Row]:
+    """Seconds from the return of `import torch; import torchvision` to the end of the first training step."""
+    rows = []
+    for dataset, filters in (("seq-mnist", None), ("seq-cifar10", 8), ("seq-cifar10", 64)):
+        wide = ["--num_filters", str(filters)] if filters else []
+        argv = run_argv("er", dataset, args.small, args.runs, "--n_iters", "1", "--fitting_mode", "iters", *wide)
+        found = [in_child("first", argv) for _ in range(args.repeats)]
+        begin, end, wall = (statistics.median(f[k] for f in found) for k in ("begin", "end", "wall"))
+        net = f"resnet18 x{filters}" if filters else "mnistmlp"
+        note = f"wall {wall:.2f} s; the step itself {end - begin:.2f} s"
+        if filters == 64:  # the step itself is longer than the bound on one slow core
+            rows.append(Row(f"start to first step, {dataset}, {net}", begin, "s", 1.0, note))
+        else:
+            rows.append(Row(f"start to end of first step, {dataset}, {net}", end, "s", 1.0, note))
+    return rows
+
+
+def child_first(argv: list[str]) -> dict:
+    begun, begun_wall = time.process_time(), time.perf_counter()
+    import main
+    from utils import training
+
+    class Done(Exception):
+        pass
+
+    step, found = training.Fit.step, {}
+
+    def timed(*given):
+        found["begin"] = time.process_time() - begun
+        step(*given)
+        found.update(end=time.process_time() - begun, wall=time.perf_counter() - begun_wall)
+        raise Done
+
+    training.Fit.step = timed
+    try:
+        sys.exit(f"main.py {' '.join(argv)} ended with {main.main(argv)} before a step")
+    except Done:
+        return found
+
+
+class Interleaved:
+    """The engine's train loader; after each batch that the engine has worked through, the bare loop takes the same one.
+
+    Seconds between two batches are the engine's: reading, step, and all that the loop does around it.
+    """
+
+    def __init__(self, loader, bare: bench_bare.Replay, model):
+        self.loader, self.bare, self.model = loader, bare, model
+        self.engine_s, self.bare_s = [], []
+        self.bare_random = None
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0):
+        from utils.randomness import generator
+
+        order, split = self.loader.order(("epoch", epoch)).split(BATCH), self.loader.dataset
+        numbers = torch.rand(len(split), 3, generator=generator(*self.loader.key, "epoch", epoch, "augment"))
+        mark = time.process_time()
+        for positions, batch in zip(order, self.loader.epoch(epoch, start), strict=True):
+            if self.bare_random is None:
+                self.bare_random = np.random.get_state(), torch.get_rng_state()
+            yield batch
+            self.engine_s.append(time.process_time() - mark)
+            self.take_turn(split.rows, positions, numbers)
+            mark = time.process_time()
+
+    def take_turn(self, rows, positions, numbers) -> None:
+        """The bare step, under global random states of its own."""
+        engine = np.random.get_state(), torch.get_rng_state()
+        np.random.set_state(self.bare_random[0])
+        torch.set_rng_state(self.bare_random[1])
+        mark = time.process_time()
+        self.bare.step(rows[positions], numbers[positions])
+        self.bare_s.append(time.process_time() - mark)
+        self.bare_random = np.random.get_state(), torch.get_rng_state()
+        np.random.set_state(engine[0])
+        torch.set_rng_state(engine[1])
+        for ours, bare in zip(self.model.net.parameters(), self.bare.net.parameters(), strict=True):
+            if not torch.equal(ours, bare):
+                sys.exit(f"{self.bare.method}: after step {len(self.bare_s)} the two sides have other weights")
+
+
+def step_rows(args: argparse.Namespace) -> list[Row]:
+    """Engine step over bare step, for er and derpp; a step after which the weights differ stops the bench."""
+    rows = []
+    for filters, pairs in ((8, args.pairs), (64, args.wide)):
+        for method in ("er", "derpp") if pairs else ():
+            size = ["--num_filters", str(filters)]
+            engine, bare, ratio = timed_steps(method, "seq-cifar10", pairs, args, *size)
+            note = f"{1e3 * engine:.1f} against {1e3 * bare:.1f} ms, {pairs} pairs"
+            bound = 1.03 if pairs >= ENOUGH_PAIRS else None
+            rows.append(Row(f"{method} step, resnet18 x{filters}", ratio, "x", bound, note))
+    for method in ("er", "derpp"):
+        engine, bare, _ = timed_steps(method, "seq-mnist", 8 * args.pairs, args)
+        note = f"{1e3 * engine:.2f} against {1e3 * bare:.2f} ms: what a step costs without the network"
+        rows.append(Row(f"{method} step, mnistmlp, engine minus bare", 1e3 * (engine - bare), "ms", None, note))
+    return rows
+
+
+def timed_steps(method: str, stream: str, pairs: int, args: argparse.Namespace, *more: str) -> tuple[float, ...]:
+    """Median seconds of an engine step and of a bare step in the first task of a run, and their median ratio."""
+    from utils.training import train
+
+    skip = 2  # the first step has no memory yet, the second is the first to read it
+    limits = ["--fitting_mode", "iters", "--n_iters", str(pairs + skip + 1), "--stop_after", "0"]
+    model, dataset, run_args, record, twin = build(method, stream, args, *limits, *more)
+    found, get_loaders = [], dataset.get_data_loaders
+
+    def interleaved_loaders():
+        train_loader, test_loader = get_loaders()
+        samples = dataset.samples(True)
+        bare = bench_bare.Replay(method, twin, samples.data, samples.targets)
+        dataset.train_loader = Interleaved(train_loader, bare, model)
+        found.append(dataset.train_loader)
+        return dataset.train_loader, test_loader
+
+    dataset.get_data_loaders = interleaved_loaders
+    with quiet():
+        train(model, dataset, run_args, record)
+    (loader,) = found
+    times = list(zip(loader.engine_s, loader.bare_s, strict=True))[skip:]
+    engine, bare = (statistics.median(side) for side in zip(*times, strict=True))
+    return engine, bare, statistics.median(e / b for e, b in times)
+
+
+def run_argv(method: str, dataset: str, data: str, runs: str, *more: str) -> list[str]:
+    replay = {"er": ["--buffer_size", str(BUFFER)], "sgd": []}
+    replay["derpp"] = [*replay["er"], "--alpha", str(ALPHA), "--beta", str(BETA)]
+    return ["--model", method, "--dataset", dataset, "--base_path", data, "--results_path", runs, "--device", "cpu",
+            "--lr", str(LR), "--batch_size", str(BATCH), "--seed", "0", *replay[method], *more]  # fmt: skip
+
+
+def build(method: str, stream: str, args: argparse.Namespace, *more: str) -> tuple:
+    """Model, dataset, arguments and record of a run, as main.py makes them, and a copy of the network."""
+    from backbone import get_backbone
+    from datasets import get_dataset
+    from models import get_model
+    from utils import cli, launch
+
+    args = cli.parse(run_argv(method, stream, args.small, args.runs, *more)).args
+    requested = launch.fill_in(args)
+    launch.set_up(args, None)
+    dataset = get_dataset(args)
+    launch.check_against_dataset(args, dataset)
+    net = get_backbone(args)
+    twin = copy.deepcopy(net)
+    model = get_model(args, net, dataset.get_loss(), dataset.get_transform(), dataset)
+    return model, dataset, args, launch.open_record(args, requested, None, dataset, model), twin
+
+
+@contextlib.contextmanager
+def quiet():
+    """What a run prints goes nowhere."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def memory_rows(args: argparse.Namespace) -> list[Row]:
+    """Peak resident memory of a seq-cifar10 run with all 60,000 images over that of the bare loop."""
+    rows = []
+    for filters, tasks in [(8, 2)] + ([(8, 5), (64, 1)] if args.full else []):
+        size = ["--num_filters", str(filters), "--stop_after", str(tasks - 1)]
+        argv = run_argv("er", "seq-cifar10", args.large, args.runs, "--fitting_mode", "iters", "--n_iters", "5", *size)
+        engine = in_child("memory", argv)["peak"]
+        bare = in_child("bare_memory", [args.large, str(filters), str(tasks)])["peak"]
+        note = f"{engine / MIB:.0f} against {bare / MIB:.0f} MiB"
+        rows.append(Row(f"peak memory, {tasks} task(s), resnet18 x{filters}", engine / bare, "x", 1.2, note))
+    return rows
+
+
+def child_memory(argv: list[str]) -> dict:
+    import main
+
+    with quiet():
+        code = main.main(argv)
+    return {"peak": peak_bytes()} if code == 0 else sys.exit(f"main.py {' '.join(argv)} ended with {code}")
+
+
+def child_bare_memory(argv: list[str]) -> dict:
+    from backbone.resnet import resnet18
+
+    data, filters, tasks = argv
+    bench_bare.live(Path(data) / "CIFAR10" / "cifar-10-batches-py", resnet18(10, int(filters)), int(tasks))
+    return {"peak": peak_bytes()}
+
+
+def peak_bytes() -> int:
+    """Highest resident memory of this process since it began (Linux counts rusage across exec, so not that)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def evaluation_rows(args: argparse.Namespace) -> list[Row]:
+    """Evaluation over bare evaluation; a run in which a test image takes a second pass at a boundary stops the bench."""
+    from utils.evaluate import eval_batch_size, evaluate_tasks
+    from utils.training import train
+
+    model, dataset, run_args, record, twin = build("sgd", "seq-cifar10", args, "--fitting_mode", "iters",
+                                                   "--n_iters", "1", "--num_filters", "8")  # fmt: skip
+    with quiet():
+        train(model, dataset, run_args, record)
+    sizes = [len(loader.dataset) for loader in dataset.test_loaders]
+    needed = sum(sum(sizes[: t + 1]) for t in range(len(sizes)))
+    evaluated = model.image_forwards - BATCH * dataset.N_TASKS
+    if evaluated != needed:
+        sys.exit(f"evaluation: {evaluated} images went through the network, one pass per task boundary is {needed}")
+    samples = dataset.samples(False)
+    bare = bench_bare.Replay("sgd", model.net, samples.data, samples.targets)
+    rows, seconds = [loader.dataset.rows for loader in dataset.test_loaders], []
+    batch = eval_batch_size(dataset.test_loaders[0], run_args)
+    for _ in range(args.repeats + 1):
+        marks = [time.process_time()]
+        ours = evaluate_tasks(model, dataset, dict(enumerate(dataset.test_loaders)))
+        marks.append(time.process_time())
+        theirs = bench_bare.evaluate(bare, samples.data, rows, samples.targets)
+        marks.append(time.process_time())
+        seconds.append((marks[1] - marks[0], marks[2] - marks[1]))
+        if [(s.class_il, s.task_il) for s in ours.values()] != theirs:
+            sys.exit("evaluation: the two sides count other hits")
+    engine, plain = (sum(sizes) / statistics.median(side) for side in zip(*seconds[1:], strict=True))
+    note = f"{engine:.0f} against {plain:.0f} images/s, batches of {batch} and {EVAL_BATCH}"
+    ratio = statistics.median(a / b for a, b in seconds[1:])
+    return [Row(f"evaluation, resnet18 x8, {needed} images for {needed} forwards", ratio, "x", 1.1, note)]
+
+
+CHILDREN = {"first": child_first, "memory": child_memory, "bare_memory": child_bare_memory}
+
+
+def in_child(name: str, argv: list[str]) -> dict:
+    """Run one of CHILDREN in a fresh process and read the figures that it prints last."""
+    call = [sys.executable, __file__, "--child", name, *argv]
+    done = subprocess.run(call, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(call)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+SECTIONS = {"start": start_rows, "first": first_rows, "step": step_rows, "memory": memory_rows,
+            "evaluation": evaluation_rows}  # fmt: skip
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--child"]:
+        print("\n" + json.dumps(CHILDREN[sys.argv[2]](sys.argv[3:])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, section in SECTIONS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=f"only this section: {section.__doc__}")
+    parser.add_argument("--check", action="store_true", help="exit status 1 when a bound is broken")
+    parser.add_argument("--pairs", type=int, default=30, help="pairs of steps with resnet18 of width 8")
+    parser.add_argument("--wide", type=int, default=2, help="pairs of steps with the full resnet18; bound from 20 on")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="memory also over all tasks, and with the full resnet18")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*other files than the published")  # made up, as they are
+    chosen = [name for name in SECTIONS if getattr(args, name)] or list(SECTIONS)
+    with tempfile.TemporaryDirectory() as folder:
+        args.small, args.large, args.runs = (f"{folder}/{name}" for name in ("small", "large", "runs"))
+        import fabricate
+
+        fabricate.mnist(args.small, 20000, 500)
+        fabricate.cifar10(args.small, 20000, 2000, protocol=2)
+        if "memory" in chosen:
+            fabricate.cifar10(args.large, 50000, 10000, protocol=2)
+        rows = [row for name in chosen for row in SECTIONS[name](args)]
+    print(f"torch {torch.__version__}, one thread; bounds hold on an idle core")
+    for row in rows:
+        bound = "" if row.bound is None else f"<= {row.bound:g}"
+        verdict = "BROKEN" if row.broken else ""
+        print(f"{row.what:55s} {row.value:7.3f} {row.unit:2s} {bound:8s} {verdict:7s} {row.note}")
+    sys.exit(1 if args.check and any(row.broken for row in rows) else 0)
+
+
+if __name__ == "__main__":
+    main()
