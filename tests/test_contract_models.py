@@ -283,8 +283,8 @@ def bytes_beside_the_net(model: nn.Module) -> int:
             todo += value.values()
         elif isinstance(value, (list, tuple, set)):
             todo += value
-        elif hasattr(value, "__dict__"):
-            todo += vars(value).values()
+        elif hasattr(value, "__dict__"):  # a buffer's strategy notes which place holds what; the samples are charged
+            todo += [v for k, v in vars(value).items() if k != "sample_selection_fn"]
     return sum(size for place, size in storages.items() if place not in own) + sum(arrays.values())
 
 

@@ -200,6 +200,7 @@ def load_checkpoint(model, args: Namespace) -> None:
     next_task = state["position"]["task"] + 1
     if args.start_from is None and not args.inference_only and state["position"]["phase"] == "done":
         args.start_from = next_task
+        checkpoint.set_rng_state(state["rng"])  # the tasks to come are those of the run that wrote it
         print(f"{path} has finished {next_task} tasks: going on with task {next_task + 1}")
 
 

@@ -59,7 +59,8 @@ def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
     for task in range(begun_at, last + 1):
         _one_task(run, model, dataset, task, mid if mid and mid["position"]["task"] == task else None)
         with run.watch.phase("evaluate"):
-            _after_task(run, model, dataset, task, future)
+            seen = _evaluate(run, model, dataset, task, future)
+        _write_row(run, model, dataset, task, seen)
         run.keep(task, last=task == last)
         run.save(TASK_END, {"task": task, "phase": "done", "epoch": 0, "batch": 0})
         if run.signal:
@@ -265,8 +266,8 @@ def _forward_baseline(run: Run, model, dataset) -> None:
         run.rows["untrained"] = np.array([s.percent("class_il") for s in scores.values()])
 
 
-def _after_task(run: Run, model, dataset, task: int, future: list | None) -> None:
-    """Evaluate, let the method know, write the row."""
+def _evaluate(run: Run, model, dataset, task: int, future: list | None) -> dict:
+    """Scores into the matrices, and end_eval; returns those of the tasks seen."""
     scores = evaluate_tasks(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
     seen = {t: s for t, s in scores.items() if t <= task}
     matrices = run.rows["matrices"]
@@ -289,6 +290,10 @@ def _after_task(run: Run, model, dataset, task: int, future: list | None) -> Non
         run.rows.setdefault("before", {})[task + 1] = evaluate_tasks(model, twin, upcoming)[task + 1].percent("class_il")
     class_il, task_il = ([s.percent(n) for s in seen.values()] for n in ("class_il", "task_il"))
     model.meta_end_eval(dataset, (class_il, task_il))
+    return seen
+
+
+def _write_row(run: Run, model, dataset, task: int, seen: dict) -> None:
     run.rows["ece"] = metrics.ece(*(np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("confidence", "correct")))
     per_class = {n: np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("prediction", "label")}
     row = report.task_row(run, model, dataset, task, per_class)
