@@ -263,7 +263,7 @@ NOT_KEPT = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, Continu
 
 def bytes_beside_the_net(model: nn.Module) -> int:
     """Bytes of every tensor and array that hangs on the model in any way, without those of its network."""
-    storages, arrays, met = {}, {}, set()
+    storages, arrays, met = {}, {}, {id(m) for m in model.net.modules()}
     own = {t.untyped_storage().data_ptr() for t in (*model.net.parameters(), *model.net.buffers())}
     todo = [
         v
