@@ -43,6 +43,7 @@ class ToyClasses(ContinualDataset):
     SIZE = (8, 8)
     MEAN, STD = (0.5,) * 3, (0.25,) * 3
     CLASS_NAMES = NAMES
+    TEMPLATES = ["a photo of a {}.", "a picture of a {}."]
     DEFAULTS = {"batch_size": BATCH_SIZE, "n_epochs": 2, "backbone": "toy-net", "lr": 0.05}
 
     def load(self, train: bool) -> ArraySamples:
