@@ -26,7 +26,7 @@ class SeqTiny(ContinualDataset):
         self,
         args: Namespace,
         picture_seed: int = 0,
-        shift: float = 0.8,
+        shift: float = 0.9,
         style: Literal["stitched", "noisy", "blurred", "warped"] = "stitched",
     ):
         self.CLASS_NAMES = streams.seq_tiny_names()
