@@ -37,7 +37,7 @@ def sheet(path: Path, images: torch.Tensor, labels: list[str], columns: int, wid
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.text(0.5, -0.04, textwrap.fill(label, width), fontsize=6, ha="center", va="top", transform=axis.transAxes)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.06, wspace=0.06, hspace=0.1 + 0.18 * lines)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=85)
     plt.close(figure)
     print(f"wrote {path}")
 

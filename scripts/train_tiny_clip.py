@@ -1,7 +1,7 @@
 """Pre-train the small CLIP of backbone/assets/tiny_clip on the procedural picture world, from nothing.
 
 python scripts/train_tiny_clip.py --out backbone/assets/tiny_clip            # the shipped weights, CPU
-python scripts/train_tiny_clip.py --size nano --steps 300 --out /tmp/nano    # a toy in a minute or two
+python scripts/train_tiny_clip.py --size nano --steps 600 --out /tmp/nano    # a toy in a minute or two
 """
 
 from __future__ import annotations
@@ -279,14 +279,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished weights")
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=4800)
     parser.add_argument(
         "--batch", type=int, default=128, help="pictures per step, half of it before the learning rate falls"
     )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--matrices", choices=("muon", "adamw"), default="muon", help="optimiser of block matrices")
     parser.add_argument("--keep", type=float, default=0.5, help="share of patches seen, but in the last steps")
-    parser.add_argument("--device", default="cpu", help="cuda: try --steps 40000 --batch 512 (recipe not run)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="GPU recipe, not run: --device cuda --size wide --steps 40000 --batch 512 --keep 1",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, help="written every --save_every steps; resumed from if present")
     parser.add_argument("--save_every", type=int, default=200)

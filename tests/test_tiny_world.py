@@ -2,12 +2,14 @@
 
 import hashlib
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from backbone.tiny_tokenizer import TinyTokenizer, _bpe, build_pieces, full_pieces
 from datasets.tiny_world import captions as words
@@ -56,7 +58,7 @@ def test_a_picture_depends_on_its_index_alone():
 
 def test_thread_count_does_not_matter():
     before = torch.get_num_threads()
-    spec = world.sample(4, np.arange(100), style=np.arange(100) % 9)
+    spec = world.sample(4, np.arange(36), style=np.arange(36) % 9)
     try:
         torch.set_num_threads(1)
         one = render(spec)
@@ -251,6 +253,46 @@ def test_tokenize_pads_marks_ends_and_refuses_long_texts(tokenizer):
 def test_vocabulary_survives_its_file(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "vocab.json")
     assert TinyTokenizer.load(tmp_path / "vocab.json").ids == tokenizer.ids
+
+
+# ---- shipped weights
+
+
+def test_shipped_weights_score_what_their_card_says(train_script):
+    config = json.loads((ASSETS / "config.json").read_text())
+    weights = ASSETS / "model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == config["sha256"]
+    claimed = float(re.search(r"zero-shot on seq-tiny, seed 0: ([\d.]+) %", (ASSETS / "CARD.md").read_text()).group(1))
+    tokenizer = TinyTokenizer.load(ASSETS / "vocab.json")
+    assert tokenizer.vocab_size == config["model"]["vocab_size"]
+    model, _ = train_script.build_model("small", tokenizer.vocab_size)
+    model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+    data = streams.seq_tiny(False)
+    with torch.no_grad():
+        pictures = train_script.normalise(data["images"]).split(100)
+        image = torch.cat([train_script.image_features(model, part)[1] for part in pictures])
+        texts = [[t.format(name) for name in data["names"]] for t in data["templates"]]
+        text = sum(
+            torch.nn.functional.normalize(
+                train_script.text_features(model, tokenizer.tokenize(t, config["model"]["context_length"])), dim=1
+            )
+            for t in texts
+        )
+    score = 100 * float(((image @ text.T).argmax(1) == data["labels"]).float().mean())
+    assert abs(score - claimed) < 1.0
+
+
+def test_usual_template_words_are_whole_pieces_that_captions_train():
+    tokenizer = TinyTokenizer.load(ASSETS / "vocab.json")
+    said = set(
+        " ".join(words.captions(world.sample(1, np.arange(4000))))
+        .replace(".", " . ")
+        .replace("?", " ? ")
+        .lower()
+        .split()
+    )
+    for word in "a photo of picture an image . x the good bad what is where how many there color ? in".split():
+        assert f"{word}</w>" in tokenizer.ids and word in said, word
 
 
 # ---- training script

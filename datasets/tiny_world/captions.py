@@ -24,7 +24,8 @@ PLURALS = tuple(
 STYLE_WORDS = ("", "mosaic", "sketch", "pale picture", "dark picture")
 OPENINGS = (
     "a photo of", "a picture of", "an image of", "a photo of", "this is a photo of", "there is", "a drawing of",
-    "a good photo of", "a bad photo of", "a close-up photo of", "X X X X", "X X", "a rendering of", "a cropped photo of", "",
+    "a good photo of", "a bad photo of", "a close-up photo of", "X X X X", "X X", "a rendering of",
+    "a cropped photo of", "",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def _bank(kind: str, seed: int) -> torch.Tensor:
 
 
 def render(spec: dict[str, np.ndarray], size: int = 48, strength: float = 0.5) -> torch.Tensor:
-    """uint8 pictures (B, 3, size, size); `strength` in [0, 1] is that of the styles noisy, blurred, warped, stitched."""
+    """uint8 pictures (B, 3, size, size); `strength` in [0, 1] is that of the never-trained styles."""
     n = len(spec["index"])
     out = torch.empty(n, 3, size, size, dtype=torch.uint8)
     for start in range(0, n, _CHUNK):
@@ -102,7 +102,8 @@ def _paint(img: torch.Tensor, spec: dict, rows: np.ndarray, slot: int, size: int
     half = scale * (size / 2)
     masks = _masks(int(spec["bank_seed"][0]), variant, px * flip / half, py / half, scale)
     body, detail, rim, core = masks
-    tone = _tone(pattern, px, py, half, core)
+    zoom = torch.from_numpy(spec["zoom"][rows].astype(np.float32))[:, None, None]
+    tone = _tone(pattern, px, py, half, core, zoom)
     base, second, edge = (_colours(spec, rows, which, colour, kind)[i][:, :, None, None] for i in range(3))
     fill = base + (second - base) * tone[:, None]
     old = img[rows]
@@ -132,11 +133,11 @@ def _frac(x: torch.Tensor) -> torch.Tensor:
 
 
 def _tone(
-    pattern: np.ndarray, px: torch.Tensor, py: torch.Tensor, half: torch.Tensor, core: torch.Tensor
+    pattern: np.ndarray, px: torch.Tensor, py: torch.Tensor, half: torch.Tensor, core: torch.Tensor, zoom: torch.Tensor
 ) -> torch.Tensor:
     """Share of the second colour, (b, size, size); px and py are picture pixels from the object's middle."""
     tone = torch.zeros_like(px)
-    period = 4.5 + 3.5 * (half / 24).clamp(max=1)  # picture pixels
+    period = (4.5 + 3.5 * (half / 24).clamp(max=1)) * zoom  # picture pixels
     for p in np.unique(pattern):
         rows = torch.from_numpy(np.flatnonzero(pattern == p))
         x, y, h = px[rows] / period[rows] + 64, py[rows] / period[rows] + 64, half[rows]

@@ -57,7 +57,7 @@ def seq_tiny_names() -> list[str]:
     return [f"{world.PATTERNS[pattern]} {NAMES[kind]}" for kind, pattern in seq_tiny_pairs()]
 
 
-def seq_tiny(train: bool, seed: int = 0, style: str = "stitched", strength: float = 0.5) -> dict:
+def seq_tiny(train: bool, seed: int = 0, style: str = "stitched", strength: float = 0.9) -> dict:
     """60 never-captioned combinations ("striped fish") in a never-seen style: images, labels, names, templates."""
     pairs = seq_tiny_pairs()
     labels = _labels(len(pairs), SEQ_TINY_SIZE[train])
@@ -76,6 +76,7 @@ MTIL_ORDERS = {
     "I": ("counts", "objects", "relations", "scenes", "signs", "textures"),  # alphabetical
     "II": ("objects", "signs", "scenes", "textures", "counts", "relations"),
 }
+_GRAINED = tuple(name for name in world.TEXTURES if name != "faded")  # a fade has no grain
 _COUNTED = ("star", "fish", "key", "apple")
 _RELATED = (("boat", "tree"), ("heart", "bell"), ("cup", "crown"), ("car", "moon"))
 
@@ -96,7 +97,7 @@ def mtil_names(domain: str) -> list[str]:
     if domain == "objects":
         return list(NAMES)
     if domain == "textures":
-        return list(world.TEXTURES)
+        return [f"{grain} {name}" for name in _GRAINED for grain in ("fine", "coarse")]
     if domain == "counts":
         return [f"{n} {(NAMES if n == 'one' else PLURALS)[_kind(k)]}" for k in _COUNTED for n in world.COUNTS]
     if domain == "scenes":
@@ -107,14 +108,18 @@ def mtil_names(domain: str) -> list[str]:
 
 
 def mtil_tiny(domain: str, train: bool, seed: int = 0) -> dict:
-    """One domain: images, labels, names, templates. Signs are never captioned in pre-training, textures hardly."""
+    """One domain: images, labels, names, templates.
+
+    Pre-training never captions signs nor the grain of textures, and names textures in one picture of 200.
+    """
     names = mtil_names(domain)
     labels = _labels(len(names), MTIL_SIZE[train])
     fixed: dict = {"layout": world.SINGLE}
     if domain == "objects":
-        fixed |= {"kind": labels, "style": world.STYLES.index("blurred")}
+        fixed |= {"kind": labels, "style": world.STYLES.index("warped")}
     elif domain == "textures":
-        fixed = {"layout": world.TEXTURE, "pattern": np.array(world.TEXTURE_IDS)[labels], "style": 0}
+        pattern = np.array([world.TEXTURE_IDS[world.TEXTURES.index(name)] for name in _GRAINED])[labels // 2]
+        fixed = {"layout": world.TEXTURE, "pattern": pattern, "style": 0, "zoom": np.where(labels % 2, 1.4, 0.75)}
     elif domain == "counts":
         fixed = {
             "layout": world.COUNT,
@@ -130,7 +135,8 @@ def mtil_tiny(domain: str, train: bool, seed: int = 0) -> dict:
         fixed = {"layout": world.DIGIT, "kind": FIRST_DIGIT + labels, "pattern": 0, "scene": 0, "style": 0}
     spec = world.sample(_rng_seed(domain, seed), _indices(len(labels), train), BANK_SEED, **fixed)
     return {
-        "images": render(spec), "labels": torch.from_numpy(labels), "names": names, "templates": mtil_templates(domain),
+        "images": render(spec, strength=0.8 if domain == "objects" else 0.5), "labels": torch.from_numpy(labels),
+        "names": names, "templates": mtil_templates(domain),
     }  # fmt: skip
 
 
@@ -201,7 +207,7 @@ def clove_tiny_scene(task: int, train: bool, seed: int = 0) -> dict:
 
 
 MM_CLASSES = 20
-MM_SHOWN, MM_TOLD = 0.75, 0.6  # how often the picture, and the text, holds evidence; never neither
+MM_SHOWN, MM_TOLD = 0.75, 0.5  # how often the picture, and the text, holds evidence; never neither
 _OPENINGS = ("a picture of", "a photo of", "an image of", "there is", "a drawing of", "this is a photo of")
 
 
@@ -224,7 +230,7 @@ def mm_tiny(train: bool, seed: int = 0) -> dict:
     kinds = mm_tiny_kinds()[labels]  # (B, 2)
     rows = np.arange(len(labels))
     spec = world.sample(
-        s, index, BANK_SEED, layout=np.where(shown, world.SINGLE, world.EMPTY), style=0, scale=0.55,
+        s, index, BANK_SEED, layout=np.where(shown, world.SINGLE, world.EMPTY), style=0, scale=0.7,
         kind=kinds[rows, integers(s, index, "shown kind", 2)],
     )  # fmt: skip
     named = np.where(told, kinds[rows, integers(s, index, "told kind", 2)], -1)

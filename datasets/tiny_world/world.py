@@ -59,7 +59,8 @@ def _pick(table: tuple[np.ndarray, np.ndarray], row: np.ndarray, u: np.ndarray) 
 
 def sample(seed: int, index: np.ndarray, bank_seed: int = 0, **fixed: np.ndarray | int) -> dict[str, np.ndarray]:
     """Scene descriptions for `index`, as columns. A keyword (layout, kind, pattern, colour, count, relation, scene,
-    style, scale: scalar or array; kind, pattern and colour may be (B, 2)) replaces what would be drawn.
+    style, scale, zoom of the pattern: scalar or array; kind, pattern and colour may be (B, 2)) replaces what would
+    be drawn.
 
     Pairs come as twins: indices 2k and 2k + 1 show the same two objects in opposite relations, so that a batch of
     consecutive indices teaches order.
@@ -102,6 +103,7 @@ def sample(seed: int, index: np.ndarray, bank_seed: int = 0, **fixed: np.ndarray
     spec |= _pose(seed, index, spec, column)
     spec["variant"] = (kind * N_VARIANTS + integers(seed, index, "variant", N_VARIANTS)[:, None]).astype(np.int64)
     spec["picture"] = spec["scene"] * N_PICTURES + integers(seed, index, "picture", N_PICTURES)
+    spec["zoom"] = column("zoom", np.ones(n))
     spec["bank_seed"] = np.full(n, bank_seed)
     return spec
 
