@@ -39,6 +39,7 @@ class ClipFused(MammothBackbone):
     def __init__(self, num_classes: int, clip: CLIPBackbone):
         super().__init__()
         self.clip = clip
+        clip.tokenizer = clip.preprocess = None  # pairs come as token ids and prepared pictures
         self.feature_dim = self.embed_dim = 3 * clip.embed_dim
         self.classifier = nn.Linear(self.feature_dim, num_classes)
 

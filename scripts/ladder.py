@@ -186,7 +186,7 @@ def table(args: Namespace) -> str:
     rows = [*rows_of_runs(args), *rows_of_domains(args), *rows_of_questions(args)]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     command = f"python scripts/ladder.py --seeds {args.seeds} --write docs/tiny_world.md"
-    return "\n".join([BEGIN, "## The ladder", "", f"`{command}`", "", *lines, END])
+    return "\n".join([BEGIN, "## The streams through main.py", "", f"`{command}`", "", *lines, END])
 
 
 def write(path: Path, ladder: str) -> None:
