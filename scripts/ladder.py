@@ -72,9 +72,8 @@ def record_of(dataset: str, flags: str, seed: int, args: Namespace) -> list[dict
     command += ["--permute_classes", "1"] if split else []
     command += ["--device", "cpu", "--non_verbose", "1", "--autosave", "0"]
     print(" ".join(command[1:]), file=sys.stderr, flush=True)
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    newest = max(folder.glob("*/*/*/record.jsonl"), key=lambda path: path.stat().st_mtime)
-    return read_record(newest)
+    printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return read_record(printed.rpartition("record: ")[2].splitlines()[0])
 
 
 def diagonal(rows: list[dict], name: str) -> np.ndarray:
