@@ -28,8 +28,8 @@ class NamePrompts(nn.Module):
             raise UserError("this CLIP's tokenizer does not give the place-holder X one token each; choose another CLIP")
         self.n_context, length = n_context, int(self.eot.max()) + 1
         embeddings = clip.token_embeddings(tokens[:, :length]).detach()
-        self.register_buffer("start", embeddings[:, :1], persistent=False)  # (C, 1, W)
-        self.register_buffer("rest", embeddings[:, 1 + n_context :], persistent=False)  # (C, L - 1 - n, W)
+        self.register_buffer("start", embeddings[:, :1].clone(), persistent=False)  # (C, 1, W)
+        self.register_buffer("rest", embeddings[:, 1 + n_context :].clone(), persistent=False)  # (C, L - 1 - n, W)
 
     def __len__(self) -> int:
         return len(self.eot)

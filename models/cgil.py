@@ -33,28 +33,30 @@ class CGIL(VLMModel):
     NAME = "cgil"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    LOOKS_AHEAD = True
+    TOY_ARGS = {"g_models": "vae", "gr_vae_hidden_dim": 8, "gr_vae_latent_dim": 4, "gr_vae_n_iters": 3, "num_epochs_alignment": 1,
+                "batch_size_alignment": 256, "align_with_ortholoss": True}  # a small run
     SAMPLES = 256  # synthetic features of a class in each epoch
 
     @staticmethod
     def get_parser(parser):
         add = add_vlm_args(parser).add_argument
-        parser.set_defaults(eval_future=True)
         add("--g_models", choices=sorted(GENERATORS), default="vae", help="generator of a class's features")
-        add("--learning_rate_alignment", type=positive, default=0.05)
-        add("--optim_alignment", choices=["sgd", "adam", "adamw"], default="adamw")
+        add("--learning_rate_alignment", type=positive, default=0.05, help="constant over the epochs")
+        add("--optim_alignment", choices=["sgd", "adam", "adamw"], default="adamw", help="optimiser of the prompts")
         add("--optim_alignment_wd", type=non_negative, default=0.0, help="weight decay, adamw only")
-        add("--num_epochs_alignment", type=natural, default=30)
-        add("--batch_size_alignment", type=positive_int, default=128)
+        add("--num_epochs_alignment", type=natural, default=30, help="passes over freshly drawn samples")
+        add("--batch_size_alignment", type=positive_int, default=128, help="synthetic features in a step")
         add("--align_chunk", type=natural, default=0, help="classes whose text activations are in memory at once, 0 for all")
         add("--align_with_ortholoss", type=boolean, default=False, help="push the V_c of different classes apart")
         add("--lambda_ortho_first_stage", type=non_negative, default=1.0, help="weight of that loss")
         add("--train_only_current_prompts", type=boolean, default=False, help="V_c of older classes stay as they are")
-        add("--gr_mog_n_components", type=positive_int, default=5)
-        add("--gr_mog_n_iters", type=positive_int, default=500)
-        add("--gr_vae_hidden_dim", type=positive_int, default=512)
+        add("--gr_mog_n_components", type=positive_int, default=5, help="components of a mixture")
+        add("--gr_mog_n_iters", type=positive_int, default=500, help="EM iterations at most")
+        add("--gr_vae_hidden_dim", type=positive_int, default=512, help="width of a VAE")
         add("--gr_vae_latent_dim", type=positive_int, default=256, help="also the width of the diffusion network")
         add("--gr_vae_n_iters", type=positive_int, default=500, help="epochs of a VAE, steps of a diffusion network")
-        add("--lr_vae", type=positive, default=2e-4)
+        add("--lr_vae", type=positive, default=2e-4, help="learning rate of a VAE")
         add("--vae_std_quirk", type=boolean, default=True, help="spread of the posterior is exp(logvar), as released")
         add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) in a prompt")
         add("--combo_context", type=boolean, default=True, help="V_c and g(t_c) together")

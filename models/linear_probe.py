@@ -19,6 +19,7 @@ class LinearProbe(VLMModel):
     NAME = "linear-probe"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    TOY_ARGS = {"probe_iters": 3}  # a small run in which every flag tells
     FUSES_TEXT = True
 
     @staticmethod
@@ -27,7 +28,7 @@ class LinearProbe(VLMModel):
         parser.add_argument("--normalize", type=boolean, default=True, help="unit features")
         parser.add_argument("--probe_iters", type=positive_int, default=500, help="L-BFGS iterations at most")
         parser.add_argument("--probe_input", choices=["both", "image", "text"], help="of pictures with texts (default: both)")
-        return add_vlm_args(parser)
+        return add_vlm_args(parser, names=False)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)

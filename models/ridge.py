@@ -22,7 +22,7 @@ class Ridge(VLMModel):
     @staticmethod
     def get_parser(parser):
         parser.add_argument("--ridge", type=positive, default=0.1, help="lambda of the squared weights")
-        return add_vlm_args(parser)
+        return add_vlm_args(parser, names=False)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
@@ -37,7 +37,7 @@ class Ridge(VLMModel):
         self.gram += features.T @ features
         self.cross += features.T @ one_hot(labels, self.num_classes).double()
         damped = self.gram + self.args.ridge * torch.eye(len(self.gram), dtype=torch.float64)
-        self.weights = torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped)).float().to(self.device)
+        self.weights = torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped)).float().contiguous().to(self.device)
 
     def forward(self, x):
         return (normalize(self.encode(x), dim=1) @ self.weights)[:, : self.n_seen_classes]

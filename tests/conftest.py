@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests import fabricate  # noqa: E402
 
+ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)  # loads what torch loads late, once instead of in each forked run
 

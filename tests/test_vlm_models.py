@@ -23,7 +23,7 @@ from utils.pair import Pair
 NAMES = ["fish", "photo", "striped fish", "a", "of a fish", "photo fish", "striped"]
 VALUES = {
     "optimizer": "sgd", "n_epochs": 0, "batch_size": 4, "seed": 0, "device": "cpu", "non_verbose": True, "features": "ram",
-    "clip_dtype": "fp32", "clip_download": 0, "prompt_template": None, "use_templates": False, "metric": "cos",
+    "clip_dtype": "fp32", "clip_download": 0, "prompt_template": None, "use_templates": False,
     "text_weight": 0.0, "shrinkage": 0.05, "prior": "empirical", "normalize": True, "ridge": 0.1, "C": 10.0,
     "probe_iters": 500, "probe_input": None,
 }  # fmt: skip
@@ -159,15 +159,6 @@ def test_ncm_against_means(build, text_weight):
     assert np.allclose(scores(model, dataset), expected, atol=1e-3)
 
 
-def test_ncm_by_distance(build):
-    model, dataset = build(Ncm, metric="l2")
-    train(model, dataset)
-    features, labels = features_of(model, dataset, True)
-    means = np.stack([features[labels == c].mean(0) for c in range(7)])
-    test = features_of(model, dataset, False)[0]
-    assert np.allclose(scores(model, dataset), -((test[:, None] - means) ** 2).sum(2), rtol=1e-3)
-
-
 def test_slda_against_the_discriminant(build):
     model, dataset = build(Slda)
     train(model, dataset)
@@ -239,11 +230,11 @@ def test_new_classes_leave_old_columns(build, cls):
     model, dataset = build(cls)
     train(model, dataset, 1)
     before = scores(model, dataset)
-    keys = model.keys[:2].clone() if cls is Clip else model.prototypes()[:2].clone()
+    keys = model.keys[:2].clone() if cls is Clip else model.keys()[:2].clone()
     train(model, dataset, 2)
     after = scores(model, dataset)
     assert before.shape[1] == 2 and after.shape[1] == 7
-    assert torch.equal(keys, model.keys[:2] if cls is Clip else model.prototypes()[:2])
+    assert torch.equal(keys, model.keys[:2] if cls is Clip else model.keys()[:2])
     assert np.allclose(after[:, :2], before, atol=1e-5)
 
 

@@ -25,7 +25,8 @@ def tensors_of(value, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, nn.Module):
-        for tensor in (*value.parameters(), *value.buffers()):
+        plain = (t for m in value.modules() for t in vars(m).values() if isinstance(t, torch.Tensor))
+        for tensor in (*value.parameters(), *value.buffers(), *plain):
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield tensor

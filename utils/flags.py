@@ -95,7 +95,7 @@ def add_experiment_args(parser: argparse.ArgumentParser) -> None:
     add("--label_perc_by_class", "--lpc", dest="label_perc_by_class", type=share, default=1.0,
         help="share of each class's images that keep their label")
     add("--joint", type=boolean, default=False, help="one task with all classes: the upper bound")
-    add("--eval_future", type=boolean, default=False, help="evaluate on tasks not yet seen, too (zero-shot)")
+    add("--eval_future", type=boolean, help="evaluate on tasks not yet seen, too (default: where the method is about that)")
     add("--custom_task_order", type=integer_list, help="order of tasks, for example 2,0,1")
     add("--custom_class_order", type=integer_list, help="order of classes, a permutation")
     add("--permute_classes", type=boolean, default=False, help="shuffle the class order by --class_order_seed")

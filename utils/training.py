@@ -52,7 +52,7 @@ def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
     _skip_to(model, dataset, begun_at, replay_hooks=done is None and not option(args, "loadcheck"))
     if done:
         run.restore(done)
-    looks_ahead = option(args, "eval_future") or (dataset.MTIL and dataset.N_TASKS > 1 and hasattr(model, "future_forward"))
+    looks_ahead = wants_future(model, dataset, args)
     future = dataset.all_loaders(getattr(model, "change_transform", None))[1] if looks_ahead else None
     with run.watch.phase("evaluate"):
         _forward_baseline(run, model, dataset)
@@ -68,6 +68,13 @@ def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
     return _finish(run, model, dataset)
 
 
+def wants_future(model, dataset, args: Namespace) -> bool:
+    """--eval_future, or without it what the method and the stream are about."""
+    if option(args, "eval_future") is not None or dataset.N_TASKS == 1 or not hasattr(model, "future_forward"):
+        return bool(option(args, "eval_future"))
+    return dataset.MTIL or (model.LOOKS_AHEAD and dataset.SETTING in SPLIT_SETTINGS)
+
+
 def _skip_to(model, dataset, first: int, replay_hooks: bool) -> None:
     """Move the stream on to its first task to train; without a saved state the hooks see the tasks skipped."""
     for _ in range(first):
@@ -81,7 +88,6 @@ def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
     """Begin, fit and end one task; `saved` is a moment inside it to go on from."""
     model.train()
     dataset.get_data_loaders()
-    model.work_done.clear()
     run.watch.phases.clear()
     run.position = {"task": task, "phase": "train", "epoch": 0, "batch": 0}
     run.loop_state = {}

@@ -24,6 +24,7 @@ class ContinualModel(nn.Module):
     COMPATIBILITY: list[str]
     AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
     trains_in_loop = True  # False: all work is in end_task, observe is never called
+    LOOKS_AHEAD = False  # True: tasks not yet seen are evaluated unless --eval_future 0 says otherwise
     work_note = ""  # shown behind the bar of `work`
 
     @staticmethod
@@ -226,6 +227,7 @@ class ContinualModel(nn.Module):
 
     def meta_begin_task(self, dataset) -> None:
         self._task_iteration = self._epoch_iteration = 0
+        self.work_done.clear()
         start, end = dataset.get_offsets(self.current_task)
         self._n_classes_current_task, self._n_past_classes, self._n_seen_classes = end - start, start, end
         if self.opt is not None and not self._keeps_optimizer():

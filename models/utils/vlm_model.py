@@ -17,10 +17,11 @@ from utils.pair import Inputs, Pair
 TEXT_ROWS = 1024  # texts encoded at once
 
 
-def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14") -> ArgumentParser:
-    """The flags of every CLIP method; `default` names the CLIP of the method."""
+def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14", names: bool = True) -> ArgumentParser:
+    """The flags of a CLIP method; `default` names its CLIP, `names` tells whether it reads class names."""
     add_clip_args(parser, default)
-    parser.add_argument("--prompt_template", help='sentence around a class name, with {} for it (default: the dataset\'s own)')
+    if names:
+        parser.add_argument("--prompt_template", help="sentence around a class name, with {} for it (default: the dataset's own)")
     return parser
 
 
@@ -54,6 +55,9 @@ class VLMModel(ContinualModel):
         root = Path(getattr(args, "base_path", None) or "./data") / "features"
         self.store = FeatureStore(root, mode, progress=not getattr(args, "non_verbose", False))
         self.encoder = ClipImageEncoder(net) if self.FROZEN_TOWER else None
+
+    def touches_task_start(self) -> bool:
+        return True  # the loaders' transforms
 
     def checkpoint_skip(self) -> set[str]:
         return {"net", "store", "encoder"} if self.FROZEN_TOWER else {"store", "encoder"}
