@@ -22,7 +22,7 @@ def test_precedence_low_to_high(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "er.yaml").write_text("default:\n  optim_mom: 0.5\nseq-mnist:\n  optim_wd: 0.01\n  20:\n    lr: 0.3\n  50:\n    lr: 0.7\n")
     real = configs.registry.search_folders
-    monkeypatch.setattr(configs.registry, "search_folders", lambda kind: [*real(kind), tmp_path] if kind == "model" else real(kind))
+    monkeypatch.setattr(configs.registry, "search_folders", lambda kind: [tmp_path, *real(kind)] if kind == "model" else real(kind))
     base = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "20"]
     plain = cli.parse([*base, "--lr", "0.1"])
     assert (plain.args.batch_size, plain.origins["batch_size"]) == (64, "dataset")
@@ -32,6 +32,10 @@ def test_precedence_low_to_high(tmp_path, monkeypatch):
     best = cli.parse([*base, "--model_config", "best"])
     assert (best.args.lr, best.args.optim_wd) == (0.3, 0.01)
     assert cli.parse([*base, "--model_config=best", "--lr=0.2", "--batch_size", "7"]).args.batch_size == 7
+    (folder / "er.yaml").write_text("default:\n  optim_mom: 0.5\ndefault_for:\n  seq-mnist:\n    optim_mom: 0.7\n  other:\n    lr: 9\n")
+    usual = cli.parse([*base, "--lr", "0.1"])
+    assert (usual.args.optim_mom, usual.origins["optim_mom"]) == (0.7, "er.yaml (default for seq-mnist)")
+    (folder / "er.yaml").write_text("seq-mnist:\n  20:\n    lr: 0.3\n  50:\n    lr: 0.7\n")
     assert "buffer_size 20, 50" in problems("--model", "er", "--dataset", "seq-mnist", "--buffer_size", "21", "--model_config", "best")
 
 
@@ -119,7 +123,7 @@ def test_yaml_mistakes(tmp_path, monkeypatch):
     folder = tmp_path / "config"
     folder.mkdir()
     real = configs.registry.search_folders
-    monkeypatch.setattr(configs.registry, "search_folders", lambda kind: [*real(kind), tmp_path] if kind == "model" else real(kind))
+    monkeypatch.setattr(configs.registry, "search_folders", lambda kind: [tmp_path, *real(kind)] if kind == "model" else real(kind))
     (folder / "er.yaml").write_text("default:\n  optim_mon: 0.5\n")
     assert "closest: optim_mom" in problems(*ER)
     (folder / "er.yaml").write_text("default: [1\n")

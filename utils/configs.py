@@ -68,7 +68,8 @@ def dataset_config(dataset_class: type, name: str | None) -> list[tuple[str, dic
 
 
 def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[tuple[str, dict]]:
-    """models/config/<model>.yaml: block `default`, and with `best` the dataset's block and its buffer size's."""
+    """models/config/<model>.yaml: block `default`, the dataset's part of `default_for`, and with `best` the dataset's own
+    block and its buffer size's."""
     path = next((p for p in (_find(f / "config", model) for f in registry.search_folders("model")) if p), None)
     if path is None:
         if which == "best":
@@ -76,10 +77,13 @@ def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[
         return []
     content = read_yaml(path)
     layers = [(path.name, dict(content.get("default") or {}))]
+    for name, values in (content.get("default_for") or {}).items():
+        if registry.canonical(str(name)) == registry.canonical(dataset):
+            layers.append((f"{path.name} (default for {dataset})", dict(values or {})))
     if which == "best":
         blocks = {registry.canonical(str(k)): v for k, v in content.items()}
         if registry.canonical(dataset) not in blocks:
-            have = ", ".join(sorted(set(blocks) - {"default"})) or "no dataset"
+            have = ", ".join(sorted(set(blocks) - {"default", "default-for"})) or "no dataset"
             raise UserError(f"--model_config best: {path.name} has no values for {dataset}; it has {have}")
         block = dict(blocks[registry.canonical(dataset)] or {})
         by_size = {k: block.pop(k) for k in list(block) if isinstance(k, int)}
