@@ -31,7 +31,7 @@ def test_runs_that_the_command_line_accepts(tmp_path):
     assert out[0] == "set up"
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     assert len(calls) == 2 and all(call[0] == "main.py" for call in calls)
-    for call, model in zip(calls, ("clip", "ncm"), strict=True):
+    for call, model in zip(calls, ("clip", "cgil"), strict=True):
         args = cli.parse(call[1:]).args
         assert (args.model, args.dataset, args.seed, args.clip_backbone) == (model, "seq-tiny", 3, "tiny")
 
