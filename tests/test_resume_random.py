@@ -33,7 +33,7 @@ def test_ten_kills(name, data, tmp_path):
     rng, kills = random.Random(name), 0
     while kills < 10:
         process = start(name, data, tmp_path / "killed")
-        time.sleep(ready + rng.uniform(0.02, 0.25) * length)
+        time.sleep(ready + rng.uniform(0.01, 0.13) * length)
         process.send_signal(signal.SIGKILL)
         if process.wait() == 0:
             break
