@@ -1,7 +1,12 @@
 """Download the files of a dataset: `python scripts/prepare_data.py seq-cifar10 --base_path ./data/`."""
 
 import argparse
+import hashlib
+import shutil
 import sys
+import tarfile
+import urllib.request
+import zipfile
 from pathlib import Path
 
 # dataset -> torchvision class, whose root is <base_path>/<class name in capitals>
@@ -13,10 +18,88 @@ SOURCES = {
     "seq-cifar10": "CIFAR10",
     "seq-cifar100": "CIFAR100",
 }
+CALTECH = "https://data.caltech.edu/records/65de6-vp158/files"
+TORCHGEO = "https://huggingface.co/datasets/torchgeo"
+HUB = "https://huggingface.co/datasets/aimagelab-ta"
+ISIC = "https://isic-challenge-data.s3.amazonaws.com/2018/ISIC2018_Task3_Training"
+# dataset -> (url, md5 where one is published, folder under base_path that it is put or unpacked into)
+ARCHIVES = {
+    "seq-imagenet-r": [
+        ("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar", "a61312130a589d0ca1a8fca1f2bd3337", "."),
+    ],
+    "seq-cub200": [
+        (f"{CALTECH}/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78", "."),
+    ],
+    "seq-cars196": [
+        *((f"{HUB}/cars196/resolve/main/{part}_{kind}.pt", None, "cars196")
+          for part in ("train", "test") for kind in ("images", "labels")),
+        (f"{HUB}/cars196/resolve/main/class_names.json", None, "cars196"),
+    ],
+    "seq-eurosat-rgb": [
+        (f"{TORCHGEO}/eurosat/resolve/main/EuroSAT.zip", "c8fa014336c82ac7804f0398fcb19387",
+         "eurosat"),
+        (f"{HUB}/eurosat-rgb/resolve/main/split.json", None, "eurosat"),
+    ],
+    "seq-isic": [
+        (f"{ISIC}_Input.zip", None, "isic"),
+        (f"{ISIC}_GroundTruth.zip", None, "isic"),
+        (f"{ISIC}_LesionGroupings.csv", None, "isic"),
+    ],
+}  # fmt: skip
+
+
+def md5_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def fetch(url: str, md5: str | None, folder: Path) -> Path:
+    """One file into `folder`, under another name until it is whole and its md5 is the published one."""
+    path = folder / url.split("/")[-1]
+    if path.is_file() and md5 in (None, md5_of(path)):
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
+        shutil.copyfileobj(answer, file)
+        wanted = answer.headers.get("Content-Length")
+    if wanted and part.stat().st_size != int(wanted):
+        raise OSError(f"{url} broke off at {part.stat().st_size} of {wanted} bytes; start again")
+    found = md5_of(part)
+    if md5 not in (None, found):
+        part.unlink()
+        raise OSError(f"{url} has md5 {found}, {md5} is published; start again")
+    if md5 is None:
+        print(f"warning: no checksum is published for {url}; this file has md5 {found}", file=sys.stderr)
+    return part.replace(path)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """All of a .zip, .tar or .tgz; a member that would leave `folder` is an error."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as file:  # its names are made to stay inside by zipfile itself
+            file.extractall(folder)
+        return
+    try:
+        with tarfile.open(archive) as file:
+            file.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise OSError(f"{archive}: {error}") from None
+
+
+def prepare_archives(dataset: str, base_path: Path) -> Path:
+    """Fetch, check and unpack the files of ARCHIVES; archives are kept, so that a second call fetches nothing."""
+    for url, md5, folder in ARCHIVES[dataset]:
+        path = fetch(url, md5, base_path / folder)
+        if path.suffix in {".zip", ".tar", ".tgz"}:
+            unpack(path, base_path / folder)
+    return base_path
 
 
 def prepare(dataset: str, base_path: Path) -> Path:
     """Fetch, check and unpack; does nothing where the files are there and whole."""
+    if dataset in ARCHIVES:
+        return prepare_archives(dataset, base_path)
     from torchvision import datasets
 
     name = SOURCES[dataset]
@@ -29,12 +112,12 @@ def prepare(dataset: str, base_path: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=list(SOURCES))
+    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=[*SOURCES, *ARCHIVES])
     parser.add_argument("--base_path", type=Path, default=Path("./data/"))
     args = parser.parse_args()
     try:
         root = prepare(args.dataset, args.base_path)
-    except (OSError, RuntimeError) as error:  # no network, a full disk, or a checksum that differs
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # no network, a full disk, or a checksum that differs
         print(f"error: {args.dataset} could not be fetched: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"{args.dataset}: ready under {root}")

@@ -78,7 +78,7 @@ def described(name, make):
     assert len(entry.line.split()) >= 3, "the file's first docstring line says what the stream is"
     assert registry.canonical(cls.NAME) == name and cls.SETTING in SETTINGS and entry.setting == cls.SETTING
     assert {"batch_size", "n_epochs", "backbone"} <= set(cls.DEFAULTS)
-    assert registry.exists("backbone", str(cls.DEFAULTS["backbone"]))
+    assert registry.exists("backbone", str(cls.DEFAULTS["backbone"]).partition(":")[0])  # timm:<model> is of timm
 
 
 def constructs_from_the_command_line(name, make):
