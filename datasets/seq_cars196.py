@@ -24,7 +24,7 @@ PICKLE_ERRORS = (
 
 
 class SequentialCars196(FileStream):
-    """<base_path>/cars196/{train,test}_{images,labels}.pt, class_names.json; else <base_path>/stanford_cars as published.
+    """<base_path>/cars196/{train,test}_{images,labels}.pt, class_names.json; else the files of <base_path>/stanford_cars.
 
     The tensors are uint8 images of 224 pixels. Of the published files, labels of the test part are in
     cars_test_annos_withlabels.mat alone.
@@ -40,7 +40,7 @@ class SequentialCars196(FileStream):
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor()])
     TEMPLATES = ["a photo of a {}.", "a photo of a {}, a type of car.", "a photo of the {}."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 50, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, BYTES = "huggingface.co aimagelab-ta/cars196", "about 2.4 GB"
+    SOURCE, AMOUNT = "huggingface.co aimagelab-ta/cars196", "16,185 images, 2.4 GB"
     N_IMAGES = 16_185
 
     def read(self, base: Path) -> Content:

@@ -22,7 +22,7 @@ class SequentialCUB200(FileStream):
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor(), T.Normalize(*IMAGENET)])
     TEMPLATES = ["a photo of a {}.", "a photo of a {}, a type of bird."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 50, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, BYTES = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "about 1.1 GB"
+    SOURCE, AMOUNT = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "11,788 images"
     N_IMAGES = 11_788
 
     def read(self, base: Path) -> Content:

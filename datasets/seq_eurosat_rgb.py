@@ -25,7 +25,7 @@ class SequentialEuroSAT(FileStream):
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor(), T.Normalize(*CLIP)])
     TEMPLATES = ["a centered satellite photo of {}.", "a satellite photo of {}.", "a photo of a {}."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 5, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, BYTES = "huggingface.co torchgeo/eurosat and aimagelab-ta/eurosat-rgb", "about 90 MB"
+    SOURCE, AMOUNT = "huggingface.co torchgeo/eurosat and aimagelab-ta/eurosat-rgb", "27,000 images"
     N_IMAGES = 21_600
 
     def read(self, base: Path) -> Content:

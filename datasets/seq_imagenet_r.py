@@ -30,7 +30,7 @@ class SequentialImageNetR(FileStream):
     TEST_TRANSFORM = T.Compose([*FileStream.RESIZE.transforms, T.ToTensor()])
     TEMPLATES = ["a photo of a {}.", "a drawing of a {}.", "a rendition of a {}.", "a painting of a {}."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 50, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, BYTES = "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar", "about 2 GB"
+    SOURCE, AMOUNT = "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar", "30,000 images"
     N_IMAGES = 30_000
 
     def read(self, base: Path) -> Content:

@@ -37,7 +37,7 @@ class SequentialISIC(FileStream):
         "vascular skin lesion",
     ]
     DEFAULTS = {"batch_size": 128, "n_epochs": 30, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, BYTES = "https://isic-challenge-data.s3.amazonaws.com/2018", "about 2.6 GB"
+    SOURCE, AMOUNT = "https://isic-challenge-data.s3.amazonaws.com/2018", "10,015 images"
 
     def read(self, base: Path) -> Content:
         root = base / "isic"

@@ -34,8 +34,8 @@ class FileStream(ContinualDataset):
 
     SIZE = (224, 224)
     RESIZE = T.Compose([T.Resize((256, 256), BICUBIC), T.CenterCrop(224)])  # of an image without augmentation
-    SOURCE: str  # where the files come from, and their size: for the message where they are absent
-    BYTES: str
+    SOURCE: str  # where the files come from, and how much it is: for the message where they are absent
+    AMOUNT: str
     N_IMAGES: int | None = None  # published, training and test
 
     def read(self, base: Path) -> Content:
@@ -72,7 +72,7 @@ class FileStream(ContinualDataset):
         return loaders
 
     def absent(self, path: Path) -> UserError:
-        return absent(path, self.NAME, self.SOURCE, self.BYTES, base_path(self.args))
+        return absent(path, self.NAME, self.SOURCE, self.AMOUNT, base_path(self.args))
 
     def broken(self, path: Path, reason: object) -> UserError:
         return broken(path, self.NAME, reason, base_path(self.args))
