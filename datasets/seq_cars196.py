@@ -24,7 +24,7 @@ PICKLE_ERRORS = (
 
 
 class SequentialCars196(FileStream):
-    """<base_path>/cars196/{train,test}_{images,labels}.pt, class_names.json; else the files of <base_path>/stanford_cars.
+    """<base_path>/cars196/{train,test}_{images,labels}.pt, class_names.json; else <base_path>/stanford_cars.
 
     The tensors are uint8 images of 224 pixels. Of the published files, labels of the test part are in
     cars_test_annos_withlabels.mat alone.
