@@ -49,6 +49,7 @@ class VLMModel(ContinualModel):
         super().__init__(net, loss, args, transform, dataset)
         self.to(self.device)
         self.weights_sha256 = net.sha256
+        self.prompt_template = getattr(args, "prompt_template", None)  # not every method offers the flag
         has_text = self.dataset.HAS_TEXT
         self.looks_at = "both" if self.FUSES_TEXT and has_text else "image"
         mode = getattr(args, "features", "ram") or "ram"
@@ -124,14 +125,14 @@ class VLMModel(ContinualModel):
 
     def templates(self) -> list[str]:
         """--prompt_template, or the first sentence that the dataset declares."""
-        template = self.args.prompt_template
+        template = self.prompt_template
         if template is not None and "{}" not in template:
             raise UserError(f"--prompt_template '{template}' has no {{}} for the class name")
         return [template] if template else self.dataset.get_prompt_templates()[:1]
 
     def class_templates(self, every: bool = False) -> list[list[str]]:
         """Sentences of each class: --prompt_template, or those the dataset gives it, the first or every one."""
-        if self.args.prompt_template:
+        if self.prompt_template:
             return [self.templates()] * self.num_classes
         return [own if every else own[:1] for own in self.dataset.class_templates()]
 
