@@ -243,36 +243,23 @@ def test_a_count_that_is_not_the_published_one_is_said(tmp_path):
         make("seq-eurosat-rgb", tmp_path).samples(True)
 
 
-def test_zero_shot_and_class_means_run_on_renditions(tmp_path):
+QUICK = ["--gr_vae_hidden_dim", "8", "--gr_vae_latent_dim", "4", "--gr_vae_n_iters", "2", "--num_epochs_alignment", "1",
+         "--batch_size_alignment", "8192"]  # fmt: skip
+
+
+@pytest.mark.parametrize("model, more", [("clip", []), ("ncm", []), ("cgil", QUICK)])
+def test_clip_methods_run_on_renditions(tmp_path, model, more):
     """The command line, on a file in OpenAI's format; the last task's scores cover every class."""
     real.imagenet_r(tmp_path, "yaml")
-    torch.save(
-        openai_state(random_clip(vision_layers=1, transformer_layers=1, context_length=77)), tmp_path / "clip.pt"
-    )
-    for model in ("clip", "ncm"):
-        argv = [
-            "--model",
-            model,
-            "--dataset",
-            "seq-imagenet-r",
-            "--clip_backbone",
-            str(tmp_path / "clip.pt"),
-            "--seed",
-            "0",
-            "--base_path",
-            str(tmp_path),
-            "--results_path",
-            str(tmp_path / model),
-            "--non_verbose",
-            "1",
-            "--device",
-            "cpu",
-        ]
-        assert main.main(argv) == 0
-        rows = newest_record(tmp_path / model)
-        assert len([row for row in rows if row["type"] == "task"]) == 10 and rows[-1]["status"] == "done"
-        assert 0 <= rows[-1]["summary"]["class_il_last"] <= 100
-        assert any("30000 are published" in str(row) for row in rows if row["type"] == "warning")
+    weights = tmp_path / "clip.pt"
+    torch.save(openai_state(random_clip(vision_layers=1, transformer_layers=1, context_length=77)), weights)
+    argv = ["--model", model, "--dataset", "seq-imagenet-r", "--clip_backbone", str(weights), "--seed", "0", *more,
+            "--base_path", str(tmp_path), "--results_path", str(tmp_path / "runs"), "--non_verbose", "1", "--device", "cpu"]  # fmt: skip
+    assert main.main(argv) == 0
+    rows = newest_record(tmp_path / "runs")
+    assert len([row for row in rows if row["type"] == "task"]) == 10 and rows[-1]["status"] == "done"
+    assert 0 <= rows[-1]["summary"]["class_il_last"] <= 100
+    assert any("30000 are published" in str(row) for row in rows if row["type"] == "warning")
 
 
 def test_prepared_archives_stay_in_their_folder(tmp_path):
