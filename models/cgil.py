@@ -111,10 +111,7 @@ class CGIL(VLMModel):
 
     def replay(self):
         """A shuffled epoch of synthetic features: (256 S, D) and labels."""
-        samples = self.generator.sample(torch.arange(self.n_seen_classes), self.SAMPLES)
-        order = torch.randperm(samples.shape[0] * self.SAMPLES, device=samples.device)
-        labels = torch.arange(self.n_seen_classes, device=samples.device).repeat_interleave(self.SAMPLES)
-        return samples.flatten(0, 1)[order], labels[order]
+        return self.generator.shuffled(self.n_seen_classes, self.SAMPLES)
 
     def alignment_optimizer(self):
         parameters = [self.V] * self.has_v + (list(self.g.parameters()) if self.has_g else [])

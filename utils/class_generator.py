@@ -87,6 +87,13 @@ class ClassGenerator:
         first = torch.arange(n_classes, device=where).unsqueeze(1)
         return pool[first.to(pool.device), part.to(pool.device), place.to(pool.device)]
 
+    def shuffled(self, n_classes: int, n: int) -> tuple[Tensor, Tensor]:
+        """n samples of each of the first `n_classes` classes in random order: features (n_classes * n, D), labels."""
+        samples = self.sample(torch.arange(n_classes), n)
+        order = torch.randperm(n_classes * n, device=samples.device)
+        labels = torch.arange(n_classes, device=samples.device).repeat_interleave(n)
+        return samples.flatten(0, 1)[order], labels[order]
+
     def _components(self, classes: list[int]) -> tuple[Tensor, Tensor]:
         rows_of: dict[int, list[int]] = {}
         for row, c in enumerate(self.row_class):
