@@ -245,3 +245,29 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
         FeatureStore(tmp_path, "cloud")
     with pytest.raises(UserError, match="folder"):
         FeatureStore(None, "disk")
+
+
+def test_an_encoder_may_ask_for_half_precision(store):
+    class Half(Encoder):
+        precision = "<f2"
+
+    rows = torch.tensor([9, 3, 49])
+    found = store.rows(Samples(), rows, Half())
+    assert found.dtype == torch.float16 and torch.equal(found.float(), expected(rows))
+    assert store.rows(Samples(), rows, Encoder()).dtype == torch.float32  # a table of its own
+    if store.mode == "disk":
+        sizes = sorted(sum(f.stat().st_size for f in folder.iterdir()) for folder in store.root.iterdir())
+        assert sizes == [3 * (8 + 2 * D), 3 * (8 + 4 * D)]
+        again = FeatureStore(store.root, "disk", progress=False)
+        assert torch.equal(again.rows(Samples(), rows, Half()), found) and again.forwards == 0
+
+
+def test_numbers_too_large_for_half_precision_are_refused(store):
+    class Large(Encoder):
+        precision = "<f2"
+
+        def __call__(self, images):
+            return super().__call__(images) * 1e5
+
+    with pytest.raises(UserError, match="not finite"):
+        store.rows(Samples(), torch.tensor([9]), Large())

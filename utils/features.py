@@ -29,8 +29,8 @@ STALE_S = 3600.0  # temporary files older than this were left by a killed proces
 class Table:
     """What is known of one (encoder, samples): where each row is. `folder` None keeps the segments in memory."""
 
-    def __init__(self, n_rows: int, dim: int, folder: Path | None):
-        self.record = np.dtype([("row", "<i8"), ("x", "<f4", (dim,))])
+    def __init__(self, n_rows: int, dim: int, folder: Path | None, precision: str = "<f4"):
+        self.record = np.dtype([("row", "<i8"), ("x", precision, (dim,))])
         self.folder = folder
         self.segments: dict[str, np.ndarray] = {}  # name -> records; insertion order is the segment number
         self.segment_of = np.full(n_rows, -1, dtype=np.int32)  # -1: not known yet
@@ -53,7 +53,7 @@ class Table:
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Features (len(rows), D) of known rows, in the order asked."""
-        out = np.empty((len(rows), *self.record["x"].shape), dtype=np.float32)
+        out = np.empty((len(rows), *self.record["x"].shape), dtype=self.record["x"].base)
         segment_of, place_of = self.segment_of[rows], self.place_of[rows]
         arrays = list(self.segments.values())
         for number in np.unique(segment_of):
@@ -129,7 +129,7 @@ class FeatureStore:
 
     samples: any object with `fingerprint` (str), `__len__` and `images(rows) -> uint8 tensor (B, C, H, W) or list of PIL
     images`. encoder: `key` (str: weights, layer, preprocessing, precision), `dim`, `deterministic`, `encoder(images) ->
-    (B, dim)` and, where it knows what suits it, `batch_size`. Modes: "disk" (under root, shared by runs), "ram" (this object's life),
+    (B, dim)` and, where it knows what suits it, `batch_size` and `precision` (numpy's type of a kept number). Modes: "disk" (under root, shared by runs), "ram" (this object's life),
     "off" (computed at each call). Ask for many rows at once: one call is one segment.
     """
 
@@ -144,23 +144,27 @@ class FeatureStore:
         self.tables: dict[str, Table] = {}
 
     def rows(self, samples, rows: Tensor, encoder, desc: str = "features") -> Tensor:
-        """Features (len(rows), D), fp32 on the CPU, in the order asked; what is not known yet is computed and kept."""
+        """Features (len(rows), D) on the CPU, fp32 or what the encoder names as its precision, in the order asked; what
+        is not known yet is computed and kept."""
         if not encoder.deterministic:
             raise UserError("features of a random transform or of a tower in training mode cannot be kept: freeze it")
         wanted = np.asarray(rows.cpu(), dtype=np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(samples):
             raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked of {len(samples)} samples")
-        table = Table(len(samples), encoder.dim, None) if self.mode == "off" else self._table(samples, encoder)
+        precision = getattr(encoder, "precision", "<f4")
+        table = Table(len(samples), encoder.dim, None, precision) if self.mode == "off" else self._table(samples, encoder)
         if len(self._missing(table, wanted)):
             table.refresh()
             self._compute(table, samples, self._missing(table, wanted), encoder, desc)
         return torch.from_numpy(table.gather(wanted))
 
     def _table(self, samples, encoder) -> Table:
-        key = hashlib.sha256(f"{encoder.key}\n{encoder.dim}\n{samples.fingerprint}".encode()).hexdigest()
+        precision = getattr(encoder, "precision", "<f4")
+        wide = "" if precision == "<f4" else f"\n{precision}"
+        key = hashlib.sha256(f"{encoder.key}\n{encoder.dim}\n{samples.fingerprint}{wide}".encode()).hexdigest()
         if key not in self.tables:
             folder = self.root / key[:32] if self.mode == "disk" else None
-            self.tables[key] = Table(len(samples), encoder.dim, folder)
+            self.tables[key] = Table(len(samples), encoder.dim, folder, precision)
         return self.tables[key]
 
     @staticmethod
@@ -181,7 +185,8 @@ class FeatureStore:
                 images = ahead.result()
                 if number + 1 < len(batches):
                     ahead = reader.submit(samples.images, torch.from_numpy(batches[number + 1]))
-                features = np.asarray(encoder(images).float().cpu())
+                with np.errstate(over="ignore"):  # what is too large for the precision is told below
+                    features = np.asarray(encoder(images).float().cpu()).astype(table.record["x"].base, copy=False)
                 self.forwards += len(batch)
                 if not np.isfinite(features).all():
                     raise UserError(
