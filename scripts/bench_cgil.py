@@ -2,11 +2,16 @@
 
 The plain form puts every prompt through all 77 positions of CLIP's own text tower. Prompts are as long as on
 ImageNet-R: with the two context tokens 6.6 tokens on average and 9 at most. A step is forward, backward and AdamW on a
-batch of 128 features. Usage: OMP_NUM_THREADS=1 python scripts/bench_cgil.py [--classes 40] [--repeats 3] [--check]
+batch of 128 features.
+
+    OMP_NUM_THREADS=1 python scripts/bench_cgil.py [--classes 40] [--repeats 3] [--check]
+    OMP_NUM_THREADS=1 python scripts/bench_cgil.py --memory 50 100 200   # our step alone: seconds, and bytes beyond weights
 """
 
 import argparse
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbone.clip import CLIPBackbone, build_network  # noqa: E402
 from backbone.clip_files import ClipWeights, openai_clip  # noqa: E402
-from backbone.prompts import ContextNet, NamePrompts  # noqa: E402
+from backbone.prompts import ContextNet, NamePrompts, chunked_backward  # noqa: E402
 
 # single-token words of CLIP's vocabulary; a name of k words makes a prompt of k + 5 tokens (start, X, X, ".", end)
 WORDS = ["cat", "dog", "tree", "house"]
@@ -42,47 +47,86 @@ def plain_keys(clip: CLIPBackbone, tokens: torch.Tensor, context: torch.Tensor) 
     return net.ln_final(x)[torch.arange(len(x)), tokens.argmax(1)] @ net.text_projection
 
 
+class Bench:
+    """Prompts, parameters and a batch of one size; `step` times forward, backward and the optimiser."""
+
+    def __init__(self, classes: int):
+        self.clip = random_clip()
+        self.names = [" ".join(WORDS[: LENGTHS[c % len(LENGTHS)]]) for c in range(classes)]
+        self.prompts = NamePrompts(self.clip, self.names, 2)
+        self.written = torch.randn(classes, 512)
+        self.V, self.g = torch.nn.Parameter(0.02 * torch.randn(classes, 1, 512)), ContextNet(512, 512)
+        self.optimizer = torch.optim.AdamW([self.V, *self.g.parameters()], lr=1e-4, weight_decay=0.0, fused=True)
+        self.x, self.y = normalize(torch.randn(128, 512), dim=1), torch.arange(128) % classes
+
+    def context(self, rows=slice(None)) -> torch.Tensor:
+        return torch.cat([self.V[rows], self.g(self.written[rows])[:, None]], dim=1)
+
+    def ours(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.prompts.encode(self.clip, self.context(rows), rows)
+
+    def step(self, encode, chunk: int = 0) -> float:
+        began = time.process_time()
+        self.optimizer.zero_grad()
+        chunked_backward(lambda rows: normalize(encode(rows), dim=1), len(self.names), chunk,
+                         lambda keys: cross_entropy(100 * self.x @ keys.T, self.y))
+        self.optimizer.step()
+        return time.process_time() - began
+
+
+def compare(args) -> float:
+    """Seconds of the plain step over those of ours."""
+    bench = Bench(args.classes)
+    tokens = bench.clip.tokenize([f"X X {name}." for name in bench.names])
+    rows = torch.arange(args.classes)
+
+    def plain(rows):
+        return plain_keys(bench.clip, tokens, bench.context())
+
+    bench.step(bench.ours)  # warm up
+    times = {"plain": [], "ours": []}
+    for _ in range(args.repeats):
+        times["plain"].append(bench.step(plain))
+        times["ours"].append(bench.step(bench.ours))
+    with torch.no_grad():
+        difference = plain(rows) - bench.ours(rows)
+    seconds, own = (statistics.median(times[k]) for k in ("plain", "ours"))
+    lengths = bench.prompts.eot + 1
+    print(f"{args.classes} prompts, {lengths.float().mean():.1f} tokens on average, {int(lengths.max())} at most; "
+          f"largest difference of a key {difference.abs().max():.1e}")
+    print(f"plain {seconds:.2f} s, ours {own:.3f} s of processor time a step: ratio {seconds / own:.1f} (wanted: 10)")
+    return seconds / own
+
+
+def own_step(classes: int, chunk: int, repeats: int) -> None:
+    """In a process of its own: time of our step, and the growth of the peak of memory from before the first one."""
+    bench = Bench(classes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = statistics.median([bench.step(bench.ours, chunk) for _ in range(repeats + 1)][1:])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{classes} classes, --align_chunk {chunk}: {seconds:.2f} s, {1e3 * seconds / classes:.1f} ms a prompt, "
+          f"{(peak - before) / 2**20:.2f} GiB beyond what stood before the first step", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--check", action="store_true", help="exit 1 if the ratio is below 10")
+    parser.add_argument("--memory", type=int, nargs="+", help="numbers of classes at which our step is timed and its memory measured")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[0, 50], help="values of --align_chunk for --memory")
+    parser.add_argument("--own", type=int, nargs=2, help=argparse.SUPPRESS)  # the child of --memory: classes and chunk
     args = parser.parse_args()
-    clip = random_clip()
-    names = [" ".join(WORDS[: LENGTHS[c % len(LENGTHS)]]) for c in range(args.classes)]
-    prompts = NamePrompts(clip, names, 2)
-    tokens = clip.tokenize([f"X X {name}." for name in names])
-    rows, written = torch.arange(args.classes), torch.randn(args.classes, 512)
-    V, g = torch.nn.Parameter(0.02 * torch.randn(args.classes, 1, 512)), ContextNet(512, 512)
-    optimizer = torch.optim.AdamW([V, *g.parameters()], lr=1e-4, weight_decay=0.0, fused=True)
-    x, y = normalize(torch.randn(128, 512), dim=1), torch.arange(128) % args.classes
-
-    def step(encode) -> float:
-        began = time.process_time()
-        optimizer.zero_grad()
-        keys = encode(torch.cat([V, g(written)[:, None]], dim=1))
-        loss = cross_entropy(100 * x @ normalize(keys, dim=1).T, y)
-        loss.backward()
-        optimizer.step()
-        return time.process_time() - began
-
-    def ours(context):
-        return prompts.encode(clip, context, rows)
-
-    step(ours)  # warm up
-    times = {"plain": [], "ours": []}
-    for _ in range(args.repeats):
-        times["plain"].append(step(lambda context: plain_keys(clip, tokens, context)))
-        times["ours"].append(step(ours))
-    with torch.no_grad():
-        context = torch.cat([V, g(written)[:, None]], dim=1)
-        difference = plain_keys(clip, tokens, context) - ours(context)
-    plain, own = (statistics.median(times[k]) for k in ("plain", "ours"))
-    lengths = prompts.eot + 1
-    print(f"{args.classes} prompts, {lengths.float().mean():.1f} tokens on average, {int(lengths.max())} at most; "
-          f"largest difference of a key {difference.abs().max():.1e}")
-    print(f"plain {plain:.2f} s, ours {own:.3f} s of processor time a step: ratio {plain / own:.1f} (wanted: 10)")
-    return int(args.check and plain / own < 10)
+    if args.own:
+        own_step(*args.own, args.repeats)
+    elif args.memory:
+        for classes in args.memory:
+            for chunk in args.chunks:
+                subprocess.run([sys.executable, __file__, "--own", str(classes), str(chunk), "--repeats", str(args.repeats)], check=True)
+    else:
+        ratio = compare(args)
+        return int(args.check and ratio < 10)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """CGIL: its prompts, alignment, scores of unseen names and resume, against slow or independent forms."""
 
 import copy
+import os
+import signal
 from argparse import Namespace
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
+import utils.vae
 from backbone.prompts import ContextNet, NamePrompts
 from datasets.utils.samples import ArraySamples
 from models.cgil import CGIL, prompt_mode
@@ -295,21 +298,24 @@ def test_record_holds_both_scorings_and_zero_shot(pictures, tmp_path):
     assert newest_record(tmp_path / "second")[-1]["summary"]["image_forwards"] == 0
 
 
-@pytest.mark.parametrize("kind", ["vae", "full_gauss"])
-def test_killed_inside_the_alignment(pictures, tmp_path, kind):
+PLACES = {"vae": (CGIL, "align_epoch"), "full_gauss": (CGIL, "align_epoch"), "fit": (utils.vae, "gradients")}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_inside_long_work(pictures, tmp_path, place):
+    """Inside the alignment with either kind of generator, and inside a fit."""
+    kind = "vae" if place == "fit" else place
     more = ["--seed", "1", "--g_models", kind, "--gr_vae_n_iters", "3", "--gr_vae_hidden_dim", "8", "--gr_vae_latent_dim", "4"]
 
     def killed(count):
-        import os
-        import signal
+        owner, name = PLACES[place]
+        real, seen = getattr(owner, name), []
 
-        real, seen = CGIL.align_epoch, []
-
-        def epoch(self):
+        def work(*args):
             seen.append(1)
-            return os.kill(os.getpid(), signal.SIGKILL) if len(seen) == count else real(self)
+            return os.kill(os.getpid(), signal.SIGKILL) if len(seen) == count else real(*args)
 
-        CGIL.align_epoch = epoch
+        setattr(owner, name, work)
         run(pictures, tmp_path / "killed", "0.0001", *more)
 
     assert in_child(lambda: run(pictures, tmp_path / "whole", "60", *more)) == 0
