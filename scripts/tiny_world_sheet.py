@@ -1,19 +1,12 @@
-"""Contact sheets of the picture world, each picture under the name that the code gives it.
-
-python scripts/tiny_world_sheet.py --out docs/img
-"""
+"""Contact sheets of the picture world, each picture under the name that the code gives it; see scripts/tiny_world.py."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.tiny_world import captions as words
 from datasets.tiny_world import streams, world
@@ -85,16 +78,3 @@ def stream_sheets(out: Path) -> None:
     data = streams.mm_tiny(False)
     texts = [f"[{int(c)}] {t}" for c, t in zip(data["labels"], data["captions"], strict=True)]
     sheet(out / "mm_tiny.png", data["images"][:40], texts[:40], 8, 24)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    world_sheets(args.out)
-    stream_sheets(args.out)
-
-
-if __name__ == "__main__":
-    main()

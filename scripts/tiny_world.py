@@ -1,8 +1,8 @@
-"""The ladder of the picture world: how far apart its streams hold chance, zero-shot, collapse, replay and joint training.
+"""The picture world shown and measured: contact sheets, and how far apart its streams hold chance and joint training.
 
-python scripts/ladder.py --write docs/tiny_world.md
+python scripts/tiny_world.py --write docs/tiny_world.md --sheets docs/img
 
-Each rung is a run of main.py with three seeds, each with pictures and a class order of its own (reruns of finished ones
+Each rung of the ladder (chance, zero-shot, collapse, replay, joint training) is a run of main.py with three seeds, each with pictures and a class order of its own (reruns of finished ones
 are skipped), but two that no single run measures: majority answers, and what tuning CLIP on one domain does to the
 names of the others. The table, with the command of each rung, goes between two markers in the file.
 """
@@ -27,9 +27,10 @@ from backbone.clip_files import TINY_DIR, sha256_file  # noqa: E402
 from datasets import get_dataset  # noqa: E402
 from datasets.tiny_world.captions import QUESTION_KINDS  # noqa: E402
 from datasets.utils.stream_cache import sources_digest  # noqa: E402
+from scripts.tiny_world_sheet import stream_sheets, world_sheets  # noqa: E402
 from utils.results import read_record  # noqa: E402
 
-BEGIN, END = "<!-- ladder: written by scripts/ladder.py -->", "<!-- end of ladder -->"
+BEGIN, END = "<!-- ladder: written by scripts/tiny_world.py -->", "<!-- end of ladder -->"
 LOWER_BOUND_EPOCHS = 2  # of tuning on the first domain
 
 # stream, rung, what the issue of the world asks for, flags of the run, number read from its record
@@ -184,7 +185,7 @@ def table(args: Namespace) -> str:
     head = ["stream", "rung", "wanted", f"percent, mean of {args.seeds} seeds ± half the 95 % interval", "flags"]
     rows = [*rows_of_runs(args), *rows_of_domains(args), *rows_of_questions(args)]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    command = f"python scripts/ladder.py --seeds {args.seeds} --write docs/tiny_world.md"
+    command = f"python scripts/tiny_world.py --seeds {args.seeds} --write docs/tiny_world.md --sheets docs/img"
     return "\n".join([BEGIN, "## The streams through main.py", "", f"`{command}`", "", *lines, END])
 
 
@@ -200,10 +201,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--write", type=Path, help="markdown file that gets the table (default: print it)")
+    parser.add_argument("--sheets", type=Path, help="folder that gets the contact sheets")
     parser.add_argument("--results_path", default="runs/ladder")
     parser.add_argument("--base_path", default="data")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.sheets:
+        args.sheets.mkdir(parents=True, exist_ok=True)
+        world_sheets(args.sheets)
+        stream_sheets(args.sheets)
     found = table(args)
     if args.write:
         write(args.write, found)
