@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -198,3 +199,21 @@ class FeatureStore:
                     table.append(*map(np.concatenate, zip(*done, strict=True)))
                     done, started = [], time.monotonic()
                 bar.update(len(batch))
+
+
+class Sources:
+    """Sample lists by number, so that a row of any is named by two integers; no part of what a method keeps."""
+
+    def __init__(self) -> None:
+        self.known: list[tuple] = []  # (sample list, what is remembered of it)
+
+    def number(self, samples, make: Callable) -> int:
+        """The number of a sample list; a new one gets the next, and `make()` is remembered with it."""
+        for number, (known, _) in enumerate(self.known):
+            if known is samples:
+                return number
+        self.known.append((samples, make()))
+        return len(self.known) - 1
+
+    def __getitem__(self, number: int):
+        return self.known[number][1]

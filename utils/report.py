@@ -33,6 +33,8 @@ def print_task(row: dict, n_tasks: int, vqa: bool = False) -> None:
     for name, title in (("class_il", "vqa" if vqa else "class-il"), ("task_il", "task-il")):
         if name in scores:
             parts.append(f"{title} {_mean(scores[name][: task + 1]):6.2f}")
+    if "route_acc" in scores:
+        parts.append(f"routed right {_mean(scores['route_acc'][: task + 1]):6.2f}")
     if "all_names" in scores and task + 1 < n_tasks:
         parts.append(f"future {_mean(scores['all_names'][task + 1 :]):6.2f}")
     parts.append(f"{row['wall_s']:8.1f} s")
@@ -68,6 +70,7 @@ def summary(run, model, dataset) -> dict[str, float]:
         if name.startswith("all_names_"):
             other = metrics.summary({"future": matrices[name], "seen_all": matrices[name]})
             scores |= {f"{key}_{name.removeprefix('all_names_')}": value for key, value in other.items()}
+    scores |= {f"{name}_last": metrics.last(matrices[name][rows]) for name in model.extra_scores() if name in matrices}
     if "final_test" in run.rows:
         scores["final_test"] = _mean(run.rows["final_test"])
     if not np.isnan(run.rows.get("ece", np.nan)):
@@ -83,6 +86,8 @@ TITLES = {"class_il_last": "class-il, final average", "class_il_avg": "class-il,
           "vqa_last": "vqa, final average", "vqa_avg": "vqa, average over tasks", "vqa_forgetting": "vqa, forgetting",
           "vqa_bwt": "vqa, backward transfer", "vqa_fwt": "vqa, forward transfer",
           "exact_match_last": "exact match, final average",
+          "route_acc_last": "sent to the own task's pool", "oracle_route_last": "score with the true task's pool",
+          "key_route_last": "score with the pool of the nearest keys",
           "mtil_transfer": "mtil, transfer", "mtil_avg": "mtil, average", "mtil_last": "mtil, last",
           "task_il_last": "task-il, final average", "task_il_avg": "task-il, average over tasks",
           "task_il_forgetting": "task-il, forgetting", "task_il_bwt": "task-il, backward transfer",

@@ -296,6 +296,8 @@ def _evaluate(run: Run, model, dataset, task: int, future: list | None) -> dict:
         run.rows.setdefault("before", {})[task + 1] = evaluate_tasks(model, twin, upcoming)[task + 1].percent("class_il")
     class_il, task_il = ([s.percent(n) for s in seen.values()] for n in ("class_il", "task_il"))
     model.meta_end_eval(dataset, (class_il, task_il))
+    for name, percents in model.extra_scores().items():
+        matrices.setdefault(name, np.full_like(matrices["all_names"], np.nan))[task, : len(percents)] = percents
     return seen
 
 

@@ -202,6 +202,14 @@ class Loader:
         """The same split in batches of another size, for evaluation."""
         return Loader(self.dataset, batch_size, self.key, self.shuffle, False, self.num_workers)
 
+    def with_inputs(self, inputs: torch.Tensor) -> "Loader":
+        """The same labels and extra fields in the same order, with a row of `inputs` (len(split), ...) for each image."""
+        old, rows = self.dataset, torch.arange(len(inputs))
+        split = Split(ArraySamples(inputs, old.targets), rows, old.targets, BatchTransform([]), old.train)
+        for name in old.extra_return_fields:
+            split.add_extra_return_field(name, getattr(old, name))
+        return Loader(split, self.batch_size, self.key, self.shuffle, self.drop_last, self.num_workers)
+
     def joined(self, others: list["Loader"]) -> "Loader":
         """One loader over this split and others, shuffled together; each keeps its own transform."""
         union = Union([self.dataset, *(other.dataset for other in others)])

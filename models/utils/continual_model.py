@@ -141,6 +141,10 @@ class ContinualModel(nn.Module):
         """Logits over all names in other ways than future_forward, measured beside it; by name of the way."""
         return {}
 
+    def extra_scores(self) -> dict[str, list[float]]:
+        """More scores of the evaluation just made (after end_eval): by name, a percentage for each task seen."""
+        return {}
+
     def checkpoint_skip(self) -> set[str]:
         """Submodules that the constructor makes anew, exactly, and a checkpoint need not hold."""
         return set()

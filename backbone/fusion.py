@@ -1,0 +1,221 @@
+"""A small transformer over CLIP's image tokens and question tokens: [CLS ; prompts ; image ; question].
+
+CLIP has no module in which picture and question meet; this is one. Its input are the states of both towers' last blocks,
+which the towers' own positions have already marked. Fresh it knows nothing, so it has to be trained once: on the first
+task, or beforehand (`backbone/assets/tiny_fusion` for the tiny CLIP, by scripts/train_tiny_fusion.py).
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from backbone import MammothBackbone, answer, register_backbone
+from backbone.clip import CLIPBackbone, load_clip
+from backbone.clip_visual import check_size
+from utils.errors import UserError
+from utils.pair import Inputs, Pair
+
+SHIPPED = Path(__file__).parent / "assets" / "tiny_fusion"
+FRESH = {"width": 256, "layers": 4, "heads": 8}
+
+
+class Block(nn.Module):
+    """A pre-norm block; `prefix` are key and value tokens in front of the sequence's own, `rows` the queries' number."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, seen: Tensor, rows: int | None = None, prefix: Tensor | None = None) -> Tensor:
+        """x (B, S, W), seen (B, S) False at padding; with `rows` only the first so many are computed and returned.
+
+        prefix (B, 2, P, W): P keys and P values that every row may look at (prefix tuning); they are no rows themselves.
+        """
+        n, length, width = x.shape
+        h = self.ln_1(x)
+        q, k, v = self.qkv.weight.chunk(3)
+        bq, bk, bv = self.qkv.bias.chunk(3)
+        x = x if rows is None else x[:, :rows]
+        query = nn.functional.linear(h[:, : x.shape[1]], q, bq)
+        key, value = nn.functional.linear(h, torch.cat([k, v]), torch.cat([bk, bv])).chunk(2, dim=-1)
+        if prefix is not None:
+            key, value = torch.cat([prefix[:, 0], key], dim=1), torch.cat([prefix[:, 1], value], dim=1)
+            seen = torch.cat([seen.new_ones(n, prefix.shape[2]), seen], dim=1)
+        query, key, value = (
+            t.view(n, -1, self.heads, width // self.heads).transpose(1, 2) for t in (query, key, value)
+        )
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None])
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, -1, width))
+        return x + self.mlp(self.ln_2(x))
+
+
+class FusionTransformer(nn.Module):
+    """Image tokens (B, P, Wi), question tokens (B, L, Wt) and prompts (B, n, W) -> state (B, W) of the CLS token."""
+
+    def __init__(self, image_width: int, text_width: int, width: int = 256, layers: int = 4, heads: int = 8):
+        super().__init__()
+        if width % heads:
+            raise UserError(f"--fusion_width {width} is no multiple of --fusion_heads {heads}")
+        self.width, self.sizes = width, {"width": width, "layers": layers, "heads": heads}
+        self.image_in = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, width))
+        self.text_in = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
+        self.cls = nn.Parameter(0.02 * torch.randn(width))
+        self.kinds = nn.Parameter(0.02 * torch.randn(3, width))  # added to prompts, image tokens, question tokens
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_seen: Tensor,
+        prompts: Tensor | None = None,
+        prefixes: dict[int, Tensor] | None = None,
+        prompt_states: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """CLS state (B, W); with `prompt_states` also the states (B, n, W) of the prompts.
+
+        text_seen (B, L) is False after the end of a question; prefixes are (B, 2, P, W) by number of the block.
+        """
+        n = len(image)
+        parts = [self.cls.expand(n, 1, -1)]
+        if prompts is not None:
+            parts.append(prompts + self.kinds[0])
+        front = sum(part.shape[1] for part in parts)
+        parts += [self.image_in(image) + self.kinds[1], self.text_in(text) + self.kinds[2]]
+        x = torch.cat(parts, dim=1)
+        seen = torch.cat([text_seen.new_ones(n, x.shape[1] - text.shape[1]), text_seen], dim=1)
+        wanted = front if prompt_states else 1
+        for number, block in enumerate(self.blocks):
+            last = number + 1 == len(self.blocks)
+            x = block(x, seen, wanted if last else None, None if prefixes is None else prefixes.get(number))
+        x = self.norm(x)
+        return (x[:, 0], x[:, 1:]) if prompt_states else x[:, 0]
+
+
+def question_mask(tokens: Tensor) -> Tensor:
+    """(B, L): True up to and with the end of text, which has the largest id."""
+    return torch.arange(tokens.shape[1], device=tokens.device) <= tokens.argmax(dim=1, keepdim=True)
+
+
+def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=None, heads=None) -> FusionTransformer:
+    """The fusion of a `--fusion_weights` value: auto (shipped ones where they fit this CLIP, else fresh), none, a folder."""
+    if not clip.n_image_tokens:
+        raise UserError(f"{clip.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
+    asked = {k: v for k, v in {"width": width, "layers": layers, "heads": heads}.items() if v is not None}
+    folder = SHIPPED if weights == "auto" else Path(weights).expanduser()
+    if weights == "none" or (weights == "auto" and not fits(folder, clip)):
+        return FusionTransformer(clip.vision_width, clip.text_width, **FRESH | asked)
+    config = read_config(folder)
+    if config.get("clip_sha256") != clip.sha256:
+        raise UserError(
+            f"the fusion in {folder} was trained on another CLIP than {clip.name}: give --fusion_weights none"
+        )
+    for name, value in asked.items():
+        if value != config["sizes"][name]:
+            raise UserError(
+                f"--fusion_{name} {value}: the weights in {folder} have {config['sizes'][name]}; "
+                "leave the flag out, or give --fusion_weights none"
+            )
+    with torch.random.fork_rng(devices=[]):  # its fresh values are replaced: loading leaves seeded streams alone
+        fusion = FusionTransformer(clip.vision_width, clip.text_width, **config["sizes"])
+    try:
+        state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        fusion.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        problem = " ".join(str(error).split())[:160]
+        raise UserError(f"{folder}/model.safetensors cannot be read as fusion weights: {problem}") from None
+    return fusion
+
+
+def fits(folder: Path, clip: CLIPBackbone) -> bool:
+    """Whether the shipped weights are of this CLIP."""
+    return (folder / "config.json").is_file() and read_config(folder).get("clip_sha256") == clip.sha256
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a folder with fusion weights: sizes, and the sha256 of the CLIP they belong to."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--fusion_weights {folder}: no readable config.json there ({type(error).__name__}); give a folder made by "
+            "scripts/train_tiny_fusion.py, auto, or none"
+        ) from None
+
+
+class ClipFusion(MammothBackbone):
+    """Both frozen towers, the fusion transformer and a linear classifier: what the gradient baselines tune."""
+
+    def __init__(self, num_classes: int, clip: CLIPBackbone, fusion: FusionTransformer):
+        super().__init__()
+        self.clip, self.fusion = clip.requires_grad_(False), fusion
+        null = clip.tokenize("")  # the question of pictures alone
+        self.register_buffer("null_question", null[:, : int(null.argmax()) + 1], persistent=False)
+        clip.tokenizer = clip.preprocess = None  # pairs come as token ids and prepared pictures
+        self.feature_dim = self.embed_dim = fusion.width
+        self.classifier = nn.Linear(fusion.width, num_classes)
+
+    def forward(self, x: Inputs, returnt: str = "out"):
+        image, text = (x.image, x.text) if isinstance(x, Pair) else (x, self.null_question.expand(len(x), -1))
+        check_size(image, self.clip.resolution)
+        with torch.no_grad():
+            image, states = self.clip.image_tokens(image).float(), self.clip.text_tokens(text).float()
+        features = self.fusion(image, states, question_mask(text))
+        return answer(returnt, self.classifier, features, [features])
+
+
+@register_backbone("clip-fusion")
+def clip_fusion(
+    num_classes: int, clip_backbone: str = "ViT-B/32", base_path: str = "./data/", fusion_weights: str = "auto"
+) -> ClipFusion:
+    """Frozen towers of CLIP + fusion transformer (--fusion_weights auto, none or a folder) + linear classifier."""
+    clip = load_clip(clip_backbone, base_path=base_path)
+    return ClipFusion(num_classes, clip, make_fusion(clip, fusion_weights))
+
+
+UNSEEN = -1e4  # logit of an answer that the head has no row for
+
+
+class GrowingHead(nn.Module):
+    """A linear layer whose rows are answers, added as they are first met; row r answers `answers[r]`."""
+
+    def __init__(self, width: int, n_answers: int):
+        super().__init__()
+        self.n_answers = n_answers
+        self.weight, self.bias = nn.Parameter(torch.zeros(0, width)), nn.Parameter(torch.zeros(0))
+        self.register_buffer("answers", torch.zeros(0, dtype=torch.long))
+
+    def grow(self, answers: Tensor) -> None:
+        """Append a row for each answer (ids) that has none; the old rows stay as they are."""
+        answers = answers.unique().to(self.answers.device)
+        new = answers[~torch.isin(answers, self.answers)]
+        width = self.weight.shape[1]
+        fresh = (2 * torch.rand(len(new), width) - 1).to(self.weight) * width**-0.5  # as nn.Linear starts
+        self.weight = nn.Parameter(torch.cat([self.weight.detach(), fresh]))
+        self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.bias.new_zeros(len(new))]))
+        self.answers = torch.cat([self.answers, new])
+
+    def rows_of(self, answers: Tensor) -> Tensor:
+        """Row (B,) of each answer id (B,)."""
+        place = torch.full((self.n_answers,), -1, device=answers.device)
+        place[self.answers] = torch.arange(len(self.answers), device=answers.device)
+        return place[answers]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States (B, W) -> logits (B, rows)."""
+        return nn.functional.linear(states, self.weight, self.bias)
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """Logits (B, rows) in the order of answer ids (B, n_answers), UNSEEN where there is no row."""
+        full = logits.new_full((len(logits), self.n_answers), UNSEEN)
+        full[:, self.answers] = logits
+        return full

@@ -1,0 +1,236 @@
+"""CluMo: prompts picked by a visual and a textual k-means key, in front of a fused image and question sequence.
+
+Cai & Rostami, "CluMo: Cluster-based Modality Fusion Prompt for Continual Learning in Visual Question Answering",
+arXiv 2408.11742. Each task has Nv visual and Nt textual keys and a grid of Nt * Nv prompts of L tokens.
+
+    stage 1   keys = k-means centres of the task's frozen image and question features; then fixed  -> `begin_task`
+    stage 2   nearest visual key i, nearest textual key j, prompt j * Nv + i                       -> `choose`
+              [CLS ; general ; prompt ; image ; question] -> fusion -> answer head                 -> `states`
+              loss = CE(answer) + kd_weight * distance to the previous head on its own answers     -> `observe`
+    test      d(t) = min_i |v - k_ti|^2 / s_v + min_j |q - k_tj|^2 / s_q, pool of the least d(t)   -> `route`
+
+No sample is kept. The abstract is the source; where the released code does something else (keys of the farthest points,
+clusters of letters, prompts that are not in the optimiser, the true task at test time) it is not followed.
+
+Choices: CLIP's two towers and a small fusion transformer stand in for ALBEF, so the fusion has to be trained once
+(--fusion_train first: with the first task; never: with weights that were trained before; always: a copy is then kept as
+teacher). One pooled feature and one metric serve clustering and selection (--key_feature, --key_metric). s_v and s_q are the
+mean squared distance to the own key, averaged over the tasks seen. --route oracle uses the true task, as the released
+code does; the record holds the scores of both ways and route_acc. --head routed keeps the head of each task with its
+pool. Prompts start uniform in ±prompt_init: the released ±1 is large beside normalised states. --kd_type kl compares
+softmaxes over the old answers at temperature 2. --answer_loss bce trains on the annotators' soft scores. Streams of
+pictures alone get a null question and one textual key.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, mse_loss, one_hot
+
+from backbone.fusion import UNSEEN, GrowingHead
+from models.utils.fused_model import EVAL_ROWS, FusedModel, add_fused_args
+from utils.errors import UserError
+from utils.flags import natural, non_negative, positive, positive_int
+from utils.kmeans import METRICS, distances, minibatch_kmeans
+from utils.randomness import generator
+
+KL_TEMPERATURE = 2.0
+
+
+class CluMo(FusedModel):
+    NAME = "clumo"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il"]
+    TOY_ARGS = {"fusion_weights": "none", "fusion_width": 16, "fusion_layers": 1, "fusion_heads": 2, "fusion_train": "first",
+                "n_visual_keys": 2, "prompt_len": 2, "general_prompt_len": 1, "kmeans_iters": 3, "kmeans_batch": 8}  # fmt: skip
+
+    @staticmethod
+    def get_parser(parser):
+        parser.set_defaults(optimizer="adamw", lr=3e-4, optim_wd=0.02)
+        add = add_fused_args(parser).add_argument
+        add("--n_visual_keys", type=positive_int, default=3, help="visual keys of a task")
+        add("--n_text_keys", type=positive_int, default=3, help="textual keys of a task (1 where there are no questions)")
+        add("--prompt_len", type=positive_int, default=10, help="tokens of a prompt")
+        add("--general_prompt_len", type=natural, default=10, help="tokens of the task's prompt that is always used, 0 for none")
+        add("--prompt_init", type=positive, default=0.1, help="prompts start uniform between minus this and this")
+        add("--prompt_train", choices=["trained", "frozen"], default="trained", help="frozen: prompts stay random (ablation)")
+        add("--kmeans_iters", type=positive_int, default=50, help="mini-batches of stage 1")
+        add("--kmeans_batch", type=positive_int, default=32, help="points of a mini-batch")
+        add("--key_metric", choices=METRICS, default="l2", help="distance of clustering, selection and routing")
+        add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation from the previous head")
+        add("--kd_type", choices=["mse", "kl"], default="mse", help="on logits, or on softmaxes")
+        add("--answer_loss", choices=["ce", "bce"], default="ce", help="most frequent answer, or soft scores of all")
+        add("--route", choices=["key", "oracle"], default="key", help="pool at test time: nearest keys, or the true task's")
+        add("--head", choices=["shared", "routed"], default="shared", help="one head, or that of the routed pool's task")
+        add("--fusion_train", choices=["first", "always", "never"], default="first", help="tasks that train the fusion")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        width, empty = self.net.fusion.width, torch.zeros(0, device=self.device)
+        self.n_text_keys = args.n_text_keys if self.dataset.HAS_TEXT else 1
+        self.prompts, self.general = nn.ParameterList(), nn.ParameterList()  # (Nt * Nv, L, W) and (Lg, W) of each task
+        for name in ("visual_keys", "text_keys", "spreads", "head_bank"):  # (T, Nv, Dv), (T, Nt, Dt), (T, 2), (T, A, W + 1)
+            self.register_buffer(name, empty)
+        self.head = GrowingHead(width, self.num_classes).to(self.device)
+        self.register_buffer("teacher", None)  # weight and bias (A, W + 1) of the previous head
+        self.teacher_fusion = None
+        self.measured: dict[str, list[float]] = {}
+        self.net.fusion.requires_grad_(args.fusion_train == "always")
+
+    # stage 1 -----------------------------------------------------------------------------------------------------
+
+    def begin_task(self, dataset):
+        split = dataset.train_loader.dataset
+        self.add_keys(*self.key_features(split.data), task := len(self.prompts))
+        self.add_prompts(task)
+        self.head.grow(split.targets[split.targets >= 0])
+        trains = {"first": task == 0, "always": True, "never": False}[self.args.fusion_train]
+        self.net.fusion.requires_grad_(trains)
+        self.opt = self.get_optimizer()
+
+    def add_keys(self, visual, textual, task):
+        """Keys of a task from its features (N, Dv) and (N, Dt), and how far features lie from them."""
+        args, found, spread = self.args, [], []
+        for name, x, k in (("visual", visual, args.n_visual_keys), ("text", textual, self.n_text_keys)):
+            rng = generator(args.seed, "clumo keys", name, task)
+            keys = minibatch_kmeans(x, k, rng, args.kmeans_iters, args.kmeans_batch, args.key_metric)
+            found.append(keys[None])
+            spread.append(distances(x, keys, args.key_metric).amin(1).mean())
+        self.visual_keys = grown(self.visual_keys, found[0])
+        self.text_keys = grown(self.text_keys, found[1])
+        self.spreads = grown(self.spreads, torch.stack(spread)[None])
+
+    def add_prompts(self, task):
+        """The task's grid of prompts and its general prompt; those of older tasks are fixed from here on."""
+        args, width = self.args, self.net.fusion.width
+        for old in (*self.prompts, *self.general):
+            old.requires_grad_(False)
+        shape = (self.n_text_keys * args.n_visual_keys, args.prompt_len, width)
+        learns = args.prompt_train == "trained"
+        for pool, size in ((self.prompts, shape), (self.general, (args.general_prompt_len, width))):
+            start = args.prompt_init * (2 * torch.rand(size) - 1)
+            pool.append(nn.Parameter(start.to(self.device), requires_grad=learns))
+
+    # prompts -----------------------------------------------------------------------------------------------------
+
+    def choose(self, batch, pool):
+        """Number of the prompt (B,) in the grid of pools (B,): j * Nv + i of the nearest keys i and j."""
+        own_visual, own_text = self.visual_keys[pool], self.text_keys[pool]  # (B, N, D)
+        i = distances(batch.visual[:, None], own_visual, self.args.key_metric)[:, 0].argmin(1)
+        j = distances(batch.textual[:, None], own_text, self.args.key_metric)[:, 0].argmin(1)
+        return j * self.args.n_visual_keys + i
+
+    def task_distances(self, batch):
+        """(B, T): distance to the nearest visual and the nearest textual key of each task, in units of the spreads."""
+        metric, scale = self.args.key_metric, self.spreads.mean(0).clamp(min=1e-6)  # no spread: equal questions only
+        visual = distances(batch.visual, self.visual_keys.flatten(0, 1), metric)
+        textual = distances(batch.textual, self.text_keys.flatten(0, 1), metric)
+        tasks = len(self.prompts)
+        return visual.unflatten(1, (tasks, -1)).amin(2) / scale[0] + textual.unflatten(1, (tasks, -1)).amin(2) / scale[1]
+
+    def route(self, batch, by):
+        """Pool (B,) of each sample: that of the nearest keys, or of the true task."""
+        if by == "key":
+            return self.task_distances(batch).argmin(1)
+        if batch.task is None or bool((batch.task < 0).any()):
+            raise UserError("--route oracle needs the task of each test sample, which only evaluation knows: use --route key")
+        return batch.task
+
+    def states(self, batch, pool, picked, fusion=None):
+        """CLS states (B, W) of the fused sequence with general prompts and picked prompts of the pools (B,)."""
+        prompts = torch.stack(list(self.prompts))[pool, picked]  # (B, L, W)
+        if self.args.general_prompt_len:
+            prompts = torch.cat([torch.stack(list(self.general))[pool], prompts], dim=1)
+        return (fusion or self.net.fusion)(batch.image, batch.text, batch.seen, prompts)
+
+    # stage 2 -----------------------------------------------------------------------------------------------------
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None, soft=None):
+        batch = self.read(inputs)
+        pool = torch.full_like(labels, len(self.prompts) - 1)
+        picked = self.choose(batch, pool)
+        self.opt.zero_grad()
+        states = self.states(batch, pool, picked)
+        logits = self.head(states)
+        loss = self.answer_loss(logits, labels, soft)
+        if self.teacher is not None and self.args.kd_weight:
+            loss = loss + self.args.kd_weight * self.distillation(logits, states, batch, pool, picked)
+        loss.backward()
+        self.opt.step()
+        return loss.detach()
+
+    def answer_loss(self, logits, labels, soft=None):
+        rows = self.head.rows_of(labels)
+        if self.args.answer_loss == "ce":
+            return cross_entropy(logits, rows)
+        wanted = one_hot(rows, logits.shape[1]).float() if soft is None else soft[:, self.head.answers]
+        return binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / len(logits)
+
+    def distillation(self, logits, states, batch, pool, picked):
+        """Distance of the logits of old answers to the previous head's on the same sequence."""
+        with torch.no_grad():
+            seen = states if self.teacher_fusion is None else self.states(batch, pool, picked, self.teacher_fusion)
+            wanted = seen @ self.teacher[:, :-1].T + self.teacher[:, -1]
+        own = logits[:, : wanted.shape[1]]
+        if self.args.kd_type == "mse":
+            return mse_loss(own, wanted)
+        own, wanted = (x.div(KL_TEMPERATURE).log_softmax(1) for x in (own, wanted))
+        return KL_TEMPERATURE**2 * kl_div(own, wanted, log_target=True, reduction="batchmean")
+
+    def end_task(self, dataset):
+        self.teacher = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1).detach().clone()
+        if self.args.fusion_train == "always" and self.args.kd_weight:
+            self.teacher_fusion = copy.deepcopy(self.net.fusion).requires_grad_(False)
+        if self.args.head == "routed":
+            missing = len(self.teacher) - (self.head_bank.shape[1] if len(self.head_bank) else 0)
+            if len(self.head_bank):  # answers that older heads did not know
+                padding = self.teacher.new_zeros(len(self.head_bank), missing, self.teacher.shape[1])
+                padding[..., -1] = UNSEEN
+                self.head_bank = torch.cat([self.head_bank, padding], dim=1)
+            self.head_bank = grown(self.head_bank, self.teacher[None])
+
+    # inference ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x):
+        return self.answers(x, self.args.route)
+
+    @torch.no_grad()
+    def answers(self, x, by):
+        """Logits (B, answers) of all answers seen."""
+        if not len(self.prompts):  # before the first task
+            return torch.full((len(x), self.num_classes), UNSEEN, device=self.device)
+        starts = range(0, len(x), EVAL_ROWS)
+        return torch.cat([self.answers_of(self.read(x[start : start + EVAL_ROWS]), by) for start in starts])
+
+    def answers_of(self, batch, by):
+        pool = self.route(batch, by)
+        states = self.states(batch, pool, self.choose(batch, pool))
+        if self.args.head == "shared" or len(self.head_bank) < len(self.prompts):  # inside a task its head is not kept yet
+            return self.head.spread(self.head(states))
+        every = torch.einsum("bd,tad->tba", states, self.head_bank[..., :-1]) + self.head_bank[:, None, :, -1]
+        return self.head.spread(every[pool, torch.arange(len(pool), device=pool.device)])
+
+    # what is measured beside the answers -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def end_eval(self, dataset, accs):
+        """route_acc, and the scores with the other way to route, of each task seen."""
+        other = "oracle" if self.args.route == "key" else "key"
+        self.measured = {"route_acc": [], f"{other}_route": []}
+        for task, loader in enumerate(dataset.test_loaders):
+            split = loader.dataset
+            refs = self.cached_inputs(loader)
+            right = torch.cat([self.route(self.read(part), "key") for part in refs.split(EVAL_ROWS)]) == task
+            self.measured["route_acc"].append(100 * float(right.float().mean()))
+            extras = {name: getattr(split, name).to(self.device) for name in split.extra_return_fields}
+            credit = dataset.score(self.answers(refs, other)[:, : self.n_seen_classes], split.targets.to(self.device), extras)
+            self.measured[f"{other}_route"].append(100 * float(credit.mean()))
+
+    def extra_scores(self):
+        return self.measured
+
+
+def grown(kept, new):
+    """Rows of a new task behind those of older tasks; nothing is kept yet where `kept` is empty."""
+    return torch.cat([kept, new]) if len(kept) else new

@@ -1,0 +1,192 @@
+"""What methods on the fused sequence share: tokens of both frozen towers, each image and question encoded once.
+
+While training and evaluating, a batch is a tensor of references (source, row, task) to cached tokens instead of
+pictures: nothing is read or augmented. Tokens are kept in half precision; pictures that are handed in directly are
+encoded on the spot, in full precision.
+"""
+
+import hashlib
+from argparse import ArgumentParser
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from backbone.clip import CLIPBackbone, ClipImageEncoder
+from backbone.clip_files import sha256_state
+from backbone.fusion import make_fusion, question_mask
+from models.utils.vlm_model import VLMModel, add_vlm_args
+from utils.errors import UserError
+from utils.features import FeatureStore, Sources
+from utils.flags import positive_int
+from utils.pair import Inputs, Pair
+
+EVAL_ROWS = 256  # samples whose tokens are in memory at once outside of training
+HALF = "<f2"
+
+
+def add_fused_args(parser: ArgumentParser, default: str = "ViT-B/16") -> ArgumentParser:
+    """The flags of a method on the fused sequence."""
+    add = add_vlm_args(parser, default, names=False).add_argument
+    add(
+        "--fusion_weights",
+        default="auto",
+        help="auto: the shipped ones where they fit this CLIP, else fresh; none; a folder",
+    )
+    add("--fusion_width", type=positive_int, help="width of a fresh fusion transformer (default: 256)")
+    add("--fusion_layers", type=positive_int, help="its blocks (default: 4)")
+    add("--fusion_heads", type=positive_int, help="its heads (default: 8)")
+    add(
+        "--key_feature",
+        choices=["clip", "mean"],
+        default="clip",
+        help="CLIP's own features, or means of tokens, find keys",
+    )
+    return parser
+
+
+class Fused(NamedTuple):
+    """A batch as the fusion transformer takes it, and the features that choose prompts."""
+
+    image: Tensor  # (B, P, Wi)
+    text: Tensor  # (B, L, Wt)
+    seen: Tensor  # (B, L), False after the end of a question
+    visual: Tensor  # (B, Dv)
+    textual: Tensor  # (B, Dt)
+    task: Tensor | None  # (B,) true task, -1 where it is not known; None for pictures handed in directly
+
+
+class Questions:
+    """The distinct questions of a sample list, for the FeatureStore."""
+
+    def __init__(self, tokens: Tensor):
+        self.tokens, self.place = tokens.unique(dim=0, return_inverse=True)  # (Q, L), (N,)
+        self.fingerprint = hashlib.sha256(self.tokens.contiguous().numpy()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Token ids (B, L): the store asks every list for its images."""
+        return self.tokens[rows]
+
+
+class QuestionEncoder:
+    """The frozen text tower for the FeatureStore: token ids (B, L) -> states (B, L * W) of its last block."""
+
+    deterministic, batch_size, precision = True, 256, HALF
+
+    def __init__(self, net: CLIPBackbone, length: int):
+        state = {k: v for k, v in net.clip.state_dict().items() if not k.startswith("visual.")}
+        self.net, self.dim = net, length * net.text_width
+        self.key = f"clip|text tokens|{sha256_state(state)}|{net.activation}|{net.dtype}"
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return self.net.text_tokens(tokens.to(self.net.device)).flatten(1).float().cpu()
+
+
+class FusedModel(VLMModel):
+    """`self.net.fusion` is the fusion transformer; `read` gives a batch of references or pictures as a Fused."""
+
+    FUSES_TEXT = True
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        net = self.net
+        net.fusion = make_fusion(net, args.fusion_weights, args.fusion_width, args.fusion_layers, args.fusion_heads)
+        net.fusion.to(self.device)
+        self.encoder = ClipImageEncoder(net, "tokens")
+        self.encoder.precision = HALF
+        self.questions = FeatureStore(self.store.root, self.store.mode, progress=self.store.progress)
+        self.sources = Sources()
+        null = net.tokenize("")  # the question about pictures that come without one
+        self.null = null[:, : int(null.argmax()) + 1]
+
+    def get_parameters(self):
+        return self.parameters()
+
+    def checkpoint_skip(self):
+        here = {"net.clip", "net.tokenizer", "net.preprocess", "net.causal_mask"}
+        return {"store", "questions", "sources", "encoder", "null", *here}
+
+    # batches as references ---------------------------------------------------------------------------------------
+
+    def change_transform(self, dataset):
+        if dataset.train_loader is None or not is_references(dataset.train_loader.dataset):
+            super().change_transform(dataset)
+        if dataset.train_loader is not None and not is_references(dataset.train_loader.dataset):
+            dataset.train_loader = self.row_loader(dataset.train_loader, dataset.c_task)
+
+    def references(self, split, task: int) -> Tensor:
+        """(N, 3): which sample list, which row, which task."""
+        rows, samples = split.rows, split.samples
+        source = self.sources.number(samples, lambda: (samples, *self.questions_of(samples)))
+        source = torch.full_like(rows, source)
+        return torch.stack([source, rows, torch.full_like(rows, task)], dim=1)
+
+    def questions_of(self, samples) -> tuple[Questions, QuestionEncoder]:
+        """The questions of a sample list, with what encodes them; pictures without any all get the null question."""
+        text = getattr(samples.data, "text", None)
+        asked = Questions(self.null.expand(len(samples), -1) if text is None else text)
+        return asked, QuestionEncoder(self.net, asked.tokens.shape[1])
+
+    def row_loader(self, loader, task: int):
+        """The loader with references in place of pictures; order, labels and extra fields stay."""
+        split = loader.dataset
+        if not hasattr(loader, "epoch") or not hasattr(split, "rows"):
+            raise UserError(f"model {self.NAME} reads cached tokens: {self.dataset.NAME} has to make its loaders by load() "
+                            "or store_masked_loaders")  # fmt: skip
+        return loader.with_inputs(self.references(split, task))
+
+    def cached_inputs(self, loader):
+        split = loader.dataset
+        if not hasattr(split, "samples"):
+            return None
+        tests = [other.dataset for other in self.dataset.test_loaders]
+        return self.references(split, next((t for t, other in enumerate(tests) if other is split), -1))
+
+    # reading -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def read(self, x: Inputs) -> Fused:
+        """References (B, 3), pictures (B, 3, H, W) or Pairs -> tokens and key features."""
+        if isinstance(x, Tensor) and x.dim() == 2:
+            return self.read_rows(x)
+        image, tokens = (x.image, x.text) if isinstance(x, Pair) else (x, self.null.expand(len(x), -1))
+        tokens = tokens.to(self.device)
+        states = self.net.image_tokens(image).float(), self.net.text_tokens(tokens).float()
+        return self.fused(*states, tokens, None)
+
+    def read_rows(self, references: Tensor) -> Fused:
+        """The same from the cache; what is not there yet is encoded."""
+        source, rows, _ = references.cpu().unbind(1)
+        samples, texts, encoder = self.sources[int(source[0])]
+        image = self.store.rows(samples, rows, self.encoder).view(-1, *self.encoder.shape)
+        questions = texts.place[rows]
+        text = self.questions.rows(texts, questions, encoder).view(len(rows), -1, self.net.text_width)
+        image, text, tokens = (t.to(self.device, non_blocking=True) for t in (image, text, texts.tokens[questions]))
+        return self.fused(image.float(), text.float(), tokens, references[:, 2])
+
+    def fused(self, image: Tensor, text: Tensor, tokens: Tensor, task: Tensor | None) -> Fused:
+        seen = question_mask(tokens)
+        if self.args.key_feature == "mean":
+            visual = image.mean(1)
+            textual = (text * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)
+        else:
+            end = text[torch.arange(len(text), device=text.device), tokens.argmax(1)]
+            visual = normalize(self.net.project_image(image[:, 0].to(self.net.dtype)).float(), dim=1)
+            textual = normalize(self.net.project_text(end.to(self.net.dtype)).float(), dim=1)
+        return Fused(image, text, seen, visual, textual, task)
+
+    def key_features(self, references: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, Dv) and (N, Dt) that choose prompts, of references (N, 3)."""
+        parts = [self.read(part) for part in references.split(EVAL_ROWS)]
+        return torch.cat([part.visual for part in parts]), torch.cat([part.textual for part in parts])
+
+
+def is_references(split) -> bool:
+    """Whether the loader of this split serves references already."""
+    data = getattr(getattr(split, "samples", None), "data", None)
+    return isinstance(data, Tensor) and data.dim() == 2
