@@ -115,6 +115,7 @@ def export(out: Path, clip: CLIPBackbone, fusion: FusionTransformer) -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
     save_file({k: v.detach().half().contiguous() for k, v in fusion.state_dict().items()}, weights)
+    weights.chmod(0o644)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     config = {"sizes": fusion.sizes, "clip_sha256": clip.sha256, "sha256": digest}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")

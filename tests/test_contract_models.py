@@ -27,8 +27,10 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     "clip_backbone": "only one CLIP is embedded",
     "clip_dtype": "half precision is for GPUs",
     "clip_download": "tests have no network",
+    "augment": "the toy streams do not augment; tests/test_mulki.py tries it",
     "probe_input": "needs a stream with texts that CLIP reads; its own test has one",
     "fusion_weights": "the shipped ones have sizes of their own; tests/test_clumo.py",
+    "n_text_keys": "streams of pictures alone have one question; tests/test_clumo.py",
     "route": "the true task is known to evaluation only; tests/test_clumo.py compares both ways",
     # cgil: flags that act with another flag's value, or are exact; tests/test_cgil.py tries each
     **dict.fromkeys(["g_models", "gr_mog_n_components", "gr_mog_n_iters", "general_context", "generated_context", "cocoop",
