@@ -7,8 +7,8 @@ Zenke et al., ICML 2017, arXiv 1703.04200.
     loss  = task's loss + c * sum Omega (theta - theta*)^2
 
 Choices: g is without the penalty and the step is the one the optimiser made, so that the path integral holds for any
-optimiser. A parameter whose omega ends below 0 made the loss worse on the whole; --clamp_omega 1 counts it as 0,
-since a negative Omega would push it away from theta* without bound.
+optimiser. A parameter whose omega ends below 0 made the loss worse on the whole, as weight decay can do; --clamp_omega
+1 counts it as 0, since a negative Omega would push it away from theta* without bound.
 """
 
 import torch
@@ -21,7 +21,7 @@ from utils.gradients import add_pull, flat, get_grads, trained
 class SI(ContinualModel):
     NAME = "si"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {"optim_mom": 0.9}  # a run in which some omega end below 0
+    TOY_ARGS = {"optim_wd": 0.1}  # a run in which some omega end below 0
 
     @staticmethod
     def get_parser(parser):
