@@ -23,6 +23,14 @@ def get_scheduler(model, args, reload_optim: bool = True):
     return optim.lr_scheduler.CosineAnnealingLR(model.opt, T_max=max(1, length))
 
 
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor on the learning rate at a 0-based step: linear from 0 over `warmup` steps, then a cosine to 0 at `total`."""
+    if step < warmup:
+        return step / max(1, warmup)
+    done = (step - warmup) / max(1, total - warmup)
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
 class CosineSchedule(optim.lr_scheduler.LRScheduler):
     """Cosine from the start value down to nearly 0 over K steps: factor cos(99 pi k / (200 (K - 1))), and 0 past them."""
 
@@ -44,10 +52,5 @@ class CosineSchedulerWithLinearWarmup(optim.lr_scheduler.LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
-        step = self.last_epoch
-        if step < self.num_warmup_steps:
-            factor = step / max(1, self.num_warmup_steps)
-        else:
-            done = (step - self.num_warmup_steps) / max(1, self.num_training_steps - self.num_warmup_steps)
-            factor = max(0.0, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+        factor = warmup_cosine(self.last_epoch, self.num_warmup_steps, self.num_training_steps)
         return [base * factor for base in self.base_lrs]

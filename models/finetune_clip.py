@@ -1,0 +1,15 @@
+"""CLIP fine-tuned on one task after another, both towers: the lower bound of cross-domain methods.
+
+The "continual fine-tuning" row of Zheng et al., ICCV 2023, arXiv 2303.06628. Choices: see models/utils/clip_tuning.py;
+--avg_freq 100 adds the mean of weights within each task.
+"""
+
+from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_tuning_args
+
+
+class FinetuneClip(ClipTuning):
+    NAME = "finetune-clip"
+
+    @staticmethod
+    def get_parser(parser):
+        return add_averaging_args(add_tuning_args(parser), every=0)
