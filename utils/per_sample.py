@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.pair import Inputs, Pair
 
-PIECE = {"cpu": 2**17, "cuda": 2**27}  # numbers of a piece of per-sample gradients: near the cache; half a GiB
-GRADIENTS = {"cpu": 2**24, "cuda": 2**29}  # numbers of all the gradients that vmap holds at once
+# numbers held at once on a CPU (near its cache; 64 MiB) and elsewhere (half a GiB; 2 GiB)
+PIECE = {True: 2**17, False: 2**27}  # of a piece of per-sample gradients
+GRADIENTS = {True: 2**24, False: 2**29}  # of all the gradients of vmap
 CHUNK = 16  # samples of a batched pass
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits (B, C), labels (B,) -> (B,)
@@ -31,7 +33,7 @@ def add_products(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     if left.shape[2] == 1:
         total.addmm_(left[:, :, 0].square().T, right[:, 0].square())
         return
-    piece = PIECE.get(left.device.type, PIECE["cuda"])
+    piece = PIECE[left.device.type == "cpu"]
     samples = max(1, piece // total.numel())
     rows = len(total) if samples > 1 else max(1, piece // total.shape[1])
     for l_part, r_part in zip(left.split(samples), right.split(samples), strict=True):
@@ -121,8 +123,8 @@ class SquaredGradients:
         return torch.cat([t.flatten() for t in self.total.values()])
 
     def at_once(self) -> int:
-        numbers = sum(t.numel() for t in self.total.values())
-        return max(1, GRADIENTS.get(next(iter(self.total.values())).device.type, GRADIENTS["cuda"]) // numbers)
+        tensors = list(self.total.values())
+        return max(1, GRADIENTS[tensors[0].device.type == "cpu"] // sum(t.numel() for t in tensors))
 
     # loop ------------------------------------------------------------------------------------------------------
 
@@ -143,8 +145,9 @@ class SquaredGradients:
 
         parts = (inputs.image, inputs.text) if isinstance(inputs, Pair) else (inputs,)
         values = {name: p.detach() for name, p in self.named.items()}
-        for name, g in vmap(grad(loss_of_one), (None, 0, 0))(values, parts, labels).items():
-            self.total[name].add_(g.square_().sum(0))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention on a CPU has no vectorised form
+            for name, g in vmap(grad(loss_of_one), (None, 0, 0))(values, parts, labels).items():
+                self.total[name].add_(g.square_().sum(0))
 
     # layers ----------------------------------------------------------------------------------------------------
 
