@@ -93,7 +93,7 @@ class CGIL(VLMModel):
         if "align" not in self.work_done:
             self.align_opt = self.alignment_optimizer()
         for _ in self.work("align", 1 if self.args.debug_mode else self.args.num_epochs_alignment):
-            self.work_note = f"loss {self.align_epoch():.4f}"
+            self.work_loss = self.align_epoch()
         self.keys = None
 
     def fit(self, dataset):
@@ -127,7 +127,7 @@ class CGIL(VLMModel):
         size = self.args.batch_size_alignment
         batches = list(zip(normalize(features, dim=1).split(size), labels.split(size), strict=True))
         losses = [self.align_step(x, y) for x, y in (batches[:4] if self.args.debug_mode else batches)]
-        return torch.stack(losses).mean().item()
+        return torch.stack(losses).mean()
 
     def align_step(self, x, y):
         """One step on unit features x (B, D)."""

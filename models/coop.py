@@ -61,7 +61,7 @@ class CoOp(VLMModel):
             losses = [self.step(features[rows], labels[rows]) for rows in order.split(self.args.batch_size)]
             if self.schedule is not None:
                 self.schedule.step()
-            self.work_note = f"loss {torch.stack(losses).mean():.4f}"
+            self.work_loss = torch.stack(losses).mean()
         self.keys = self.schedule = None
 
     def step(self, x, y):

@@ -76,7 +76,7 @@ class FirstStageStarPrompt(VLMModel):
     def epoch(self, step, features, labels, size):
         self.keys = self.seen_keys()  # the old rows stay as they are during a task
         batches = zip(normalize(features, dim=1).split(size), labels.split(size), strict=True)
-        self.work_note = f"loss {torch.stack([step(x, y) for x, y in batches]).mean():.4f}"
+        self.work_loss = torch.stack([step(x, y) for x, y in batches]).mean()
         self.keys = None
 
     def task_step(self, x, y):

@@ -29,7 +29,7 @@ class Joint(ContinualModel):
                 loss = self.meta_observe(inputs, labels.to(self.device), inputs, epoch=epoch)  # without unlabelled images
                 self.step_schedule("iter")
             self.step_schedule("epoch")
-            self.work_note = f"loss {loss:.4g}"
+            self.work_loss = loss
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()

@@ -329,6 +329,12 @@ def test_killed_inside_long_work(pictures, tmp_path, place):
     assert rows[0] == rows[1]
 
 
+def test_a_loss_that_is_not_finite_stops_the_run(pictures, tmp_path, capsys):
+    flags = ["--g_models", "gauss", "--learning_rate_alignment", "1e38", "--seed", "1"]
+    assert run(pictures, tmp_path, "0", *flags) == 2
+    assert "the loss is nan in task 1, align, step" in capsys.readouterr().err
+
+
 def test_pictures_without_spread(build):
     class Same(Pictures):
         def load(self, train):

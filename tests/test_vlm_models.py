@@ -1,6 +1,6 @@
 """Methods on cached CLIP features against independent forms: numpy, scipy, one image at a time, another task order."""
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from models.ridge import Ridge
 from models.slda import Slda
 from tests.clip_weights import write_tiny
 from utils.errors import UserError
+from utils.flags import sentence
 from utils.evaluate import evaluate_tasks
 from utils.pair import Pair
 
@@ -322,6 +323,11 @@ def test_probe_input_needs_texts(build):
         build(LinearProbe, probe_input="text")
 
 
-def test_template_without_a_place_for_the_name(build):
-    with pytest.raises(UserError, match="no {} for the class name"):
-        build(Clip, prompt_template="a photo")
+@pytest.mark.parametrize("text", ["a photo", "{} or {}", "a {kind}", "a {", "{!x}"])
+def test_template_without_a_place_for_the_name(text):
+    with pytest.raises(ArgumentTypeError, match="as {}"):
+        sentence(text)
+
+
+def test_template_with_a_place_for_the_name():
+    assert sentence("a photo of a {}.").format("cat") == "a photo of a cat."

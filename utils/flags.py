@@ -47,6 +47,17 @@ def boolean(text) -> bool:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def sentence(text) -> str:
+    """Argument type: words around a class name, with {} for it."""
+    try:
+        fits = "{}" in text and text.format("name") != text.format("another")
+    except (IndexError, KeyError, ValueError):
+        fits = False
+    if not fits:
+        raise argparse.ArgumentTypeError(f"'{text}' must hold the class name's place once, as {{}}: 'a photo of a {{}}.'")
+    return text
+
+
 def integer_list(text) -> list[int]:
     """Argument type: integers separated by commas, dashes or blanks: "0,2,1", "0-2-1"."""
     if isinstance(text, (list, tuple)):

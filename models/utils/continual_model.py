@@ -1,6 +1,7 @@
 """ContinualModel: what every method is, and the counters the loop keeps for it."""
 
 import inspect
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 
@@ -25,7 +26,7 @@ class ContinualModel(nn.Module):
     AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
     trains_in_loop = True  # False: all work is in end_task, observe is never called
     LOOKS_AHEAD = False  # True: tasks not yet seen are evaluated unless --eval_future 0 says otherwise
-    work_note = ""  # shown behind the bar of `work`
+    work_loss: float | torch.Tensor | None = None  # of the last step of `work`: shown, and checked
 
     @staticmethod
     def get_parser(parser: ArgumentParser) -> ArgumentParser:
@@ -161,7 +162,12 @@ class ContinualModel(nn.Module):
             for step in range(done, steps):
                 yield step
                 self.work_done[name] = step + 1
-                bar.set_postfix_str(self.work_note, refresh=False)
+                if self.work_loss is not None:
+                    loss, self.work_loss = float(self.work_loss), None
+                    if not math.isfinite(loss):
+                        raise UserError(f"the loss is {loss} in task {self.current_task + 1}, {name}, step {step + 1}: lower "
+                                        "the learning rate or check the data; the last good checkpoint is kept")
+                    bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
                 bar.update(1)
                 if self.run is not None:
                     with self.run.polling():

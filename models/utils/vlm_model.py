@@ -12,6 +12,7 @@ from models.utils.continual_model import ContinualModel
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.errors import UserError
 from utils.features import FeatureStore
+from utils.flags import sentence
 from utils.pair import Inputs, Pair
 
 TEXT_ROWS = 1024  # texts encoded at once
@@ -21,7 +22,8 @@ def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14", names: bool 
     """The flags of a CLIP method; `default` names its CLIP, `names` tells whether it reads class names."""
     add_clip_args(parser, default)
     if names:
-        parser.add_argument("--prompt_template", help="sentence around a class name, with {} for it (default: the dataset's own)")
+        parser.add_argument("--prompt_template", type=sentence,
+                            help="sentence around a class name, with {} for it (default: the dataset's own)")
     return parser
 
 
@@ -125,10 +127,7 @@ class VLMModel(ContinualModel):
 
     def templates(self) -> list[str]:
         """--prompt_template, or the first sentence that the dataset declares."""
-        template = self.prompt_template
-        if template is not None and "{}" not in template:
-            raise UserError(f"--prompt_template '{template}' has no {{}} for the class name")
-        return [template] if template else self.dataset.get_prompt_templates()[:1]
+        return [self.prompt_template] if self.prompt_template else self.dataset.get_prompt_templates()[:1]
 
     def class_templates(self, every: bool = False) -> list[list[str]]:
         """Sentences of each class: --prompt_template, or those the dataset gives it, the first or every one."""
