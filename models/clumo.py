@@ -33,9 +33,12 @@ from models.utils.fused_model import EVAL_ROWS, FusedModel, add_fused_args
 from utils.errors import UserError
 from utils.flags import natural, non_negative, positive, positive_int
 from utils.kmeans import METRICS, distances, minibatch_kmeans
+from utils.picture_grid import plot_pictures
 from utils.randomness import generator
+from utils.settings import option
 
 KL_TEMPERATURE = 2.0
+SHOWN = 6  # pictures of a task on the sheet
 
 
 class CluMo(FusedModel):
@@ -227,8 +230,31 @@ class CluMo(FusedModel):
             credit = dataset.score(self.answers(refs, other)[:, : self.n_seen_classes], split.targets.to(self.device), extras)
             self.measured[f"{other}_route"].append(100 * float(credit.mean()))
 
+        if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):
+            self.draw(dataset)
+
     def extra_scores(self):
         return self.measured
+
+    def draw(self, dataset):
+        """A sheet beside the record: pictures of each task with question, answer, and the keys that picked the prompt."""
+        images, texts, names = [], [], dataset.get_class_names()
+        for task, loader in enumerate(dataset.test_loaders):
+            split, rows = loader.dataset, loader.dataset.rows[:SHOWN]
+            batch = self.read(self.cached_inputs(loader)[:SHOWN])
+            pool = self.route(batch, self.args.route)
+            picked = self.choose(batch, pool)
+            given = self.answers_of(batch, self.args.route)[:, : self.n_seen_classes].argmax(1)
+            images += list(split.samples.images(rows))
+            asked = getattr(split.samples, "questions", None)
+            columns = (t.tolist() for t in (rows, given, split.targets[:SHOWN], pool, picked))
+            for row, answer, right, t, p in zip(*columns, strict=True):
+                j, i = divmod(p, self.args.n_visual_keys)
+                reply = names[answer] if answer == right else f"{names[answer]} (right: {names[right]})"
+                own = "" if t == task else f", not {task + 1}"
+                texts.append([*([asked[row]] if asked else []), reply, f"pool {t + 1}{own}: v{i + 1} q{j + 1}"])
+        title = f"{self.NAME} on {dataset.NAME}: answer; pool of a task, visual and textual key"
+        plot_pictures(images, texts, SHOWN, self.run.folder / "pictures.png", title)
 
 
 def grown(kept, new):
