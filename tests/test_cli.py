@@ -130,3 +130,9 @@ def test_yaml_mistakes(tmp_path, monkeypatch):
     assert "cannot be read as yaml" in problems(*ER)
     (folder / "er.yaml").write_text("default:\n  lr: fast\n")
     assert "er.yaml: value of lr" in problems(*ER)
+
+
+def test_a_misspelt_first_flag_is_named():
+    text = problems("--modell", "sgd", "--dataset", "seq-mnist", "--lr", "0.1")
+    assert "--model is missing" in text and "unknown flag '--modell'. Closest: --model" in text
+    assert "unknown flag" not in problems("--lr", "0.1", "--dataset", "seq-mnist")

@@ -49,7 +49,7 @@ def parse(argv: list[str]) -> Parsed | None:
         if name and not registry.exists(kind, name.split(":")[0] if kind == "backbone" else name):
             problems.append(str(registry.unknown(kind, name)))
     if problems:
-        raise UserError("\n".join(problems + known_problems))
+        raise UserError("\n".join(problems + known_problems + misspelt(first, argv)))
     parsed = second_pass(parser, first, argv)
     if first.help:
         print(parser.format_help())
@@ -238,10 +238,19 @@ def unknown_flag(name: str, options: dict) -> str:
     return f"unknown flag '{name}'.{hint} --model X --dataset Y --help shows all."
 
 
+def misspelt(first: argparse.Namespace, argv: list[str]) -> list[str]:
+    """Flags that look like --model or --dataset where those are missing."""
+    wanted = [kind for kind in ("model", "dataset") if not getattr(first, kind)]
+    given = [t.partition("=")[0] for t in argv if is_flag(t)]
+    known = {name.replace("-", "_") for action in new_parser()._actions for name in action.option_strings}
+    near = [t for t in given if t.replace("-", "_") not in known and difflib.get_close_matches(t.lstrip("-"), wanted, 1, 0.6)]
+    return [unknown_flag(t, dict.fromkeys(wanted)) for t in near]
+
+
 def missing_required(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     """Flags without a default in any layer that were not given, not even with a wrong value."""
     given = {t.partition("=")[0].lstrip("-").replace("-", "_") for t in argv if is_flag(t)}
-    return [f"{a.option_strings[0]} is missing: this model needs it" for a in parser._actions
+    return [f"{a.option_strings[0]} is missing: this model and dataset need it" for a in parser._actions
             if a.required and not given & {o.lstrip("-").replace("-", "_") for o in a.option_strings}]
 
 
