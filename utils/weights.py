@@ -22,9 +22,9 @@ def _paired(net: nn.Module, other: dict[str, Tensor]) -> tuple[list[Tensor], lis
 
 
 @torch.no_grad()
-def add_to_mean(mean: dict[str, Tensor], net: nn.Module, count: int) -> None:
+def add_to_mean(mean: dict[str, Tensor], net: nn.Module | dict[str, Tensor], count: int) -> None:
     """mean <- (count * mean + weights) / (count + 1), in place: `mean` is of `count` snapshots so far."""
-    ours = dict(net.named_parameters())
+    ours = net if isinstance(net, dict) else dict(net.named_parameters())
     torch._foreach_lerp_(list(mean.values()), [ours[n].detach().to(v.device) for n, v in mean.items()], 1 / (count + 1))
 
 
@@ -47,7 +47,7 @@ def interpolate(net: nn.Module, anchor: dict[str, Tensor], share: float) -> None
         torch._foreach_lerp_(ours, given, 1 - share)
 
 
-def squared_distance(net: nn.Module, anchor: dict[str, Tensor]) -> Tensor:
+def squared_distance(net: nn.Module | dict[str, Tensor], anchor: dict[str, Tensor]) -> Tensor:
     """Sum over parameters of (weight - anchor)^2, with gradient."""
-    ours = dict(net.named_parameters())
+    ours = net if isinstance(net, dict) else dict(net.named_parameters())
     return torch.stack([(ours[n] - v.to(ours[n].device)).square().sum() for n, v in anchor.items()]).sum()

@@ -19,14 +19,17 @@ from torchvision.transforms import v2
 from torchvision.transforms.transforms import Normalize
 
 from backbone.clip import DTYPES, CLIPBackbone, cast
+from backbone.lora import adapted, add_lora, fold_lora
 from models.utils.vlm_model import TEXT_ROWS, VLMModel, add_vlm_args
 from utils.batch_transforms import BatchTransform, flatten
 from utils.errors import UserError
 from utils.evaluate import eval_batch_size
-from utils.flags import boolean, fraction, natural
+from utils.flags import boolean, fraction, natural, positive, positive_int
 from utils.pair import Inputs, Pair
+from utils.randomness import generator
 from utils.schedulers import warmup_cosine
-from utils.weights import add_to_mean, set_weights, weights_of
+from utils.settings import option
+from utils.weights import add_to_mean, set_weights
 
 
 def add_tuning_args(parser: ArgumentParser, label_smoothing: float = 0.2) -> ArgumentParser:
@@ -59,6 +62,20 @@ def add_averaging_args(parser: ArgumentParser, every: int = 100, include_init: b
     return parser
 
 
+def add_peft_args(parser: ArgumentParser) -> ArgumentParser:
+    """The flags of low-rank tuning instead of all weights."""
+    add = parser.add_argument
+    add(
+        "--peft",
+        choices=["none", "lora"],
+        default="none",
+        help="what is trained: all weights, or low-rank adapters on blocks",
+    )
+    add("--lora_rank", type=positive_int, default=8, help="rank of an adapter")
+    add("--lora_scale", type=positive, default=16.0, help="an adapter adds scale / rank times B A")
+    return parser
+
+
 class ClipTuning(VLMModel):
     """CLIP with gradients in both towers. `net` is the student; `forward` takes images (B, 3, H, W) or features (B, D)."""
 
@@ -85,6 +102,7 @@ class ClipTuning(VLMModel):
         self.name_tokens = tokens[:, : int(tokens.argmax(1).max()) + 1].clone()  # (C, L), on the CPU
         self.keys = None  # unit test keys of all names (C, D); None when a weight has changed since
         self.task_steps = 0
+        self.adapters: list[str] = []  # names of the weights that have low-rank adapters, within a task
         self.pixel_statistics = None  # what the augmentation normalises with
         self.mean, self.mean_count = None, 0  # running mean of weights, and of how many snapshots
 
@@ -104,6 +122,10 @@ class ClipTuning(VLMModel):
             self.use_clip_preprocessing(split)
         self.task_steps = steps_of_task(self.args, dataset.train_loader)
         self.mean, self.mean_count = None, 0
+        if option(self.args, "peft") == "lora":
+            drawn = generator(option(self.args, "seed", 0), "lora", self.current_task)
+            self.adapters = add_lora(self.net, self.args.lora_rank, self.args.lora_scale, drawn)
+            self.opt = self.get_optimizer()
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         return self.step(inputs, labels)
@@ -133,6 +155,10 @@ class ClipTuning(VLMModel):
         return 0.0
 
     def end_task(self, dataset):
+        if self.adapters:
+            fold_lora(self.net, self.adapters)
+            self.net.clip.logit_scale.requires_grad_(False)
+            self.adapters, self.opt = [], self.get_optimizer()
         if self.mean_count:
             set_weights(self.net, self.mean)
         self.mean, self.mean_count, self.keys = None, 0, None
@@ -145,10 +171,20 @@ class ClipTuning(VLMModel):
 
     # running mean of weights -------------------------------------------------------------------------------------
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """What a task moves, by name: the live parameters, or with adapters the weights with what these add."""
+        if self.adapters:
+            return adapted(self.net, self.adapters)
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+
+    def copied_weights(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Copies of `trained_weights`."""
+        return {n: w.detach().to(device or w.device, copy=True) for n, w in self.trained_weights().items()}
+
     def start_mean(self) -> None:
         """Before a step: with --we_include_init the start of the task is the first snapshot."""
         if getattr(self.args, "avg_freq", 0) and self.args.we_include_init and not self.task_iteration:
-            self.mean, self.mean_count = weights_of(self.net), 1
+            self.mean, self.mean_count = self.copied_weights(), 1
 
     def add_snapshot(self) -> None:
         """After a step: every --avg_freq steps, and with --we_include_init after the first. A task that is shorter
@@ -157,9 +193,9 @@ class ClipTuning(VLMModel):
         if not every or (step % every and not (step == 1 and self.args.we_include_init)):
             return
         if self.mean is None:
-            self.mean, self.mean_count = weights_of(self.net), 1
+            self.mean, self.mean_count = self.copied_weights(), 1
         else:
-            add_to_mean(self.mean, self.net, self.mean_count)
+            add_to_mean(self.mean, self.trained_weights(), self.mean_count)
             self.mean_count += 1
 
     # features ----------------------------------------------------------------------------------------------------

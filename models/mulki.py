@@ -1,0 +1,337 @@
+"""MulKI: CLIP tuned domain by domain, held by two teachers through prototypes of both modalities; no reference data.
+
+Zhang et al., IEEE TIP 2026, arXiv 2411.06764. Its abstract names four stages; the body was not at hand, so every formula
+below is a reconstruction, marked in "Choices", and each choice is a flag.
+
+    Eliciting Ideas        class prototypes of the teachers align the two towers             -> `elicit`
+    Adding New Ideas       five relations between images, texts and prototypes are kept      -> `relate`
+    Distinguishing Ideas   the teachers are weighted for each image                          -> `distinguish`
+    Making Connections     mean of weights within a task, interpolation between tasks        -> `connect`
+    loss = CE(s x U^T, y) + lambda_E elicit + lambda_A relate [+ l2 |theta - theta_(t-1)|^2]
+
+Teachers: the pre-trained CLIP and the model of the previous task; in the first task they are one, and count as one.
+Choices (all of them ours):
+- Prototypes are the teachers' (--elicit teacher): no moving average, hence no noise. `student` keeps moving means of the
+  student's images, `soft` matches the class-by-text matrix without labels.
+- Relations `it`, `ti` weigh 1 and the rest 1/2 (--rel it=1,vv=.5); the student's own texts are live in them
+  (--rel_text), visual prototypes are the teachers' (--rel_visual); T = 2.
+- An image's teachers share softmax(-cross-entropy) (--teacher_weight label): the labels are the task's own; --w_min
+  keeps both guards awake. A row per class takes the mean over the images of its class.
+- --kd_gate multiplies an image's weights by the better teacher's probability of the true class, and a class row takes
+  the mean of gated weights; prototypes are blended by ungated ones. Without it a domain that no teacher knows is
+  not learned, because all relations ask to keep noise.
+- Snapshots every --avg_freq steps without the start (0: no mean); --inter_alpha .8; the anchor is the previous model.
+- Beyond the abstract, off by default: --text_bank seen adds relations of the images to sampled names of past tasks
+  (names only), --first_hold weakens distillation in the first task, --rel_equal gives all relations the size of `it`.
+- --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
+"""
+
+import argparse
+
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from backbone.clip import ClipImageEncoder
+from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_peft_args, add_tuning_args
+from utils.features import FeatureStore
+from utils.flags import boolean, fraction, natural, non_negative, number, positive, positive_int
+from utils.randomness import generator
+from utils.relations import (
+    IMAGE_ROWS,
+    KINDS,
+    blend,
+    class_means,
+    divergence,
+    drop_diagonal,
+    keep_floor,
+    relation,
+    teacher_weights,
+    trust,
+)
+from utils.weights import interpolate, squared_distance
+
+BETA = {"it": 1.0, "ti": 1.0, "vv": 0.5, "tt": 0.5, "tv": 0.5}
+MOMENTUM = 0.9  # of moving prototypes of the student
+
+
+def relation_weights(text: str) -> dict[str, float]:
+    """Argument type: relations with their weights, "it,ti,vv=1", or "none"."""
+    found = {}
+    for part in [] if text == "none" else str(text).split(","):
+        kind, _, weight = part.strip().partition("=")
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"'{kind}' is no relation: {', '.join(KINDS)}, or none for no relation")
+        found[kind] = non_negative(weight) if weight else BETA[kind]
+    return found
+
+
+class MulKI(ClipTuning):
+    NAME = "mulki"
+    TOY_ARGS = {"lr": 0.001, "avg_freq": 3, "proto_max_per_class": 4, "text_bank": "seen", "bank_size": 3}
+
+    @staticmethod
+    def get_parser(parser):
+        add = add_peft_args(add_averaging_args(add_tuning_args(parser))).add_argument
+        add("--lambda_E", type=non_negative, default=0.5, help="weight of the alignment with prototypes")
+        add("--lambda_A", type=non_negative, default=1.0, help="weight of the relations")
+        add(
+            "--elicit",
+            choices=["teacher", "student", "soft", "off"],
+            default="teacher",
+            help="what the towers are aligned by",
+        )
+        add("--proto_max_per_class", type=natural, default=100, help="images of a class in its prototype, 0 for all")
+        add(
+            "--rel",
+            type=relation_weights,
+            default="it,ti,vv,tt,tv",
+            help="relations, each with =weight if not its own; none",
+        )
+        add(
+            "--rel_text",
+            choices=["student", "teacher"],
+            default="student",
+            help="texts on the student's side of it and ti",
+        )
+        add(
+            "--rel_visual",
+            choices=["teacher", "student"],
+            default="teacher",
+            help="prototypes on its side of vv and tv",
+        )
+        add("--tt_self", type=boolean, default=False, help="tt compares the student's texts with each other")
+        add("--rel_equal", type=boolean, default=False, help="each relation scaled to the size of it")
+        add("--temperature", type=positive, default=2.0, help="of the relations")
+        add("--teachers", choices=["both", "pretrained", "previous"], default="both", help="who teaches")
+        add(
+            "--teacher_weight",
+            choices=["label", "entropy", "proto", "snd", "const"],
+            default="label",
+            help="rule of the shares",
+        )
+        add("--tau_w", type=positive, default=1.0, help="softness of the shares")
+        add("--w_min", type=number(float, 0, 0.5), default=0.1, help="least share of a teacher")
+        add("--snd_scale", type=positive, default=6.0, help="slope of the snd rule")
+        add("--snd_threshold", type=non_negative, default=0.2, help="feature distance at which its shares are equal")
+        add(
+            "--kd_gate", type=non_negative, default=1.0, help="power of the better teacher's probability, 0 for no gate"
+        )
+        add("--first_hold", type=fraction, default=1.0, help="share of lambda_A in the first task")
+        add("--inter_alpha", type=fraction, default=0.8, help="share of the new weights after a task, 1 for all")
+        add(
+            "--inter_anchor",
+            choices=["previous", "pretrained", "both"],
+            default="previous",
+            help="what they are merged with",
+        )
+        add("--l2", type=non_negative, default=0.0, help="weight of the squared way from the task's start")
+        add("--text_bank", choices=["current", "seen"], default="current", help="seen: names of past tasks, too")
+        add("--bank_size", type=positive_int, default=24, help="past names in a step")
+        add("--bank_weight", type=non_negative, default=1.0, help="weight of their relations")
+        add(
+            "--teacher_dtype",
+            choices=["fp32", "fp16", "bf16"],
+            default="fp32",
+            help="precision of teachers and their features",
+        )
+        add("--cache_teacher", type=boolean, default=False, help="keep the teachers' features of the task's images")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.pretrained = self.frozen_copy(args.teacher_dtype) if args.teachers != "previous" else None
+        self.previous = None  # the model of the previous task, within a task
+        self.origin = self.copied_weights("cpu") if args.inter_anchor != "previous" and args.inter_alpha < 1 else None
+        self.start = None  # weights at the start of a task
+        self.forget_teachers()
+
+    def forget_teachers(self):
+        """What holds for one task only; (M, ...) over teachers."""
+        self.previous = self.texts = self.visuals = self.class_weights = self.gated_class_weights = None
+        self.aligned_texts = self.aligned_visuals = self.moving = self.taught = self.bank = None
+
+    def checkpoint_skip(self):
+        texts = {f"{m}.{what}" for m in ("pretrained", "previous") for what in ("tokenizer", "preprocess")}
+        return super().checkpoint_skip() | texts | {"pretrained"}
+
+    def begin_task(self, dataset):
+        self.forget_teachers()
+        if self.args.lambda_A or self.args.lambda_E:
+            self.hold_teachers(dataset.train_loader.dataset)
+        super().begin_task(dataset)
+        anchored = self.args.l2 or (self.args.inter_alpha < 1 and self.args.inter_anchor != "pretrained")
+        self.start = self.copied_weights(None if self.args.l2 else "cpu") if anchored else None
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None, position=None):
+        return self.step(inputs, labels, position=position)
+
+    def penalty(self, pixels, images, names, labels, position=None):
+        n, first = self.n_classes_current_task, self.n_past_classes - self.label_range()[0]
+        texts, labels, total = names[first : first + n], labels - self.n_past_classes, 0.0
+        if self.args.l2:
+            total = total + self.args.l2 * squared_distance(self.trained_weights(), self.start)
+        if self.texts is None:
+            return total
+        taught = self.teach(pixels, position)
+        if self.moving is not None:
+            visuals = self.follow(images, labels)
+        else:
+            visuals = self.visuals
+        if self.args.lambda_E and self.args.elicit != "off":
+            total = total + self.args.lambda_E * self.elicit(images, texts, labels, visuals)
+        strength = self.args.lambda_A * (1.0 if self.current_task else self.args.first_hold)
+        if strength:
+            _, gated = self.distinguish(taught, labels)
+            total = total + strength * self.relate(images, texts, taught, gated, visuals)
+            total = total + strength * self.relate_to_bank(images, taught)
+        return total
+
+    def end_task(self, dataset):
+        super().end_task(dataset)
+        self.connect()
+        self.forget_teachers()
+
+    # teachers ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def hold_teachers(self, split):
+        """Texts, visual prototypes and class weights of the teachers, from the task's own images and names."""
+        nets = [] if self.pretrained is None else [self.pretrained]
+        if self.args.teachers == "previous" or (self.args.teachers == "both" and self.current_task):
+            self.previous = self.frozen_copy(self.args.teacher_dtype)
+            nets.append(self.previous)
+        first, last = self.n_past_classes, self.n_seen_classes
+        self.texts = torch.stack([self.name_rows(net, first, last) for net in nets])  # (M, n, D)
+        labelled = torch.nonzero(split.targets >= 0).flatten()
+        chosen = labelled[self.prototype_rows(split.targets[labelled])]
+        asked = torch.arange(len(split)) if self.args.cache_teacher else chosen
+        rows = torch.stack([self.encode_rows(net, split, asked) for net in nets])  # (M, N, D)
+        seen = rows[:, chosen.to(rows.device)] if self.args.cache_teacher else rows
+        labels = split.targets[chosen].to(self.device) - first
+        self.visuals = normalize(class_means(seen.float(), labels, last - first), dim=-1)
+        weights, gated = self.distinguish(seen.float(), labels)
+        self.class_weights, self.gated_class_weights = (class_means(w, labels, last - first) for w in (weights, gated))
+        self.aligned_texts, self.aligned_visuals = (
+            blend(self.texts, self.class_weights),
+            blend(self.visuals, self.class_weights),
+        )
+        if self.args.elicit == "student" or self.args.rel_visual == "student":
+            self.moving = self.visuals[-1].clone()
+        if self.args.cache_teacher:
+            self.taught = rows
+            self.previous = None
+            split.add_extra_return_field("position", torch.arange(len(split)))
+        if self.args.text_bank == "seen" and first:
+            self.bank = torch.stack([self.name_rows(net, 0, first) for net in nets])  # (M, P, D)
+
+    def prototype_rows(self, labels):
+        """Places of at most --proto_max_per_class images of each class, drawn by the seed."""
+        drawn = torch.randperm(len(labels), generator=generator(self.args.seed, "prototypes", self.current_task))
+        if not self.args.proto_max_per_class:
+            return drawn.sort().values
+        order = drawn[labels[drawn].argsort(stable=True)]
+        counts = torch.bincount(labels[order] - labels.min())
+        place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # within the class
+        return order[place < self.args.proto_max_per_class].sort().values
+
+    def encode_rows(self, net, split, places):
+        """Unit features (N, D) of images of a split, prepared as test images; the pre-trained net's are kept for all runs."""
+        store = self.store if net is self.pretrained else FeatureStore(None, "off", progress=self.store.progress)
+        rows = store.rows(split.samples, split.rows[places], ClipImageEncoder(net), "teacher")
+        if store is not self.store:
+            self.forward_counter.images += store.forwards
+        rows = normalize(rows.to(self.device), dim=1)
+        return rows if self.args.teacher_dtype == "fp32" else rows.to(net.dtype)
+
+    @torch.no_grad()
+    def teach(self, pixels, position):
+        """Unit features (M, B, D) of the batch by each teacher."""
+        if self.taught is not None:
+            return self.taught[:, position].float()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.code_optimization >= 2):
+            return torch.stack(
+                [self.image_rows(net, pixels) for net in (self.pretrained, self.previous) if net is not None]
+            )
+
+    # Eliciting Ideas -----------------------------------------------------------------------------------------------
+
+    def elicit(self, images, texts, labels, visuals):
+        """Each tower is drawn to the other's prototypes of the class."""
+        s, classes = self.scale, torch.arange(len(texts), device=texts.device)
+        if self.args.elicit == "teacher":
+            by_text = cross_entropy(s * texts @ self.aligned_visuals.T, classes)
+            return (by_text + cross_entropy(s * images @ self.aligned_texts.T, labels)) / 2
+        present = labels.unique()
+        if self.args.elicit == "student":
+            logits = s * texts[present] @ visuals[0][present].T
+            place = torch.arange(len(present), device=texts.device)
+            return (cross_entropy(logits, place) + cross_entropy(logits.T, place)) / 2
+        means = normalize(class_means(images[None], labels, len(texts))[0][present], dim=1)
+        wanted = s * self.aligned_visuals[present] @ self.aligned_texts.T
+        return divergence(wanted, s * means @ texts.T, self.args.temperature).mean()
+
+    def follow(self, images, labels):
+        """Moving prototypes (1, n, D) of the student's images; the batch's part has gradient."""
+        present = labels.unique()
+        means = class_means(images[None], labels, len(self.moving))[0][present]
+        rows = normalize(MOMENTUM * self.moving[present] + (1 - MOMENTUM) * means, dim=1)
+        self.moving = self.moving.index_copy(0, present, rows.detach())
+        return self.moving.index_copy(0, present, rows)[None]
+
+    # Adding New Ideas ----------------------------------------------------------------------------------------------
+
+    def relate(self, images, texts, taught, gated, visuals):
+        """Weighted divergence of the student's relations from each teacher's, summed over relations."""
+        own = self.texts if self.args.rel_text == "teacher" else texts[None]
+        right = texts[None] if self.args.tt_self else self.texts
+        student_columns = visuals if self.args.rel_visual == "student" else self.visuals
+        sizes = {"ti": len(images) > 1, "tt": len(texts) > 2}  # else a row has one entry: nothing to compare
+        terms = {}
+        for kind in self.args.rel:
+            if sizes.get(kind, True):
+                wanted = relation(kind, taught, self.texts, self.visuals, self.texts, self.texts, self.scale)
+                given = relation(kind, images[None], own, student_columns, texts[None], right, self.scale)
+                weights = gated if kind in IMAGE_ROWS else self.gated_class_weights
+                terms[kind] = (weights * divergence(wanted, given, self.args.temperature)).sum(0).mean()
+        if self.args.rel_equal and "it" in terms:
+            size = terms["it"].detach()
+            terms = {kind: term * (size / term.detach().clamp(min=1e-6)).clamp(max=100) for kind, term in terms.items()}
+        return sum(self.args.rel[kind] * term for kind, term in terms.items())
+
+    def relate_to_bank(self, images, taught):
+        """The same for images against sampled names of past tasks, and for these among each other; equal shares."""
+        if self.bank is None or not self.args.bank_weight:
+            return 0.0
+        drawn = generator(self.args.seed, "bank", self.current_task, self.task_iteration)
+        rows = torch.randperm(self.n_past_classes, generator=drawn)[: self.args.bank_size]
+        texts, known = self.text_rows(self.net, self.name_tokens[rows])[None], self.bank[:, rows.to(self.device)]
+        T, s = self.args.temperature, self.scale
+        loss = divergence(s * taught @ known.mT, s * images[None] @ texts.mT, T).mean()
+        if len(rows) > 2:
+            among = divergence(drop_diagonal(s * known @ known.mT), drop_diagonal(s * texts @ known.mT), T)
+            loss = loss + among.mean() / 2
+        return self.args.bank_weight * loss
+
+    # Distinguishing Ideas ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def distinguish(self, taught, labels):
+        """Shares (M, B) of the teachers for each image, and the same times the gate."""
+        a, s = self.args, self.scale
+        weights = teacher_weights(
+            a.teacher_weight, taught, self.texts, self.visuals, labels, s, a.tau_w, (a.snd_scale, a.snd_threshold)
+        )
+        weights = keep_floor(weights, a.w_min) if len(taught) > 1 else weights
+        return weights, weights * trust(taught, self.texts, labels, s, a.kd_gate)
+
+    # Making Connections --------------------------------------------------------------------------------------------
+
+    def connect(self):
+        """weights <- alpha * weights (by then the mean within the task) + (1 - alpha) * anchor."""
+        alpha, which = self.args.inter_alpha, self.args.inter_anchor
+        if alpha < 1:
+            anchor = self.start if which == "previous" else self.origin
+            if which == "both":
+                anchor = {name: (w.cpu() + self.origin[name]) / 2 for name, w in self.start.items()}
+            interpolate(self.net, anchor, alpha)
+        self.start, self.keys = None, None
