@@ -67,7 +67,7 @@ def relation_weights(text: str) -> dict[str, float]:
 
 class MulKI(ClipTuning):
     NAME = "mulki"
-    TOY_ARGS = {"lr": 0.001, "avg_freq": 3, "proto_max_per_class": 4, "text_bank": "seen", "bank_size": 3}
+    TOY_ARGS = {"lr": 0.001, "n_epochs": 1, "avg_freq": 2, "proto_max_per_class": 4, "text_bank": "seen", "bank_size": 3}
 
     @staticmethod
     def get_parser(parser):
