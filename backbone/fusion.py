@@ -64,7 +64,8 @@ class FusionTransformer(nn.Module):
         super().__init__()
         if width % heads:
             raise UserError(f"--fusion_width {width} is no multiple of --fusion_heads {heads}")
-        self.width, self.sizes = width, {"width": width, "layers": layers, "heads": heads}
+        self.width, self.n_layers = width, layers
+        self.sizes = {"width": width, "layers": layers, "heads": heads}
         self.image_in = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, width))
         self.text_in = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
         self.cls = nn.Parameter(0.02 * torch.randn(width))

@@ -1,0 +1,121 @@
+"""A vision transformer, CLIP's image tower or one of timm's, with prompts among its tokens or prefixes in its attention."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from backbone.clip import CLIPBackbone, is_vit
+from utils.errors import UserError
+
+
+class PromptedViT(nn.Module):
+    """`forward(images, prompts, prefixes)` -> state (B, W) of the class token; the sequence is [CLS ; prompts ; patches].
+
+    Subclasses give the tokens before the first block, and name the parts of a block. The wrapped network is not copied.
+    """
+
+    width: int
+    n_layers: int
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 1 + P, W) with positions, the class token first."""
+        raise NotImplementedError
+
+    def parts(self, number: int) -> tuple:
+        """norm, (qkv weight, qkv bias), heads, what follows attention, and what follows the sum, of a block."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Tensor | None = None,
+        prefixes: dict[int, Tensor] | None = None,
+        prompt_states: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """CLS state (B, W), with `prompt_states` also those of the prompts (B, n, W).
+
+        prompts (B, n, W); prefixes (B, 2, P, W) by number of the block: P keys and P values in front of its own.
+        """
+        x = self.tokens(images)
+        if prompts is not None:
+            x = torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1)
+        for number in range(self.n_layers):
+            norm, qkv, heads, out, rest = self.parts(number)
+            prefix = None if prefixes is None else prefixes.get(number)
+            x = rest(x + out(attend(norm(x), *qkv, heads, prefix)))
+        x = self.last_norm(x if prompt_states else x[:, :1])
+        return (x[:, 0], x[:, 1 : 1 + prompts.shape[1]]) if prompt_states else x[:, 0]
+
+
+def attend(h: Tensor, weight: Tensor, bias: Tensor | None, heads: int, prefix: Tensor | None) -> Tensor:
+    """Self-attention of h (B, S, W) before its output layer; prefix (B, 2, P, W) is seen by all rows."""
+    n, length, width = h.shape
+    q, k, v = linear(h, weight, bias).chunk(3, dim=-1)
+    if prefix is not None:
+        k, v = torch.cat([prefix[:, 0], k], dim=1), torch.cat([prefix[:, 1], v], dim=1)
+    q, k, v = (t.view(n, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, width)
+
+
+class PromptedClip(PromptedViT):
+    """CLIP's image tower; without prompts the state projected by `visual.proj` is `encode_image`."""
+
+    def __init__(self, clip: CLIPBackbone):
+        super().__init__()
+        if not is_vit(clip.clip):
+            raise UserError(f"{clip.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
+        self.visual = clip.clip.visual
+        self.last_norm = self.visual.ln_post
+        self.width, self.n_layers = clip.vision_width, len(self.visual.transformer.resblocks)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        tower = self.visual
+        x = tower.conv1(images.to(tower.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        x = torch.cat([tower.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        return tower.ln_pre(x + tower.positional_embedding.to(x.dtype))
+
+    def parts(self, number: int) -> tuple:
+        block = self.visual.transformer.resblocks[number]
+        qkv, heads = (block.attn.in_proj_weight, block.attn.in_proj_bias), block.attn.num_heads
+        return block.ln_1, qkv, heads, block.attn.out_proj, lambda x: x + block.mlp(block.ln_2(x))
+
+
+class PromptedTimm(PromptedViT):
+    """A plain vision transformer of timm (class token, one qkv layer, no rotary positions)."""
+
+    def __init__(self, net: nn.Module, name: str):
+        super().__init__()
+        if not all(hasattr(net, part) for part in ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm")):
+            raise UserError(f"timm:{name} is no plain vision transformer: choose one such as timm:vit_base_patch16_224")
+        if getattr(net, "num_prefix_tokens", 0) != 1 or not hasattr(net.blocks[0].attn, "qkv"):
+            raise UserError(
+                f"timm:{name} has no single class token or no joint qkv layer: choose timm:vit_base_patch16_224"
+            )
+        self.net, self.last_norm = net, net.norm
+        self.width, self.n_layers = net.embed_dim, len(net.blocks)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        return self.net.norm_pre(self.net._pos_embed(self.net.patch_embed(images)))
+
+    def parts(self, number: int) -> tuple:
+        block = self.net.blocks[number]
+        attn = block.attn
+
+        def out(x: Tensor) -> Tensor:
+            return block.ls1(attn.proj(x))
+
+        return (
+            block.norm1,
+            (attn.qkv.weight, attn.qkv.bias),
+            attn.num_heads,
+            out,
+            lambda x: x + block.ls2(block.mlp(block.norm2(x))),
+        )
+
+
+def prompted_timm(name: str, pretrained: bool) -> PromptedTimm:
+    """The network behind `timm:<name>`, frozen."""
+    from backbone.timm_model import timm_model
+
+    variant = name.removeprefix("timm:")
+    return PromptedTimm(timm_model(1, variant, pretrained).net, variant).eval().requires_grad_(False)

@@ -1,0 +1,145 @@
+"""What prompt methods share: one frozen network that takes prompts or prefixes, and the query that chooses them.
+
+On streams with questions the network is the fusion transformer over cached tokens; on pictures alone it is CLIP's image
+tower, or with --vit a vision transformer of timm. A method writes `observe` and `states` once for all three.
+"""
+
+from argparse import ArgumentParser
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from backbone.clip import ClipImageEncoder
+from backbone.fusion import GrowingHead
+from backbone.prompted_vit import PromptedClip, prompted_timm
+from models.utils.continual_model import ContinualModel
+from models.utils.fused_model import EVAL_ROWS, FusedModel, add_fused_args
+from models.utils.vlm_model import VLMModel
+from utils.errors import UserError
+from utils.flags import boolean, non_negative
+
+
+def add_prompt_args(parser: ArgumentParser) -> ArgumentParser:
+    """The flags of a prompt method."""
+    parser.set_defaults(optimizer="adam", lr=0.03)
+    add = add_fused_args(parser).add_argument
+    add("--vit", help="timm:<name>, a vision transformer in place of CLIP's image tower (pictures alone)")
+    add("--vit_pretrained", type=boolean, default=True, help="with its published weights")
+    add("--query", choices=["visual", "both"], default="visual", help="what finds prompts for a picture with a question")
+    add("--fusion_train", choices=["first", "always", "never"], default="first", help="tasks that train the fusion")
+    add("--clip_grad", type=non_negative, default=1.0, help="largest norm of a step's gradient, 0 for any")
+    return parser
+
+
+class PromptModel(FusedModel):
+    """`prepare` gives (input, query) of a batch, `body` runs the network on an input with prompts or prefixes."""
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        self.uses = "timm" if args.vit else "clip"
+        if args.vit:
+            net = prompted_timm(args.vit, args.vit_pretrained)
+            ContinualModel.__init__(self, net, loss, args, transform, dataset)
+            self.to(self.device)
+        else:
+            super().__init__(backbone, loss, args, transform, dataset)
+            self.net.tower = PromptedClip(self.net)
+        if self.dataset.HAS_TEXT:
+            if args.vit:
+                raise UserError(f"--vit looks at pictures alone, {self.dataset.NAME} has questions: leave the flag out")
+            self.uses = "fused"
+            self.net.fusion.requires_grad_(args.fusion_train == "always")
+        elif not args.vit:
+            self.encoder = ClipImageEncoder(self.net)  # of the queries
+            self.net.fusion.requires_grad_(False)
+        network = {"timm": self.net, "clip": getattr(self.net, "tower", None), "fused": getattr(self.net, "fusion", None)}
+        self.width = network[self.uses].width
+        self.n_layers = network[self.uses].n_layers
+        self.head = GrowingHead(self.width, self.num_classes).to(self.device)
+        self.register_buffer("current", torch.zeros(0, dtype=torch.bool, device=self.device))  # rows of the task's answers
+
+    @property
+    def query_dim(self) -> int:
+        if self.uses == "timm":
+            return self.width
+        if self.args.key_feature == "mean" and self.uses == "fused":
+            return self.net.vision_width + (self.net.text_width if self.args.query == "both" else 0)
+        return self.net.embed_dim * (2 if self.uses == "fused" and self.args.query == "both" else 1)
+
+    # the three networks ------------------------------------------------------------------------------------------
+
+    def change_transform(self, dataset):
+        if self.uses != "timm":
+            (super() if self.uses == "fused" else super(FusedModel, self)).change_transform(dataset)
+
+    def cached_inputs(self, loader):
+        return super().cached_inputs(loader) if self.uses == "fused" else None
+
+    def checkpoint_skip(self):
+        return {"net"} if self.uses == "timm" else super().checkpoint_skip() | {"net.tower"}
+
+    @property
+    def image_forwards(self):
+        return self.forward_counter.images if self.uses == "timm" else VLMModel.image_forwards.fget(self)
+
+    def prepare(self, x, query=None) -> tuple:
+        """(what `body` takes, unit query (B, D)); `query` is the one known from the cache."""
+        if self.uses == "fused":
+            batch = self.read(x)
+            parts = [batch.visual, batch.textual] if self.args.query == "both" else [batch.visual]
+            return batch, normalize(torch.cat([normalize(part, dim=1) for part in parts], dim=1), dim=1)
+        x = getattr(x, "image", x)
+        if query is None:
+            with torch.no_grad():
+                query = self.net(x) if self.uses == "timm" else self.net.encode_image(x).float()
+        return x, normalize(query, dim=1)
+
+    def body(self, x, prompts=None, prefixes=None, prompt_states=False):
+        """CLS state (B, W), with `prompt_states` also those of the prompts."""
+        if self.uses == "fused":
+            return self.net.fusion(x.image, x.text, x.seen, prompts, prefixes, prompt_states)
+        return (self.net if self.uses == "timm" else self.net.tower)(x, prompts, prefixes, prompt_states)
+
+    # training ----------------------------------------------------------------------------------------------------
+
+    def begin_task(self, dataset):
+        split, task = dataset.train_loader.dataset, self.current_task
+        if self.uses == "clip" and hasattr(split, "add_extra_return_field"):  # every query is computed once
+            split.add_extra_return_field("query", self.image_features(split)[0])
+        if self.uses == "fused":
+            self.net.fusion.requires_grad_({"first": task == 0, "always": True, "never": False}[self.args.fusion_train])
+        self.head.grow(split.targets[split.targets >= 0])
+        self.current = torch.isin(self.head.answers.cpu(), split.targets).to(self.device)
+        self.new_task(split)
+        self.opt = self.get_optimizer()
+
+    def new_task(self, split) -> None:
+        """What a method adds for a task, before its optimiser is made."""
+
+    def get_optimizer(self, params=None, lr=None):
+        """The learning rate is that of a batch of 256, as in the papers' code."""
+        base = self.args.lr if lr is None else lr
+        return super().get_optimizer(params, base * self.args.batch_size / 256 if base else None)
+
+    def answer_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy among the task's own answers."""
+        rows = self.head.rows_of(labels)
+        return cross_entropy(logits.masked_fill(~self.current, -torch.inf), rows)
+
+    def step(self, loss: Tensor) -> Tensor:
+        self.opt.zero_grad()
+        loss.backward()
+        if self.args.clip_grad:
+            torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], self.args.clip_grad)
+        self.opt.step()
+        return loss.detach()
+
+    # inference ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x):
+        starts = range(0, len(x), EVAL_ROWS)
+        return torch.cat([self.answers(*self.prepare(x[start : start + EVAL_ROWS])) for start in starts])
+
+    def answers(self, x, query) -> Tensor:
+        """Logits (B, answers) at test time."""
+        raise NotImplementedError
