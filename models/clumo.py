@@ -219,17 +219,19 @@ class CluMo(FusedModel):
     @torch.no_grad()
     def end_eval(self, dataset, accs):
         """route_acc, and the scores with the other way to route, of each task seen."""
-        other = "oracle" if self.args.route == "key" else "key"
-        self.measured = {"route_acc": [], f"{other}_route": []}
-        for task, loader in enumerate(dataset.test_loaders):
-            split = loader.dataset
-            refs = self.cached_inputs(loader)
-            right = torch.cat([self.route(self.read(part), "key") for part in refs.split(EVAL_ROWS)]) == task
-            self.measured["route_acc"].append(100 * float(right.float().mean()))
-            extras = {name: getattr(split, name).to(self.device) for name in split.extra_return_fields}
-            credit = dataset.score(self.answers(refs, other)[:, : self.n_seen_classes], split.targets.to(self.device), extras)
-            self.measured[f"{other}_route"].append(100 * float(credit.mean()))
-
+        ways = self.args.route, "oracle" if self.args.route == "key" else "key"
+        self.measured = {"route_acc": [], f"{ways[1]}_route": []}
+        for task, (loader, score) in enumerate(zip(dataset.test_loaders, accs[0], strict=True)):
+            split, refs = loader.dataset, self.cached_inputs(loader)
+            astray = torch.cat([self.route(self.read(part), "key") for part in refs.split(EVAL_ROWS)]).cpu() != task
+            extras = {name: getattr(split, name)[astray].to(self.device) for name in split.extra_return_fields}
+            labels = split.targets[astray].to(self.device)
+            own, other = (  # both ways differ on these samples only
+                float(dataset.score(self.answers(refs[astray], way)[:, : self.n_seen_classes], labels, extras).sum())
+                if len(labels) else 0.0 for way in ways
+            )  # fmt: skip
+            self.measured["route_acc"].append(100 * float((~astray).float().mean()))
+            self.measured[f"{ways[1]}_route"].append(score + 100 * (other - own) / len(split))
         if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):
             self.draw(dataset)
 

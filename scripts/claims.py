@@ -14,6 +14,9 @@ from utils.results import read_record  # noqa: E402
 COLUMNS = {"class_il_last": "last", "class_il_avg": "average", "ci_transfer": "ci-transfer", "seen_all": "seen, all names",
            "ci_harmonic": "harmonic", "stored_bytes": "stored MiB", "wall_s": "seconds"}
 
+VQA_COLUMNS = {"vqa_last": "last", "exact_match_last": "exact match", "vqa_forgetting": "forgetting", "route_acc_last": "routed right",
+               "oracle_route_last": "true pool", "stored_bytes": "stored MiB", "wall_s": "seconds"}  # fmt: skip
+
 
 def read(results: Path) -> dict[str, dict[int, dict[str, float]]]:
     """arm -> seed -> summary, of finished runs."""
@@ -34,17 +37,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="a --results_path")
     parser.add_argument("--reference", required=True, help="the arm that the others are compared with")
+    parser.add_argument("--vqa", action="store_true", help="columns of question answering")
     args = parser.parse_args()
+    columns, last = (VQA_COLUMNS, "vqa_last") if args.vqa else (COLUMNS, "class_il_last")
     arms = read(args.results)
-    print("| arm | seeds | " + " | ".join(COLUMNS.values()) + f" | last: {args.reference} minus this, per seed | mean ± 95 % |")
-    print("|---" * (len(COLUMNS) + 4) + "|")
+    print("| arm | seeds | " + " | ".join(columns.values()) + f" | last: {args.reference} minus this, per seed | mean ± 95 % |")
+    print("|---" * (len(columns) + 4) + "|")
     for name, seeds in arms.items():
         cells = []
-        for key in COLUMNS:
+        for key in columns:
             values = [s[key] / (2**20 if key.endswith("bytes") else 1) for s in seeds.values() if key in s]
             cells.append(f"{np.mean(values):.1f}" if values else "")
         common = [s for s in seeds if s in arms.get(args.reference, {})]
-        gaps = [arms[args.reference][s]["class_il_last"] - seeds[s]["class_il_last"] for s in common]
+        gaps = [arms[args.reference][s][last] - seeds[s][last] for s in common]
         paired = [" ".join(f"{g:+.1f}" for g in gaps), f"{np.mean(gaps):+.1f} ± {interval(gaps):.1f}"] if gaps and name != args.reference else ["", ""]
         print(f"| {name} | {len(seeds)} | " + " | ".join(cells + paired) + " |")
 
