@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a result: sets up, then runs zero-shot CLIP and CGIL on the picture world (seq-tiny), about a
-# minute on one core after the install. Arguments go to both runs (for example --seed 1, --permute_classes 1).
+# minute on one core after the install, and writes a page about them. Arguments go to both runs (for example --seed 1, --permute_classes 1).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
@@ -11,5 +11,13 @@ for model in clip cgil; do
     .venv/bin/python main.py --model "$model" --dataset seq-tiny "$@"
     echo
 done
-echo "Each run left a folder under runs/seq-tiny/ (or your --results_path) with record.jsonl, every number as JSON lines,"
-echo "and heat maps: class_il.png, the score of each task after each task, and all_names.png, the same among all names. Other methods and streams: .venv/bin/python main.py --list"
+results=runs
+for ((i = 1; i <= $#; i++)); do
+    case "${!i}" in
+        --results_path) j=$((i + 1)) results=${!j} ;;
+        --results_path=*) results=${!i#*=} ;;
+    esac
+done
+.venv/bin/python scripts/report.py "$results"
+echo "Each run left a folder with record.jsonl, every number as JSON lines, and heat maps; the report shows them all."
+echo "Other methods and streams: .venv/bin/python main.py --list"

@@ -17,6 +17,7 @@ def start(folder: Path, python: str, *flags: str) -> str:
     (folder / "scripts").mkdir()
     (folder / "scripts" / "setup.sh").write_text("echo set up\n")
     (folder / "scripts" / "quickstart.sh").write_text((ROOT / "scripts" / "quickstart.sh").read_text())
+    (folder / "scripts" / "report.py").symlink_to(ROOT / "scripts" / "report.py")
     (folder / "main.py").symlink_to(ROOT / "main.py")
     program = folder / ".venv" / "bin" / "python"
     program.parent.mkdir(parents=True)
@@ -30,8 +31,9 @@ def test_runs_that_the_command_line_accepts(tmp_path):
     out = start(tmp_path, "printf 'CALL %s\\n'; printf '%s\\n' \"$*\" >>calls; true", "--seed", "3").splitlines()
     assert out[0] == "set up"
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
-    assert len(calls) == 2 and all(call[0] == "main.py" for call in calls)
-    for call, model in zip(calls, ("clip", "cgil"), strict=True):
+    assert [call[0] for call in calls] == ["main.py", "main.py", "scripts/report.py"]
+    assert calls[2][1:] == ["runs"]
+    for call, model in zip(calls, ("clip", "cgil"), strict=False):
         args = cli.parse(call[1:]).args
         assert (args.model, args.dataset, args.seed, args.clip_backbone) == (model, "seq-tiny", 3, "tiny")
 
@@ -50,3 +52,4 @@ def test_ends_with_tables(tmp_path):
     assert out.count("class-il, final average") == 2 and out.count("record: ") == 2 and out.count("plot: ") >= 2
     assert len(list(results.glob("seq-tiny/*/*/record.jsonl"))) == 2 == len(list(results.glob("**/class_il.png")))
     assert os.path.exists(out.split("record: ")[1].split()[0])
+    assert f"report: {results / 'report.html'}" in out and "<h2>seq-tiny</h2>" in (results / "report.html").read_text()
