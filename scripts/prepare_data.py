@@ -48,6 +48,17 @@ ARCHIVES = {
 }  # fmt: skip
 
 
+# what torchvision fetches of the cross-domain streams, folder below base_path of its root
+CROSS_DOMAIN = {
+    "FGVCAircraft": ".", "Caltech101": ".", "CIFAR100": "CIFAR100", "DTD": ".", "EuroSAT": ".",
+    "Flowers102": ".", "Food101": ".", "MNIST": "MNIST", "OxfordIIITPet": ".",
+}  # fmt: skip
+BY_HAND = {
+    "stanford_cars": "Stanford Cars, from a mirror named in github.com/pytorch/vision/issues/7545",
+    "SUN397": "SUN397, from a mirror named in github.com/pytorch/vision/pull/9528",
+}
+
+
 def md5_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -96,8 +107,24 @@ def prepare_archives(dataset: str, base_path: Path) -> Path:
     return base_path
 
 
+def prepare_cross_domain(base_path: Path) -> Path:
+    """The nine data sets that can be fetched; the other two, whose hosts are gone, are asked for by name."""
+    from torchvision import datasets
+
+    for name, folder in CROSS_DOMAIN.items():
+        root = base_path / folder
+        root.mkdir(parents=True, exist_ok=True)
+        getattr(datasets, name)(str(root), download=True)
+    missing = [f"{what} as {base_path / folder}" for folder, what in BY_HAND.items() if not (base_path / folder).is_dir()]
+    if missing:
+        raise OSError(f"these have no public host any more and go there by hand: {'; '.join(missing)}")
+    return base_path
+
+
 def prepare(dataset: str, base_path: Path) -> Path:
     """Fetch, check and unpack; does nothing where the files are there and whole."""
+    if dataset in {"mtil", "xtail"}:
+        return prepare_cross_domain(base_path)
     if dataset in ARCHIVES:
         return prepare_archives(dataset, base_path)
     from torchvision import datasets
@@ -112,7 +139,7 @@ def prepare(dataset: str, base_path: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=[*SOURCES, *ARCHIVES])
+    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=[*SOURCES, *ARCHIVES, "mtil", "xtail"])
     parser.add_argument("--base_path", type=Path, default=Path("./data/"))
     args = parser.parse_args()
     try:

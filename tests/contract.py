@@ -21,7 +21,7 @@ from backbone import MammothBackbone, ReturnTypes, answer
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.gcl_dataset import GCLDataset
 from datasets.utils.samples import ArraySamples
-from tests import fabricate, fabricate_real
+from tests import fabricate, fabricate_mtil, fabricate_real
 from utils import cli, registry, training
 from utils.evaluate import logits_of
 from utils.pair import Pair
@@ -305,4 +305,5 @@ FABRICATORS: dict[str, Callable] = {
         "folder_path": str(fabricate.image_folder(base / "pictures", ["ant", "bee", "cow"])), "n_tasks": 2, "image_size": 16,
     },
     **fabricate_real.FABRICATORS,
+    **fabricate_mtil.FABRICATORS,
 }  # fmt: skip

@@ -141,7 +141,8 @@ def names_and_templates(name, make):
     dataset = make()
     names = dataset.get_class_names()
     assert len(names) == dataset.N_CLASSES and all(isinstance(n, str) and n.strip() for n in names)
-    assert len(set(names)) == len(names), "two classes of one name cannot be told apart by text"
+    told_by = list(zip(names, map(tuple, dataset.class_templates()), strict=True))
+    assert len(set(told_by)) == len(names), "two classes of one name and one set of sentences cannot be told apart by text"
     templates = dataset.get_prompt_templates()
     assert templates and all(t.count("{}") == 1 for t in templates)
 
