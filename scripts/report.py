@@ -123,9 +123,9 @@ def curves(arms: list[list[Run]]) -> bytes | None:
     if not lines:
         return None
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    for name, found in lines:
+    for number, (name, found) in enumerate(lines):
         middle, tasks = np.mean(found, axis=0), np.arange(1, len(found[0]) + 1)
-        axes.plot(tasks, middle, marker="o", markersize=3, label=name if len(name) < 60 else name[:57] + "...")
+        axes.plot(tasks, middle, marker="o", markersize=3, linestyle=["-", "--", ":"][number // 10 % 3], label=name if len(name) < 60 else name[:57] + "...")
         if len(found) > 1:
             axes.fill_between(tasks, np.min(found, axis=0), np.max(found, axis=0), alpha=0.12)
     axes.set(xlabel="tasks seen", ylabel="mean score over them (%)", ylim=(0, 102))
