@@ -249,7 +249,10 @@ class ClipTuning(VLMModel):
     @torch.no_grad()
     def cached_inputs(self, loader):
         """Features of a test set: encoded once for all the scores that are taken of it."""
-        if self.args.debug_mode or not hasattr(loader.dataset, "samples"):
+        if not hasattr(loader.dataset, "samples"):
+            return None
+        self.use_clip_preprocessing(loader.dataset)  # a resumed run has not begun the tasks before
+        if self.args.debug_mode:
             return None
         loader = loader.with_batch_size(eval_batch_size(loader, self.args))
         rows = [self.encode(batch[0].to(self.device)) for batch in loader]

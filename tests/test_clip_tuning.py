@@ -1,0 +1,118 @@
+"""The step, weights and scores that methods share which tune the whole CLIP, against slow forms."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+from torchvision import transforms as T
+
+from backbone.lora import adapted, add_lora, fold_lora
+from models.utils.clip_tuning import normalization_of
+from tests import contract
+from tests.clip_toys import PLAIN, begun, toy
+from utils.errors import UserError
+from utils.schedulers import warmup_cosine
+from utils.weights import add_to_mean, interpolate, weights_of
+
+
+@pytest.mark.parametrize("init", [0, 1])
+def test_the_running_mean_is_the_mean_of_its_snapshots(init):
+    made = toy("finetune-clip", avg_freq=3, we_include_init=init)
+    made.dataset.get_data_loaders()
+    made.model.meta_begin_task(made.dataset)
+    kept = [weights_of(made.model.net)] if init else []
+    for number, (inputs, labels, not_aug) in enumerate(made.dataset.train_loader, 1):
+        made.model.meta_observe(inputs, labels.long(), not_aug)
+        if number % 3 == 0 or (init and number == 1):
+            kept.append(weights_of(made.model.net))
+    assert len(kept) == (4 if init else 2)
+    made.model.meta_end_task(made.dataset)
+    for name, p in made.model.net.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.detach(), torch.stack([w[name] for w in kept]).mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_line_and_mean_of_weights():
+    net = torch.nn.Linear(2, 2)
+    first = weights_of(net)
+    mean, count = weights_of(net), 1
+    for value in (1.0, 3.0):
+        with torch.no_grad():
+            net.weight.fill_(value), net.bias.fill_(value)
+        add_to_mean(mean, net, count)
+        count += 1
+    torch.testing.assert_close(mean["weight"], (first["weight"] + 4) / 3)
+    interpolate(net, first, 1.0)
+    assert torch.equal(net.weight, torch.full((2, 2), 3.0))
+    interpolate(net, first, 0.0)
+    assert torch.equal(net.weight, first["weight"])
+
+
+def test_adapters_start_as_the_network_and_fold_into_it():
+    net = toy().model.net
+    x = torch.rand(2, 3, net.resolution, net.resolution)
+    with torch.no_grad():
+        before = net.encode_image(x)
+        names = add_lora(net, 2, 4.0, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(net.encode_image(x), before, atol=1e-6, rtol=1e-5)
+        for p in net.parameters():
+            if p.requires_grad:
+                p.add_(0.1)
+        moved, sums = net.encode_image(x), {n: w.clone() for n, w in adapted(net, names).items()}
+        assert (moved - before).abs().max() > 1e-3
+        fold_lora(net, names)
+        torch.testing.assert_close(net.encode_image(x), moved)
+    assert all(torch.equal(dict(net.named_parameters())[n], w) for n, w in sums.items())
+    with pytest.raises(UserError, match="has none"):
+        add_lora(torch.nn.Linear(2, 2), 1, 1.0)
+
+
+def test_the_rate_rises_and_falls_with_the_step():
+    model, inputs, labels, _ = begun(0, warmup=0.5, lr=0.01, **PLAIN)
+    rates = []
+    for step in range(model.task_steps):
+        model._task_iteration = step
+        model.set_rate()
+        rates.append(model.opt.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01 * warmup_cosine(s + 1, 3, 7) for s in range(6)])
+    assert rates[2] == pytest.approx(0.01) and 0 < rates[-1] < rates[3] < 0.01
+    assert [warmup_cosine(s, 2, 4) for s in (0, 1, 2, 3, 4)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_augmented_images_reach_clip_in_its_own_normalisation():
+    model = toy(augment=1).model
+    images = torch.rand(2, 3, 8, 8)
+    wanted = model.net.normalize_images(images)
+    crop = T.Compose([T.RandomCrop(8), T.ToTensor(), T.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))])
+    model.pixel_statistics = normalization_of(crop)
+    assert model.pixel_statistics == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)) and normalization_of(T.ToTensor()) is None
+    torch.testing.assert_close(
+        model.clip_input(T.Normalize((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))(images)), wanted, atol=1e-5, rtol=1e-4
+    )
+    model.pixel_statistics = None
+    assert torch.equal(model.clip_input(images), wanted)
+    model.args.augment = False
+    assert model.clip_input(images) is images
+
+
+@pytest.mark.parametrize("space, columns", [("domain", 2), ("seen", 5), ("all", 9)])
+def test_label_space_is_what_the_softmax_is_over(space, columns):
+    model, inputs, labels, _ = begun(1, label_space=space, text_bank="current")
+    first, last = model.label_range()
+    assert last - first == columns
+    seen = []
+    model.task_loss = lambda images, names, y: seen.append((names.shape[0], y)) or (images.sum() + names.sum())
+    model.step(inputs, labels)
+    assert seen[0][0] == columns and torch.equal(seen[0][1] + first, labels)
+
+
+def test_scores_of_future_names_use_the_tuned_towers():
+    made = toy(trained=True, eval_future=1)
+    assert set(made.summary) >= {"ci_transfer", "seen_all"}
+    model, inputs = made.model, contract.images_of(made)[0]
+    with torch.no_grad():
+        slow = (
+            model.net.logit_scale
+            * normalize(model.net.encode_image(inputs), dim=1)
+            @ model.text_features(model.dataset.get_class_names(), [["a photo of a {}.", "a picture of a {}."]] * 9).T
+        )
+        torch.testing.assert_close(model.future_forward(inputs), slow, atol=1e-4, rtol=1e-4)
