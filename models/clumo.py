@@ -7,19 +7,22 @@ arXiv 2408.11742. Each task has Nv visual and Nt textual keys and a grid of Nt *
     stage 2   nearest visual key i, nearest textual key j, prompt j * Nv + i                       -> `choose`
               [CLS ; general ; prompt ; image ; question] -> fusion -> answer head                 -> `states`
               loss = CE(answer) + kd_weight * distance to the previous head on its own answers     -> `observe`
-    test      d(t) = min_i |v - k_ti|^2 / s_v + min_j |q - k_tj|^2 / s_q, pool of the least d(t)   -> `route`
+    test      pool of the task with the least |v - c_t|^2 / s_v + |q - c'_t|^2 / s_q               -> `route`
 
 No sample is kept. The abstract is the source; where the released code does something else (keys of the farthest points,
 clusters of letters, prompts that are not in the optimiser, the true task at test time) it is not followed.
 
 Choices: CLIP's two towers and a small fusion transformer stand in for ALBEF, so the fusion has to be trained once
-(--fusion_train first: with the first task; never: with weights that were trained before; always: a copy is then kept as
-teacher). One pooled feature and one metric serve clustering and selection (--key_feature, --key_metric). s_v and s_q are the
-mean squared distance to the own key, averaged over the tasks seen. --route oracle uses the true task, as the released
-code does; the record holds the scores of both ways and route_acc. --head routed keeps the head of each task with its
-pool. Prompts start uniform in ±prompt_init: the released ±1 is large beside normalised states. --kd_type kl compares
-softmaxes over the old answers at temperature 2. --answer_loss bce trains on the annotators' soft scores. Streams of
-pictures alone get a null question and one textual key.
+(--fusion_train first: with the first task; never: with weights that were trained before; always: a copy is then kept
+as teacher). One pooled feature and one metric serve clustering and selection (--key_feature, --key_metric). At test
+time the task is not known: its pool is that of the nearest centre c_t, the mean of a task's features, in both
+modalities together, each in units of its spread (mean squared distance to the own centre, averaged over the tasks
+seen). --route_rule nearest takes the nearest of all tasks' keys instead; the more keys a task has, the more that
+follows what a picture shows rather than where it comes from (docs/clumo.md has both). --route oracle uses the true
+task, as the released code does; the record holds the scores of both ways and route_acc. --head routed keeps the head
+of each task with its pool. Prompts start uniform in ±prompt_init: the released ±1 is large beside normalised states.
+--kd_type kl compares softmaxes over the old answers at temperature 2. --answer_loss bce trains on the annotators'
+soft scores. Streams of pictures alone get a null question and one textual key.
 """
 
 import copy
@@ -44,8 +47,8 @@ SHOWN = 6  # pictures of a task on the sheet
 class CluMo(FusedModel):
     NAME = "clumo"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {"fusion_weights": "none", "fusion_width": 16, "fusion_layers": 1, "fusion_heads": 2, "fusion_train": "first",
-                "n_visual_keys": 2, "prompt_len": 2, "general_prompt_len": 1, "kmeans_iters": 3, "kmeans_batch": 8}  # fmt: skip
+    TOY_ARGS = {"fusion_weights": "none", "fusion_width": 16, "fusion_layers": 1, "fusion_heads": 2, "n_visual_keys": 2,
+                "prompt_len": 2, "general_prompt_len": 1, "kmeans_iters": 3, "kmeans_batch": 8}  # fmt: skip
 
     @staticmethod
     def get_parser(parser):
@@ -54,9 +57,9 @@ class CluMo(FusedModel):
         add("--n_visual_keys", type=positive_int, default=3, help="visual keys of a task")
         add("--n_text_keys", type=positive_int, default=3, help="textual keys of a task (1 where there are no questions)")
         add("--prompt_len", type=positive_int, default=10, help="tokens of a prompt")
-        add("--general_prompt_len", type=natural, default=10, help="tokens of the task's prompt that is always used, 0 for none")
+        add("--general_prompt_len", type=natural, default=10, help="tokens of a task's prompt that is always used")
         add("--prompt_init", type=positive, default=0.1, help="prompts start uniform between minus this and this")
-        add("--prompt_train", choices=["trained", "frozen"], default="trained", help="frozen: prompts stay random (ablation)")
+        add("--prompt_train", choices=["trained", "frozen"], default="trained", help="frozen: prompts stay random")
         add("--kmeans_iters", type=positive_int, default=50, help="mini-batches of stage 1")
         add("--kmeans_batch", type=positive_int, default=32, help="points of a mini-batch")
         add("--key_metric", choices=METRICS, default="l2", help="distance of clustering, selection and routing")
@@ -64,6 +67,7 @@ class CluMo(FusedModel):
         add("--kd_type", choices=["mse", "kl"], default="mse", help="on logits, or on softmaxes")
         add("--answer_loss", choices=["ce", "bce"], default="ce", help="most frequent answer, or soft scores of all")
         add("--route", choices=["key", "oracle"], default="key", help="pool at test time: nearest keys, or the true task's")
+        add("--route_rule", choices=["centre", "nearest"], default="centre", help="task of the nearest mean, or key")
         add("--head", choices=["shared", "routed"], default="shared", help="one head, or that of the routed pool's task")
         add("--fusion_train", choices=["first", "always", "never"], default="first", help="tasks that train the fusion")
         return parser
@@ -73,7 +77,9 @@ class CluMo(FusedModel):
         width, empty = self.net.fusion.width, torch.zeros(0, device=self.device)
         self.n_text_keys = args.n_text_keys if self.dataset.HAS_TEXT else 1
         self.prompts, self.general = nn.ParameterList(), nn.ParameterList()  # (Nt * Nv, L, W) and (Lg, W) of each task
-        for name in ("visual_keys", "text_keys", "spreads", "head_bank"):  # (T, Nv, Dv), (T, Nt, Dt), (T, 2), (T, A, W + 1)
+        for name in ("visual_keys", "text_keys", "visual_centres", "text_centres"):  # (T, Nv, Dv), (T, Nt, Dt), N = 1
+            self.register_buffer(name, empty)
+        for name in ("spreads", "head_bank"):  # (T, 2), (T, A, W + 1)
             self.register_buffer(name, empty)
         self.head = GrowingHead(width, self.num_classes).to(self.device)
         self.register_buffer("teacher", None)  # weight and bias (A, W + 1) of the previous head
@@ -94,14 +100,15 @@ class CluMo(FusedModel):
 
     def add_keys(self, visual, textual, task):
         """Keys of a task from its features (N, Dv) and (N, Dt), and how far features lie from them."""
-        args, found, spread = self.args, [], []
+        args, spread = self.args, []
         for name, x, k in (("visual", visual, args.n_visual_keys), ("text", textual, self.n_text_keys)):
             rng = generator(args.seed, "clumo keys", name, task)
             keys = minibatch_kmeans(x, k, rng, args.kmeans_iters, args.kmeans_batch, args.key_metric)
-            found.append(keys[None])
+            setattr(self, f"{name}_keys", grown(getattr(self, f"{name}_keys"), keys[None]))
+            if args.route_rule == "centre":
+                keys = x.mean(0, keepdim=True)
+                setattr(self, f"{name}_centres", grown(getattr(self, f"{name}_centres"), keys[None]))
             spread.append(distances(x, keys, args.key_metric).amin(1).mean())
-        self.visual_keys = grown(self.visual_keys, found[0])
-        self.text_keys = grown(self.text_keys, found[1])
         self.spreads = grown(self.spreads, torch.stack(spread)[None])
 
     def add_prompts(self, task):
@@ -125,19 +132,21 @@ class CluMo(FusedModel):
         return j * self.args.n_visual_keys + i
 
     def task_distances(self, batch):
-        """(B, T): distance to the nearest visual and the nearest textual key of each task, in units of the spreads."""
-        metric, scale = self.args.key_metric, self.spreads.mean(0).clamp(min=1e-6)  # no spread: equal questions only
-        visual = distances(batch.visual, self.visual_keys.flatten(0, 1), metric)
-        textual = distances(batch.textual, self.text_keys.flatten(0, 1), metric)
-        tasks = len(self.prompts)
-        return visual.unflatten(1, (tasks, -1)).amin(2) / scale[0] + textual.unflatten(1, (tasks, -1)).amin(2) / scale[1]
+        """(B, T): distance to both centres, or the nearest keys, of each task in units of the spreads."""
+        scale, total = self.spreads.mean(0).clamp(min=1e-6), 0.0  # no spread: equal questions only
+        own = "centres" if self.args.route_rule == "centre" else "keys"
+        for number, (name, x) in enumerate((("visual", batch.visual), ("text", batch.textual))):
+            keys = getattr(self, f"{name}_{own}")  # (T, N, D)
+            found = distances(x, keys.flatten(0, 1), self.args.key_metric).unflatten(1, keys.shape[:2])
+            total = total + found.amin(2) / scale[number]
+        return total
 
     def route(self, batch, by):
         """Pool (B,) of each sample: that of the nearest keys, or of the true task."""
         if by == "key":
             return self.task_distances(batch).argmin(1)
         if batch.task is None or bool((batch.task < 0).any()):
-            raise UserError("--route oracle needs the task of each test sample, which only evaluation knows: use --route key")
+            raise UserError("--route oracle needs the task of each sample, which only evaluation knows: use --route key")
         return batch.task
 
     def states(self, batch, pool, picked, fusion=None):

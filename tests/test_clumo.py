@@ -244,7 +244,7 @@ def test_a_routed_head_answers_as_it_did_after_its_task():
 
 
 def test_separated_tasks_are_told_apart_and_the_scales_of_both_modalities_count_alike():
-    toy = begun(tasks=3)
+    toy = begun(tasks=3, route_rule="nearest")
     model, rng = toy.model, torch.Generator().manual_seed(0)
     n, d = 60, model.visual_keys.shape[2]
     task = torch.arange(n) % 3
@@ -261,15 +261,22 @@ def test_separated_tasks_are_told_apart_and_the_scales_of_both_modalities_count_
         model.route(batch, "oracle")
 
 
-def test_distances_to_tasks_against_loops():
-    toy = begun(tasks=2)
+@pytest.mark.parametrize("rule", ["centre", "nearest"])
+def test_distances_to_tasks_against_loops(rule):
+    toy = begun(tasks=2, route_rule=rule)
     model = toy.model
+    visual, textual = model.key_features(toy.dataset.train_loader.dataset.data)
+    routers = (model.visual_keys, model.text_keys)
+    if rule == "centre":
+        routers = model.visual_centres, model.text_centres
+        torch.testing.assert_close(routers[0][1, 0], visual.mean(0))
+        torch.testing.assert_close(model.spreads[1, 1], (textual - textual.mean(0)).square().sum(1).mean())
     batch = model.read(toy.dataset.train_loader.dataset.data[:4])
     found, scale = model.task_distances(batch), model.spreads.mean(0)
     for b in range(4):
         for t in range(2):
-            v = min(float((batch.visual[b] - key).square().sum()) for key in model.visual_keys[t])
-            q = min(float((batch.textual[b] - key).square().sum()) for key in model.text_keys[t])
+            v = min(float((batch.visual[b] - key).square().sum()) for key in routers[0][t])
+            q = min(float((batch.textual[b] - key).square().sum()) for key in routers[1][t])
             assert found[b, t].item() == pytest.approx(v / scale[0].item() + q / scale[1].item(), rel=1e-3)
 
 
