@@ -80,7 +80,7 @@ class CrossDomainStream(ContinualDataset):
         [T.RandomResizedCrop(224, scale=(0.9, 1.0), interpolation=BICUBIC), T.ToTensor(), T.Normalize(*CLIP)]
     )
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor(), T.Normalize(*CLIP)])
-    DEFAULTS = {"batch_size": 64, "n_epochs": 1, "fitting_mode": "iters", "n_iters": 1000, "backbone": "clip-visual"}
+    DEFAULTS = {"batch_size": 64, "n_epochs": 1, "backbone": "clip-visual"}
     ORDERS = ORDERS
     N_TASKS = len(ORDERS["I"])
     N_CLASSES_PER_TASK = [DOMAINS[d].n_classes for d in ORDERS["I"]]
