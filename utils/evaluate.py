@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from utils.errors import UserError
 from utils.pair import Inputs, Pair
 from utils.settings import SPLIT_SETTINGS, UNMASKED, option
 
@@ -122,6 +123,61 @@ def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskS
         scores.all_names = all_names
         scores.unseen_names = float("nan") if is_seen else unseen
     return scores
+
+
+def mixed_loader(loaders: dict[int, object], args):
+    """One loader over several test sets, shuffled by a seed of its own, in batches for evaluation."""
+    first, *others = loaders.values()
+    if not hasattr(first, "joined"):
+        raise UserError("--mixed_batches: this dataset makes loaders of its own, which cannot be joined; leave the flag out")
+    mixed = first.joined(others)
+    mixed.shuffle = True
+    return mixed.with_batch_size(eval_batch_size(mixed, args))
+
+
+@torch.no_grad()
+def score_mixed(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:
+    """`class_il`, `task_il` and `all_names` of test sets 0, 1, .. from batches that mix their images at random.
+
+    The images go through the model itself, never through features kept of a test set on its own: a method whose answer
+    depends on what else is in the batch scores differently here.
+    """
+    seen_end = dataset.get_offsets(max(dataset.c_task, 0))[1]
+    starts, ends = torch.tensor([dataset.get_offsets(t) for t in loaders], device=model.device).T.contiguous()
+    total = torch.zeros(len(loaders), 4, dtype=torch.float64, device=model.device)  # count, class_il, task_il, all_names
+    limit = model.get_debug_iters() if option(dataset.args, "debug_mode") else None
+    for number, batch in enumerate(mixed_loader(loaders, dataset.args)):
+        if number == limit:
+            break
+        inputs, labels = batch[0].to(model.device), batch[1].to(model.device)
+        task = torch.searchsorted(ends, labels, right=True)  # (B,)
+        column, credit = torch.arange(dataset.N_CLASSES, device=model.device), torch.zeros_like(total[task])
+        own = (column >= starts[task, None]) & (column < ends[task, None])  # (B, C) the names of the image's data set
+        unmasked = UNMASKED & set(model.COMPATIBILITY)
+        outputs = (model(inputs) if unmasked else model(inputs, task)).float()
+        masked = outputs.masked_fill(~own[:, : outputs.shape[1]], -torch.inf)
+        credit[:, 0] = 1
+        credit[:, 1] = dataset.score(outputs[:, :seen_end], labels, {})
+        credit[:, 2] = dataset.score(masked, labels, {})
+        if future:
+            outputs = model.future_forward(inputs).float()
+            ahead = dataset.score(outputs.masked_fill(~own, -torch.inf), labels, {}).double()
+            credit[:, 2] = torch.where(labels < seen_end, credit[:, 2], ahead)
+            credit[:, 3] = dataset.score(outputs, labels, {})
+        total.index_add_(0, task, credit)
+    rows = total.tolist()
+    return {t: TaskScores(round(row[0]), row[1], row[2], row[3] if future else float("nan"))
+            for t, row in zip(loaders, rows, strict=True)}  # fmt: skip
+
+
+def evaluate_mixed(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:
+    """`score_mixed` with the model in evaluation mode."""
+    training = model.training
+    model.eval()
+    try:
+        return score_mixed(model, dataset, loaders, future)
+    finally:
+        model.train(training)
 
 
 def evaluate_tasks(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:

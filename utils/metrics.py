@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 NAN = float("nan")
+CROSS_DOMAIN = ("mtil", "xtail", "mixed_mtil", "mixed_xtail")  # matrices that Transfer, Avg and Last are taken of
 
 
 def _matrix(R: ArrayLike) -> np.ndarray:
@@ -128,6 +129,12 @@ def mtil_last(R: ArrayLike) -> float:
     return _mean(R[-1]) if R.shape[0] == R.shape[1] else NAN
 
 
+def largest_gap(R: ArrayLike, other: ArrayLike) -> float:
+    """Largest |R[t, j] - other[t, j]| over the cells that both have measured; NaN where they share none."""
+    gaps = np.abs(_matrix(R) - _matrix(other))
+    return float(np.nanmax(gaps)) if not np.isnan(gaps).all() else NAN
+
+
 def ece(confidences: ArrayLike, correct: ArrayLike, n_bins: int = 15) -> float:
     """Expected calibration error, percent: 100 * sum over bins b of n_b / n * |mean correct_b - mean confidence_b|.
 
@@ -166,10 +173,11 @@ def summary(matrices: dict[str, ArrayLike], random_rows: dict[str, ArrayLike] | 
     `_fwt` if the cells R[j-1, j] and the untrained model's scores `random_rows[name]` are there;
     `future` (all names compete) -> `ci_transfer`; `seen_all` (same, cells up to the diagonal) -> `seen_all`;
     `future_unseen` (unseen names only, cells above the diagonal) -> `future_unseen`; `ci_harmonic` is the harmonic
-    mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per data set) -> `mtil_transfer`, `_avg` and
-    `_last`.
+    mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per data set) and `xtail` (all cells, the names of
+    all data sets) -> `<name>_transfer`, `_avg` and `_last`, and so `mixed_mtil` and `mixed_xtail`, measured on batches
+    that mix the data sets.
     """
-    known = {"class_il", "task_il", "vqa", "future", "seen_all", "future_unseen", "mtil"}
+    known = {"class_il", "task_il", "vqa", "future", "seen_all", "future_unseen", *CROSS_DOMAIN}
     if unknown := sorted(set(matrices) - known):
         raise ValueError(f"no summary for the matrices {unknown}; known: {sorted(known)}")
     scores = {}
@@ -184,9 +192,9 @@ def summary(matrices: dict[str, ArrayLike], random_rows: dict[str, ArrayLike] | 
         ("ci_transfer", "future", ci_transfer),
         ("seen_all", "seen_all", seen_all),
         ("future_unseen", "future_unseen", ci_transfer),
-        ("mtil_transfer", "mtil", mtil_transfer),
-        ("mtil_avg", "mtil", mtil_avg),
-        ("mtil_last", "mtil", mtil_last),
+        *((f"{way}_transfer", way, mtil_transfer) for way in CROSS_DOMAIN),
+        *((f"{way}_avg", way, mtil_avg) for way in CROSS_DOMAIN),
+        *((f"{way}_last", way, mtil_last) for way in CROSS_DOMAIN),
     ):
         if matrix in matrices:
             scores[name] = metric(matrices[matrix])

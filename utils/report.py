@@ -60,10 +60,15 @@ def summary(run, model, dataset) -> dict[str, float]:
     if dataset.SETTING in SPLIT_SETTINGS:
         named["task_il"] = matrices["task_il"][rows]
         if dataset.MTIL and dataset.N_TASKS > 1:
-            named["mtil"] = matrices["task_il"][rows]
+            named |= {"mtil": matrices["task_il"][rows], "xtail": matrices["all_names"][rows]}
+            if "mixed_task_il" in matrices:
+                named |= {"mixed_mtil": matrices["mixed_task_il"][rows], "mixed_xtail": matrices["mixed_all_names"][rows]}
     if not np.isnan(matrices["all_names"]).all():
         named |= {"future": matrices["all_names"], "seen_all": matrices["all_names"], "future_unseen": matrices["unseen_names"]}
     scores = metrics.summary(named, {name: untrained} if untrained is not None else None)
+    if "mixed_task_il" in matrices:
+        gaps = [metrics.largest_gap(matrices[n], matrices[f"mixed_{n}"]) for n in ("class_il", "task_il", "all_names")]
+        scores["mixed_gap"] = max(gap for gap in gaps if not np.isnan(gap))
     if dataset.VQA:
         scores["exact_match_last"] = metrics.last(matrices["exact_match"][rows])
     for name in sorted(matrices):
@@ -89,6 +94,13 @@ TITLES = {"class_il_last": "class-il, final average", "class_il_avg": "class-il,
           "route_acc_last": "sent to the own task's pool", "oracle_route_last": "score with the true task's pool",
           "key_route_last": "score with the pool of the nearest keys",
           "mtil_transfer": "mtil, transfer", "mtil_avg": "mtil, average", "mtil_last": "mtil, last",
+          "xtail_transfer": "x-tail (all names), transfer", "xtail_avg": "x-tail (all names), average",
+          "xtail_last": "x-tail (all names), last",
+          "mixed_mtil_transfer": "mtil on mixed batches, transfer", "mixed_mtil_avg": "mtil on mixed batches, average",
+          "mixed_mtil_last": "mtil on mixed batches, last",
+          "mixed_xtail_transfer": "x-tail on mixed batches, transfer", "mixed_xtail_avg": "x-tail on mixed batches, average",
+          "mixed_xtail_last": "x-tail on mixed batches, last",
+          "mixed_gap": "largest change of a score by mixing batches",
           "task_il_last": "task-il, final average", "task_il_avg": "task-il, average over tasks",
           "task_il_forgetting": "task-il, forgetting", "task_il_bwt": "task-il, backward transfer",
           "final_test": "test set after validation", "ci_transfer": "ci-transfer (future images, all names)",

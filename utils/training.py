@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from utils import metrics, report
-from utils.errors import Interrupted
-from utils.evaluate import evaluate_tasks
+from utils.errors import Interrupted, UserError
+from utils.evaluate import evaluate_mixed, evaluate_tasks
 from utils.run import MID_TASK, TASK_END, LossGuard, Run
 from utils.schedulers import get_scheduler
 from utils.settings import SPLIT_SETTINGS, option
@@ -44,6 +44,8 @@ def train(model, dataset, args: Namespace, record=None, resume: bool = False) ->
 
 def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
     args = run.args
+    if option(args, "mixed_batches") and dataset.SETTING not in SPLIT_SETTINGS:
+        raise UserError(f"--mixed_batches 1 needs tasks with classes of their own; {dataset.NAME} is {dataset.SETTING}")
     first, last = option(args, "start_from", 0), option(args, "stop_after", dataset.N_TASKS - 1)
     mid, done = (run.saved(MID_TASK), run.saved(TASK_END)) if resume else (None, None)
     if mid and done and mid["position"]["task"] <= done["position"]["task"]:
@@ -289,6 +291,8 @@ def _evaluate(run: Run, model, dataset, task: int, future: list | None) -> dict:
         for name, percent in score.variants.items():
             empty = np.full_like(matrices["all_names"], np.nan)
             matrices.setdefault(f"all_names_{name}", empty)[task, t] = percent
+    if option(run.args, "mixed_batches"):
+        _evaluate_mixed(run, model, dataset, task, future)
     if option(run.args, "enable_other_metrics") and task + 1 < dataset.N_TASKS:
         twin = copy.copy(dataset)
         twin.c_task = task + 1
@@ -299,6 +303,16 @@ def _evaluate(run: Run, model, dataset, task: int, future: list | None) -> dict:
     for name, percents in model.extra_scores().items():
         matrices.setdefault(name, np.full_like(matrices["all_names"], np.nan))[task, : len(percents)] = percents
     return seen
+
+
+def _evaluate_mixed(run: Run, model, dataset, task: int, future: list | None) -> None:
+    """--mixed_batches: the same scores from batches that mix the test sets, into matrices of their own."""
+    matrices = run.rows["matrices"]
+    scores = evaluate_mixed(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
+    for t, score in scores.items():
+        for name in ("class_il", "task_il", "all_names") if t <= task else ("task_il", "all_names"):
+            empty = np.full_like(matrices["all_names"], np.nan)
+            matrices.setdefault(f"mixed_{name}", empty)[task, t] = score.percent(name)
 
 
 def _write_row(run: Run, model, dataset, task: int, seen: dict) -> None:
