@@ -43,7 +43,7 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     # mulki: the first four act with another flag's value, the last is exact where nothing is augmented
     **dict.fromkeys(["snd_scale", "snd_threshold", "lora_rank", "lora_scale", "cache_teacher"], "tests/test_mulki.py"),
 }
-TEXTS = {"prompt_template": "an image of a {}.", "rel": "vv"}  # another value for a flag that takes text
+TEXTS = {"prompt_template": "an image of a {}.", "rel": "vv", "reference": "self"}  # another value for a flag that takes text
 
 
 @functools.cache
