@@ -107,6 +107,8 @@ def add_experiment_args(parser: argparse.ArgumentParser) -> None:
         help="share of each class's images that keep their label")
     add("--joint", type=boolean, default=False, help="one task with all classes: the upper bound")
     add("--eval_future", type=boolean, help="evaluate on tasks not yet seen, too (default: where the method is about that)")
+    add("--mixed_batches", type=boolean, default=False,
+        help="the scores of each test set once more, from test batches that mix all test sets at random")
     add("--custom_task_order", type=integer_list, help="order of tasks, for example 2,0,1")
     add("--custom_class_order", type=integer_list, help="order of classes, a permutation")
     add("--permute_classes", type=boolean, default=False, help="shuffle the class order by --class_order_seed")
