@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# MulKI against its neighbours on the picture world's domains, both orders; a seed draws pictures and batches. Prints the
+# tables of docs/mulki.md. Runs that are there already are not repeated. A tuned run takes about two minutes of one core.
+# Usage: claims_mulki.sh ["seeds", default "1992 1996 1997"] ["arms to run, a regular expression", default all]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh
+export OMP_NUM_THREADS=1
+results=${CLAIMS_PATH:-runs/claims_mulki}
+seeds=${1:-1992 1996 1997}
+only=${2:-.}
+
+# the same steps, batches, rate and images for every method that tunes weights
+tuned="--fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0"
+arms=(
+    "zero-shot|clip --use_templates 1"
+    "sequential fine-tuning|finetune-clip $tuned"
+    "LwF|lwf-clip $tuned"
+    "LwF-VR|lwf-vr $tuned"
+    "WiSE-FT|wise-ft $tuned"
+    "ZSCL|zscl $tuned"
+    "MulKI|mulki $tuned"
+    "MulKI, names of past tasks|mulki $tuned --text_bank seen"
+    "MulKI, no gate|mulki $tuned --kd_gate 0"
+    "MulKI, pre-trained teacher alone|mulki $tuned --teachers pretrained"
+    "MulKI, previous teacher alone|mulki $tuned --teachers previous"
+    "MulKI, constant shares|mulki $tuned --teacher_weight const"
+    "MulKI, no eliciting|mulki $tuned --elicit off"
+    "MulKI, inter-modal relations alone|mulki $tuned --rel it,ti,tv"
+    "MulKI, intra-modal relations alone|mulki $tuned --rel vv,tt"
+    "MulKI, weight connection alone|mulki $tuned --lambda_A 0 --lambda_E 0"
+    "MulKI, no weight connection|mulki $tuned --avg_freq 0 --inter_alpha 1"
+)
+one() {
+    IFS='|' read -r name flags <<<"$3"
+    # shellcheck disable=SC2086
+    ${SLOT:-} .venv/bin/python main.py --model $flags --dataset mtil-tiny --mtil_order "$2" --seed "$1" --picture_seed "$1" \
+        --eval_future 1 --resume auto --non_verbose 1 --notes "$name" --results_path "$results" >/dev/null
+}
+export -f one
+export results
+for seed in $seeds; do
+    for order in I II; do
+        printf '%s\n' "${arms[@]}" | { grep -E "^[^|]*($only)" || true; } | tr '\n' '\0' |
+            xargs -0 -r -n 1 -P "${JOBS:-2}" bash -c 'one "$@"' _ "$seed" "$order"
+    done
+done
+.venv/bin/python scripts/claims_mulki.py "$results"
