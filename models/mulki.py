@@ -48,6 +48,7 @@ from utils.relations import (
     teacher_weights,
     trust,
 )
+from utils.settings import option
 from utils.weights import interpolate, squared_distance
 
 BETA = {"it": 1.0, "ti": 1.0, "vv": 0.5, "tt": 0.5, "tv": 0.5}
@@ -65,76 +66,59 @@ def relation_weights(text: str) -> dict[str, float]:
     return found
 
 
+def add_relation_args(add) -> None:
+    """What is held, and how strongly."""
+    add("--lambda_E", type=non_negative, default=0.5, help="weight of the alignment with prototypes")
+    add("--lambda_A", type=non_negative, default=1.0, help="weight of the relations")
+    aligned = ["teacher", "student", "soft", "off"]
+    add("--elicit", choices=aligned, default="teacher", help="what the towers are aligned by")
+    add("--proto_max_per_class", type=natural, default=100, help="images of a class in its prototype, 0 for all")
+    add("--rel", type=relation_weights, default="it,ti,vv,tt,tv", help="relations, =weight if not its own; or none")
+    add("--rel_text", choices=["student", "teacher"], default="student", help="texts on the student's side of it, ti")
+    add("--rel_visual", choices=["teacher", "student"], default="teacher", help="prototypes there in vv, tv")
+    add("--tt_self", type=boolean, default=False, help="tt compares the student's texts with each other")
+    add("--rel_equal", type=boolean, default=False, help="each relation scaled to the size of it")
+    add("--temperature", type=positive, default=2.0, help="of the relations")
+    add("--first_hold", type=fraction, default=1.0, help="share of lambda_A in the first task")
+    add("--text_bank", choices=["current", "seen"], default="current", help="seen: names of past tasks, too")
+    add("--bank_size", type=positive_int, default=24, help="past names in a step")
+    add("--bank_weight", type=non_negative, default=1.0, help="weight of their relations")
+
+
+def add_teacher_args(add) -> None:
+    """Who teaches, who is believed, and how tasks are connected."""
+    add("--teachers", choices=["both", "pretrained", "previous"], default="both", help="who teaches")
+    rules = ["label", "entropy", "proto", "snd", "const"]
+    add("--teacher_weight", choices=rules, default="label", help="rule of the teachers' shares")
+    add("--tau_w", type=positive, default=1.0, help="softness of the shares")
+    add("--w_min", type=number(float, 0, 0.5), default=0.1, help="least share of a teacher")
+    add("--snd_scale", type=positive, default=6.0, help="slope of the snd rule")
+    add("--snd_threshold", type=non_negative, default=0.2, help="feature distance at which its shares are equal")
+    add("--kd_gate", type=non_negative, default=1.0, help="power of the better teacher's probability, 0 for no gate")
+    add("--teacher_dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="precision of the teachers")
+    add("--cache_teacher", type=boolean, default=False, help="keep the teachers' features of the task's images")
+    add("--inter_alpha", type=fraction, default=0.8, help="share of the new weights after a task, 1 for all")
+    anchors = ["previous", "pretrained", "both"]
+    add("--inter_anchor", choices=anchors, default="previous", help="what the new weights are merged with")
+    add("--l2", type=non_negative, default=0.0, help="weight of the squared way from the task's start")
+
+
 class MulKI(ClipTuning):
     NAME = "mulki"
-    TOY_ARGS = {"lr": 0.001, "n_epochs": 1, "avg_freq": 2, "proto_max_per_class": 4, "text_bank": "seen", "bank_size": 3}
+    TOY_ARGS = {
+        "lr": 0.001,
+        "n_epochs": 1,
+        "avg_freq": 2,
+        "proto_max_per_class": 4,
+        "text_bank": "seen",
+        "bank_size": 3,
+    }
 
     @staticmethod
     def get_parser(parser):
-        add = add_peft_args(add_averaging_args(add_tuning_args(parser))).add_argument
-        add("--lambda_E", type=non_negative, default=0.5, help="weight of the alignment with prototypes")
-        add("--lambda_A", type=non_negative, default=1.0, help="weight of the relations")
-        add(
-            "--elicit",
-            choices=["teacher", "student", "soft", "off"],
-            default="teacher",
-            help="what the towers are aligned by",
-        )
-        add("--proto_max_per_class", type=natural, default=100, help="images of a class in its prototype, 0 for all")
-        add(
-            "--rel",
-            type=relation_weights,
-            default="it,ti,vv,tt,tv",
-            help="relations, each with =weight if not its own; none",
-        )
-        add(
-            "--rel_text",
-            choices=["student", "teacher"],
-            default="student",
-            help="texts on the student's side of it and ti",
-        )
-        add(
-            "--rel_visual",
-            choices=["teacher", "student"],
-            default="teacher",
-            help="prototypes on its side of vv and tv",
-        )
-        add("--tt_self", type=boolean, default=False, help="tt compares the student's texts with each other")
-        add("--rel_equal", type=boolean, default=False, help="each relation scaled to the size of it")
-        add("--temperature", type=positive, default=2.0, help="of the relations")
-        add("--teachers", choices=["both", "pretrained", "previous"], default="both", help="who teaches")
-        add(
-            "--teacher_weight",
-            choices=["label", "entropy", "proto", "snd", "const"],
-            default="label",
-            help="rule of the shares",
-        )
-        add("--tau_w", type=positive, default=1.0, help="softness of the shares")
-        add("--w_min", type=number(float, 0, 0.5), default=0.1, help="least share of a teacher")
-        add("--snd_scale", type=positive, default=6.0, help="slope of the snd rule")
-        add("--snd_threshold", type=non_negative, default=0.2, help="feature distance at which its shares are equal")
-        add(
-            "--kd_gate", type=non_negative, default=1.0, help="power of the better teacher's probability, 0 for no gate"
-        )
-        add("--first_hold", type=fraction, default=1.0, help="share of lambda_A in the first task")
-        add("--inter_alpha", type=fraction, default=0.8, help="share of the new weights after a task, 1 for all")
-        add(
-            "--inter_anchor",
-            choices=["previous", "pretrained", "both"],
-            default="previous",
-            help="what they are merged with",
-        )
-        add("--l2", type=non_negative, default=0.0, help="weight of the squared way from the task's start")
-        add("--text_bank", choices=["current", "seen"], default="current", help="seen: names of past tasks, too")
-        add("--bank_size", type=positive_int, default=24, help="past names in a step")
-        add("--bank_weight", type=non_negative, default=1.0, help="weight of their relations")
-        add(
-            "--teacher_dtype",
-            choices=["fp32", "fp16", "bf16"],
-            default="fp32",
-            help="precision of teachers and their features",
-        )
-        add("--cache_teacher", type=boolean, default=False, help="keep the teachers' features of the task's images")
+        add_peft_args(add_averaging_args(add_tuning_args(parser)))
+        add_relation_args(parser.add_argument)
+        add_teacher_args(parser.add_argument)
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -226,7 +210,9 @@ class MulKI(ClipTuning):
 
     def prototype_rows(self, labels):
         """Places of at most --proto_max_per_class images of each class, drawn by the seed."""
-        drawn = torch.randperm(len(labels), generator=generator(self.args.seed, "prototypes", self.current_task))
+        drawn = torch.randperm(
+            len(labels), generator=generator(option(self.args, "seed", 0), "prototypes", self.current_task)
+        )
         if not self.args.proto_max_per_class:
             return drawn.sort().values
         order = drawn[labels[drawn].argsort(stable=True)]
@@ -302,7 +288,7 @@ class MulKI(ClipTuning):
         """The same for images against sampled names of past tasks, and for these among each other; equal shares."""
         if self.bank is None or not self.args.bank_weight:
             return 0.0
-        drawn = generator(self.args.seed, "bank", self.current_task, self.task_iteration)
+        drawn = generator(option(self.args, "seed", 0), "bank", self.current_task, self.task_iteration)
         rows = torch.randperm(self.n_past_classes, generator=drawn)[: self.args.bank_size]
         texts, known = self.text_rows(self.net, self.name_tokens[rows])[None], self.bank[:, rows.to(self.device)]
         T, s = self.args.temperature, self.scale

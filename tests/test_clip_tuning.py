@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 from torchvision import transforms as T
 
 from backbone.lora import adapted, add_lora, fold_lora
-from models.utils.clip_tuning import normalization_of
+from models.utils.clip_tuning import normalization_of, rates
 from tests import contract
 from tests.clip_toys import PLAIN, begun, toy
 from utils.errors import UserError
@@ -116,3 +116,18 @@ def test_scores_of_future_names_use_the_tuned_towers():
             @ model.text_features(model.dataset.get_class_names(), [["a photo of a {}.", "a picture of a {}."]] * 9).T
         )
         torch.testing.assert_close(model.future_forward(inputs), slow, atol=1e-4, rtol=1e-4)
+
+
+def test_a_domain_has_a_rate_of_its_own():
+    made = toy(**PLAIN)
+    made.model.dataset.domains = ("paintings", "maps", "photos")
+    made.model.args.domain_lr = rates("maps=0.5, photos=2")
+    found = []
+    for task in range(3):
+        made.model._current_task = task
+        found.append(made.model.rate())
+    assert found == [made.model.args.lr, 0.5, 2.0]
+    with pytest.raises(UserError, match="names maps; the domains of toy-class-il: none"):
+        toy(domain_lr="maps=0.5", **PLAIN)
+    with pytest.raises(UserError, match="no list of rates"):
+        toy(domain_lr="maps", **PLAIN)

@@ -27,6 +27,7 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     "clip_backbone": "only one CLIP is embedded",
     "clip_dtype": "half precision is for GPUs",
     "clip_download": "tests have no network",
+    "domain_lr": "the toy streams have no domains; tests/test_clip_tuning.py",
     "augment": "the toy streams do not augment; tests/test_mulki.py tries it",
     "probe_input": "needs a stream with texts that CLIP reads; its own test has one",
     # of one method: these use the fusion only where pictures come with questions; tests/test_prompt_baselines.py

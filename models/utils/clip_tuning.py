@@ -9,6 +9,7 @@ Choices: the first step of the warm-up has rate lr / warm-up steps, not 0; image
 (--augment 0: as CLIP's test images); the cross-entropy is over the task's own names (--label_space seen, all).
 """
 
+import argparse
 import copy
 from argparse import ArgumentParser
 
@@ -44,9 +45,20 @@ def add_tuning_args(parser: ArgumentParser, label_smoothing: float = 0.2) -> Arg
     )
     add("--label_smoothing", type=fraction, default=label_smoothing, help="of the cross-entropy")
     add("--warmup", type=fraction, default=0.1, help="share of a task's steps with a rising rate, before the cosine")
+    add(
+        "--domain_lr", type=rates, help="rates of single domains in place of --lr, for example aircraft=5e-5,mnist=5e-5"
+    )
     add("--augment", type=boolean, default=True, help="the dataset's augmentation; 0: images as in tests")
     add("--test_templates", choices=["all", "first"], default="all", help="sentences averaged for a name's key at test")
     return parser
+
+
+def rates(text: str) -> dict[str, float]:
+    """Argument type: learning rates by domain, "aircraft=5e-5,mnist=5e-5"."""
+    pairs = [part.strip().partition("=") for part in str(text).split(",")]
+    if any(not name or not value for name, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of rates such as aircraft=5e-5,mnist=5e-5")
+    return {name: positive(value) for name, _, value in pairs}
 
 
 def add_averaging_args(parser: ArgumentParser, every: int = 100, include_init: bool = False) -> ArgumentParser:
@@ -95,6 +107,7 @@ class ClipTuning(VLMModel):
                 f"--clip_dtype {args.clip_dtype}: {self.NAME} trains CLIP's weights, which takes fp32 (bf16 products: -O 2)"
             )
         super().__init__(backbone, loss, args, transform, dataset)
+        self.check_rates()
         self.net.clip.logit_scale.requires_grad_(False)
         tokens = self.net.tokenize(
             [own[0].format(n) for n, own in zip(self.dataset.get_class_names(), self.class_templates(), strict=True)]
@@ -167,7 +180,25 @@ class ClipTuning(VLMModel):
         """The rate is a function of the step alone, so a resumed task needs no schedule's state."""
         factor = warmup_cosine(self.task_iteration + 1, round(self.args.warmup * self.task_steps), self.task_steps + 1)
         for group in self.opt.param_groups:
-            group["lr"] = self.args.lr * factor
+            group["lr"] = self.rate() * factor
+
+    def rate(self) -> float:
+        """--lr, or the domain's own."""
+        own = self.args.domain_lr or {}
+        return own.get(self.domain_names()[self.current_task], self.args.lr) if own else self.args.lr
+
+    def domain_names(self) -> list[str]:
+        """Domains in the order of the tasks; none on a stream whose tasks are no domains."""
+        names = getattr(self.dataset, "domains", ())
+        return [names[t] for t in self.dataset.task_order] if len(names) == len(self.dataset.task_order) else []
+
+    def check_rates(self) -> None:
+        orders = getattr(self.dataset, "ORDERS", {"": self.domain_names()})  # a run may be over some of the domains
+        known = dict.fromkeys(name for order in orders.values() for name in order)
+        unknown = sorted(set(self.args.domain_lr or {}) - set(known))
+        if unknown:
+            has = ", ".join(known) or "none"
+            raise UserError(f"--domain_lr names {', '.join(unknown)}; the domains of {self.dataset.NAME}: {has}")
 
     # running mean of weights -------------------------------------------------------------------------------------
 
