@@ -1,8 +1,8 @@
 """A small transformer over CLIP's image tokens and question tokens: [CLS ; prompts ; image ; question].
 
-CLIP has no module in which picture and question meet; this is one. Its input are the states of both towers' last blocks,
-which the towers' own positions have already marked. Fresh it knows nothing, so it has to be trained once: on the first
-task, or beforehand (`backbone/assets/tiny_fusion` for the tiny CLIP, by scripts/train_tiny_fusion.py).
+CLIP has no module in which picture and question meet; this is one. Its input are the states of both towers' last
+blocks, which the towers' own positions have already marked. Fresh it knows nothing, so it has to be trained once: on
+the first task, or beforehand (`backbone/assets/tiny_fusion` for the tiny CLIP, by scripts/train_tiny_fusion.py).
 """
 
 import json
@@ -25,7 +25,7 @@ FRESH = {"width": 256, "layers": 4, "heads": 8}
 
 
 class Block(nn.Module):
-    """A pre-norm block; `prefix` are key and value tokens in front of the sequence's own, `rows` the queries' number."""
+    """A pre-norm block; `prefix` holds keys and values in front of its own, `rows` the number of queries."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, seen: Tensor, rows: int | None = None, prefix: Tensor | None = None) -> Tensor:
         """x (B, S, W), seen (B, S) False at padding; with `rows` only the first so many are computed and returned.
 
-        prefix (B, 2, P, W): P keys and P values that every row may look at (prefix tuning); they are no rows themselves.
+        prefix (B, 2, P, W): P keys and P values that every row may look at (prefix tuning).
         """
         n, length, width = x.shape
         h = self.ln_1(x)
@@ -108,7 +108,7 @@ def question_mask(tokens: Tensor) -> Tensor:
 
 
 def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=None, heads=None) -> FusionTransformer:
-    """The fusion of a `--fusion_weights` value: auto (shipped ones where they fit this CLIP, else fresh), none, a folder."""
+    """The fusion of a `--fusion_weights` value: auto (the shipped one where it fits this CLIP), none, a folder."""
     if not clip.n_image_tokens:
         raise UserError(f"{clip.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
     asked = {k: v for k, v in {"width": width, "layers": layers, "heads": heads}.items() if v is not None}

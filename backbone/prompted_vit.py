@@ -1,4 +1,4 @@
-"""A vision transformer, CLIP's image tower or one of timm's, with prompts among its tokens or prefixes in its attention."""
+"""A vision transformer, CLIP's image tower or one of timm's, with prompts as tokens or prefixes in attention."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 
 class PromptedViT(nn.Module):
-    """`forward(images, prompts, prefixes)` -> state (B, W) of the class token; the sequence is [CLS ; prompts ; patches].
+    """`forward(images, prompts, prefixes)` -> class state (B, W) of [CLS ; prompts ; patches].
 
     Subclasses give the tokens before the first block, and name the parts of a block. The wrapped network is not copied.
     """

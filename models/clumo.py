@@ -55,7 +55,12 @@ class CluMo(FusedModel):
         parser.set_defaults(optimizer="adamw", lr=3e-4, optim_wd=0.02)
         add = add_fused_args(parser).add_argument
         add("--n_visual_keys", type=positive_int, default=3, help="visual keys of a task")
-        add("--n_text_keys", type=positive_int, default=3, help="textual keys of a task (1 where there are no questions)")
+        add(
+            "--n_text_keys",
+            type=positive_int,
+            default=3,
+            help="textual keys of a task (1 where there are no questions)",
+        )
         add("--prompt_len", type=positive_int, default=10, help="tokens of a prompt")
         add("--general_prompt_len", type=natural, default=10, help="tokens of a task's prompt that is always used")
         add("--prompt_init", type=positive, default=0.1, help="prompts start uniform between minus this and this")
@@ -66,9 +71,16 @@ class CluMo(FusedModel):
         add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation from the previous head")
         add("--kd_type", choices=["mse", "kl"], default="mse", help="on logits, or on softmaxes")
         add("--answer_loss", choices=["ce", "bce"], default="ce", help="most frequent answer, or soft scores of all")
-        add("--route", choices=["key", "oracle"], default="key", help="pool at test time: nearest keys, or the true task's")
+        add(
+            "--route",
+            choices=["key", "oracle"],
+            default="key",
+            help="pool at test time: nearest keys, or the true task's",
+        )
         add("--route_rule", choices=["centre", "nearest"], default="centre", help="task of the nearest mean, or key")
-        add("--head", choices=["shared", "routed"], default="shared", help="one head, or that of the routed pool's task")
+        add(
+            "--head", choices=["shared", "routed"], default="shared", help="one head, or that of the routed pool's task"
+        )
         add("--fusion_train", choices=["first", "always", "never"], default="first", help="tasks that train the fusion")
         return parser
 
@@ -146,7 +158,9 @@ class CluMo(FusedModel):
         if by == "key":
             return self.task_distances(batch).argmin(1)
         if batch.task is None or bool((batch.task < 0).any()):
-            raise UserError("--route oracle needs the task of each sample, which only evaluation knows: use --route key")
+            raise UserError(
+                "--route oracle needs each sample's task, which only evaluation knows: use --route key"
+            )
         return batch.task
 
     def states(self, batch, pool, picked, fusion=None):
@@ -218,7 +232,9 @@ class CluMo(FusedModel):
     def answers_of(self, batch, by):
         pool = self.route(batch, by)
         states = self.states(batch, pool, self.choose(batch, pool))
-        if self.args.head == "shared" or len(self.head_bank) < len(self.prompts):  # inside a task its head is not kept yet
+        if self.args.head == "shared" or len(self.head_bank) < len(
+            self.prompts
+        ):  # not kept yet
             return self.head.spread(self.head(states))
         every = torch.einsum("bd,tad->tba", states, self.head_bank[..., :-1]) + self.head_bank[:, None, :, -1]
         return self.head.spread(every[pool, torch.arange(len(pool), device=pool.device)])
@@ -248,7 +264,7 @@ class CluMo(FusedModel):
         return self.measured
 
     def draw(self, dataset):
-        """A sheet beside the record: pictures of each task with question, answer, and the keys that picked the prompt."""
+        """A sheet beside the record: pictures of each task with question, answer, and the keys of the prompt."""
         images, texts, names = [], [], dataset.get_class_names()
         for task, loader in enumerate(dataset.test_loaders):
             split, rows = loader.dataset, loader.dataset.rows[:SHOWN]

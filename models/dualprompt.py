@@ -6,10 +6,10 @@ Wang et al., ECCV 2022, arXiv 2204.04799. Prompts are prefix tokens: K <- [p_K ;
     test      the expert prefix whose key has the largest cosine with the query                -> `answers`
     loss      CE among the task's classes - pull_constraint_coeff * cos(q, key of the task)
 
-Choices: a task's prefix starts as a copy of the one before. Keys of tasks not seen yet take no part at test time. Key and
-value rows are indexed by sample, never reshaped together (the published ports mix images of a batch there). Layers default
-to the paper's (0, 1 and 2, 3, 4) where the network has five or more, else to the first third and the rest. The batch-wise
-vote is left out, as in l2p; on pictures with questions the sequence is the fused one.
+Choices: a task's prefix starts as a copy of the one before. Keys of tasks not seen yet take no part at test time. Key
+and value rows are indexed by sample, never reshaped together (the published ports mix images of a batch there).
+Layers default to the paper's (0, 1 and 2, 3, 4) where the network has five or more, else to the first third and the
+rest. The batch-wise vote is left out, as in l2p; on pictures with questions the sequence is the fused one.
 """
 
 import torch
@@ -42,14 +42,18 @@ class DualPrompt(PromptModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.size < self.n_tasks:
-            raise UserError(f"--size {args.size}: {self.dataset.NAME} has {self.n_tasks} tasks, and each needs a prefix")
+            raise UserError(
+                f"--size {args.size}: {self.dataset.NAME} has {self.n_tasks} tasks, and each needs a prefix"
+            )
         first = list(range(2 if self.n_layers >= 5 else max(1, self.n_layers // 3)))
         rest = list(range(len(first), min(self.n_layers, 5)))
         self.g_layers = args.g_prompt_layer_idx or first
         self.e_layers = args.e_prompt_layer_idx or rest or first
         for layer in (*self.g_layers, *self.e_layers):
             if layer >= self.n_layers:
-                raise UserError(f"layer {layer} of a prefix: the network has {self.n_layers} layers, 0 to {self.n_layers - 1}")
+                raise UserError(
+                    f"layer {layer} of a prefix: the network has {self.n_layers} layers, 0 to {self.n_layers - 1}"
+                )
 
         def uniform(*shape):
             return nn.Parameter((args.prompt_range * (2 * torch.rand(shape) - 1)).to(self.device))

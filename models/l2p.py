@@ -9,8 +9,8 @@ Wang et al., CVPR 2022, arXiv 2112.08654.
 
 Choices: each sample chooses for itself (the batch-wise vote of the released code makes answers depend on the other
 images of a batch and is left out). On pictures with questions the sequence is the fused one, and the query is the
-picture's, as in the comparison of CluMo's authors, or with --query both the question's too. --prompt_range is the released
-uniform start; beside a small network's normalised states ±1 is large.
+picture's, as in the comparison of CluMo's authors, or with --query both the question's too. --prompt_range is the
+released uniform start; beside a small network's normalised states ±1 is large.
 """
 
 import torch
@@ -38,7 +38,12 @@ class L2P(PromptModel):
         add("--prompt_range", type=positive, default=1.0, help="prompts start uniform between minus this and this")
         add("--pull_constraint", type=boolean, default=True, help="pull chosen keys to the queries")
         add("--pull_constraint_coeff", type=non_negative, default=0.1, help="weight of that")
-        add("--head_type", choices=["prompt", "token"], default="prompt", help="answer from the prompts' mean state or from CLS")
+        add(
+            "--head_type",
+            choices=["prompt", "token"],
+            default="prompt",
+            help="answer from the prompts' mean state or from CLS",
+        )
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

@@ -6,9 +6,9 @@ Wang, Huang & Hong, NeurIPS 2022, arXiv 2207.12819 (the form with prompts of the
     end       k-means centres of the task's frozen features                                    -> `new_task`
     test      the task of the nearest centre gives prompts and head                            -> `answers`
 
-Choices: centres are made in mini-batches and before training, which changes nothing as features are frozen. On pictures
-with questions the sequence is the fused one, and centres are of the picture's features, or with --query both of the
-question's too. Answers of other tasks get no logit.
+Choices: centres are made in mini-batches and before training, which changes nothing as features are frozen. On
+pictures with questions the sequence is the fused one, and centres are of the picture's features, or with --query both
+of the question's too. Answers of other tasks get no logit.
 """
 
 import torch
@@ -50,7 +50,9 @@ class SPrompts(PromptModel):
         if self.uses == "clip":
             return torch.nn.functional.normalize(split.query.to(self.device), dim=1)
         parts = torch.arange(len(split)).split(EVAL_ROWS)
-        return torch.cat([self.prepare(torch.stack([split[int(i)][0] for i in part]).to(self.device))[1] for part in parts])
+        return torch.cat(
+            [self.prepare(torch.stack([split[int(i)][0] for i in part]).to(self.device))[1] for part in parts]
+        )
 
     def new_task(self, split):
         for old in (*self.prompts, *self.heads):
@@ -58,10 +60,14 @@ class SPrompts(PromptModel):
         rng = generator(self.args.seed, "s-prompts", self.current_task)
         centres = minibatch_kmeans(self.queries(split), self.args.n_centroids, rng)
         self.centres = torch.cat([self.centres, centres[None]])
-        answers = torch.zeros(1, self.num_classes, dtype=torch.bool).index_fill(1, split.targets[split.targets >= 0], True)
+        answers = torch.zeros(1, self.num_classes, dtype=torch.bool).index_fill(
+            1, split.targets[split.targets >= 0], True
+        )
         self.answered = torch.cat([self.answered, answers.to(self.device)])
         prompts = self.args.prompt_range * (2 * torch.rand(self.args.length, self.width) - 1)
-        head = torch.cat([(2 * torch.rand(self.num_classes, self.width) - 1) * self.width**-0.5, torch.zeros(self.num_classes, 1)], 1)
+        head = torch.cat(
+            [(2 * torch.rand(self.num_classes, self.width) - 1) * self.width**-0.5, torch.zeros(self.num_classes, 1)], 1
+        )
         self.prompts.append(nn.Parameter(prompts.to(self.device)))
         self.heads.append(nn.Parameter(head.to(self.device)))
 

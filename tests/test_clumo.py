@@ -435,3 +435,32 @@ def test_bce_takes_the_soft_scores():
     torch.testing.assert_close(
         model.answer_loss(logits, labels), -(hard * p.log() + (1 - hard) * (1 - p).log()).sum() / 2
     )
+
+
+def test_pre_training_of_the_fusion_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    from scripts import train_tiny_fusion as script
+
+    clock = iter([])
+    monkeypatch.setattr(script, "check", lambda *modules: {})
+    monkeypatch.setattr(script.time, "monotonic", lambda: next(clock))
+    sizes = ["--steps", "4", "--batch", "2", "--layers", "1", "--minutes", "1"]
+
+    def train(name: str) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            script.main(["--out", str(tmp_path / name), "--checkpoint", str(tmp_path / f"{name}.ckpt"), *sizes])
+
+    clock = iter([0] * 9)
+    train("at once")
+    clock = iter([0, 0, 0, 61])  # stopped after two steps
+    train("stopped")
+    assert not (tmp_path / "stopped").exists()
+    clock = iter([0] * 9)
+    train("stopped")
+    once, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("at once", "stopped"))
+    assert once.keys() == stopped.keys() and all(torch.equal(once[k], stopped[k]) for k in once)
+    config = (tmp_path / "stopped" / "config.json").read_text()
+    assert (
+        load_clip("tiny").sha256 in config and make_fusion(load_clip("tiny"), str(tmp_path / "stopped")).n_layers == 1
+    )

@@ -51,7 +51,7 @@ def plus_plus(x: Tensor, k: int, rng: torch.Generator) -> Tensor:
 
 
 def update(centres: Tensor, counts: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """One mini-batch step: the centres (K, D) and counts (K,) after the points (B, D); the arguments stay as they are."""
+    """Centres (K, D) and counts (K,) after a mini-batch of points (B, D); the arguments stay as they are."""
     own = torch.nn.functional.one_hot(nearest(batch, centres), len(centres)).to(batch.dtype)  # (B, K)
     members = own.sum(0)
     counts = counts + members

@@ -26,7 +26,9 @@ def add_prompt_args(parser: ArgumentParser) -> ArgumentParser:
     add = add_fused_args(parser).add_argument
     add("--vit", help="timm:<name>, a vision transformer in place of CLIP's image tower (pictures alone)")
     add("--vit_pretrained", type=boolean, default=True, help="with its published weights")
-    add("--query", choices=["visual", "both"], default="visual", help="what finds prompts for a picture with a question")
+    add(
+        "--query", choices=["visual", "both"], default="visual", help="what finds prompts for a picture with a question"
+    )
     add("--fusion_train", choices=["first", "always", "never"], default="first", help="tasks that train the fusion")
     add("--clip_grad", type=non_negative, default=1.0, help="largest norm of a step's gradient, 0 for any")
     return parser
@@ -52,11 +54,17 @@ class PromptModel(FusedModel):
         elif not args.vit:
             self.encoder = ClipImageEncoder(self.net)  # of the queries
             self.net.fusion.requires_grad_(False)
-        network = {"timm": self.net, "clip": getattr(self.net, "tower", None), "fused": getattr(self.net, "fusion", None)}
+        network = {
+            "timm": self.net,
+            "clip": getattr(self.net, "tower", None),
+            "fused": getattr(self.net, "fusion", None),
+        }
         self.width = network[self.uses].width
         self.n_layers = network[self.uses].n_layers
         self.head = GrowingHead(self.width, self.num_classes).to(self.device)
-        self.register_buffer("current", torch.zeros(0, dtype=torch.bool, device=self.device))  # rows of the task's answers
+        self.register_buffer(
+            "current", torch.zeros(0, dtype=torch.bool, device=self.device)
+        )  # rows of the task's answers
 
     @property
     def query_dim(self) -> int:
