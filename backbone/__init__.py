@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from utils import registry
+from utils import plugins, registry
 from utils.errors import UserError
 
+__path__ = plugins.search_path(__name__, __path__)
 ReturnTypes = Literal["out", "features", "both", "full", "all"]
 
 

@@ -2,7 +2,9 @@
 
 from argparse import Namespace
 
-from utils import registry
+from utils import plugins, registry
+
+__path__ = plugins.search_path(__name__, __path__)
 
 
 def register_model(name: str):

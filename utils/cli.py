@@ -6,7 +6,7 @@ import inspect
 import sys
 from dataclasses import dataclass, field
 
-from utils import configs, flags, registry, signatures
+from utils import configs, flags, plugins, registry, signatures
 from utils.errors import UserError
 
 
@@ -36,6 +36,7 @@ def parse(argv: list[str]) -> Parsed | None:
     """Read the command line; None when it only asked for a text, which is then printed."""
     parser = new_parser()
     first, known_problems = first_pass(parser, argv)
+    plugins.use(first.plugins)
     if first.list:
         print(listing(first.list))
         return None
@@ -85,7 +86,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
         if action.dest in from_model and action.dest in before:
             action.default = before[action.dest]
     layers = [("dataset", configs.dataset_defaults(dataset_class)),
-              *configs.dataset_config(dataset_class, first.dataset_config),
+              *configs.dataset_config(dataset_class, first.dataset_config, first.dataset),
               ("model", from_model), *configs.model_config(first.model, first.model_config, dataset_class.NAME, argv)]
     signatures.add_arguments(parser, dataset_class, f"dataset {first.dataset}")
     backbone = first.backbone or next((v["backbone"] for _, v in reversed(layers) if v.get("backbone")), None)
@@ -102,7 +103,11 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
         raise UserError(f"the command line cannot be read: {error}; see --help") from None
     option = {a.dest: a.option_strings for a in parser._actions}
     origins |= {d: "command line" for d, names in option.items() if any(t.split("=")[0] in names for t in tokens)}
-    args.model, args.dataset = registry.canonical(args.model), registry.canonical(args.dataset)
+    args.model, args.dataset = registry.plain_name("model", args.model), registry.plain_name("dataset", args.dataset)
+    foreign = {kind: f"{path.name} sha256 {plugins.sha256(path)}" for kind in ("model", "dataset", "backbone")
+               if plugins.owns(path := registry.file_of(kind, getattr(args, kind) or ""))}
+    if foreign:
+        args.plugin_files = foreign  # a changed file is another configuration
     return Parsed(args, origins, model_class, dataset_class)
 
 
@@ -183,7 +188,7 @@ def check_tokens(parser, argv: list[str], unknown_is_wrong: bool = True) -> tupl
                 problems.append(refused or unknown_flag(name, options))
             continue
         option, action = options[key]
-        if action.dest in seen:
+        if action.dest in seen and not isinstance(action, argparse._AppendAction):
             problems.append(f"{option} is given twice")
         seen.add(action.dest)
         problem = check_values(option, action, values)

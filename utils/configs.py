@@ -53,9 +53,10 @@ def _find(folder: Path, stem: str) -> Path | None:
     return None
 
 
-def dataset_config(dataset_class: type, name: str | None) -> list[tuple[str, dict]]:
+def dataset_config(dataset_class: type, name: str | None, dataset: str | None = None) -> list[tuple[str, dict]]:
     """datasets/configs/<dataset>/<name>.yaml: class fields are set on the class, the rest are flag defaults."""
-    folders = [f / "configs" / registry.canonical(dataset_class.NAME) for f in registry.search_folders("dataset")]
+    homes = registry.config_folders("dataset", dataset or dataset_class.NAME)
+    folders = [f / "configs" / registry.canonical(dataset_class.NAME) for f in homes]
     path = next((p for p in (_find(f, name or "default") for f in folders) if p), None)
     if path is None:
         if name is None:
@@ -70,7 +71,8 @@ def dataset_config(dataset_class: type, name: str | None) -> list[tuple[str, dic
 def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[tuple[str, dict]]:
     """models/config/<model>.yaml: block `default`, the dataset's part of `default_for`, and with `best` the dataset's own
     block and its buffer size's."""
-    path = next((p for p in (_find(f / "config", model) for f in registry.search_folders("model")) if p), None)
+    homes, model = registry.config_folders("model", model), model.removeprefix(registry.PLUGIN)
+    path = next((p for p in (_find(f / "config", model) for f in homes) if p), None)
     if path is None:
         if which == "best":
             raise UserError(f"--model_config best: there is no models/config/{model}.yaml; leave the flag out")

@@ -88,6 +88,9 @@ def add_first_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dataset_config", help="yaml in datasets/configs/<dataset>/ (used by itself if named default)")
     group.add_argument("--model_config", type=alias({"default": "default", "base": "default", "best": "best"}),
                        default="default", help="hyper-parameters of models/config/<model>.yaml: default or best")
+    group.add_argument("--plugins", action="append", metavar="PATH",
+                       help="a .py file, a folder of them, or a checkout of Mammoth whose files join ours; may be repeated. "
+                            "--model plugin:er takes theirs where both have the name")
     group.add_argument("--loadcheck", help="checkpoint whose weights are loaded before training")
     group.add_argument("--list", nargs="?", const="all", choices=["all", "models", "datasets", "backbones"],
                        help="list names with one line each, and leave")
@@ -193,7 +196,6 @@ REFUSED = {
     "wandb_project": "is not offered: the record is record.jsonl in the run's folder",
     "disable_noisy_labels_cache": "has nothing to switch off: noisy labels are drawn from the seed, not cached",
     "cache_path_noisy_labels": "has nothing to place: noisy labels are drawn from the seed, not cached",
-    "plugins": "is not offered yet: put the file into models/ or datasets/",
 }
 # Flags whose default is accepted when typed out, because scripts written for Mammoth pass it.
 REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "load_best_args": set()}

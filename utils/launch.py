@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils import checkpoint, registry, report, results
+from utils import checkpoint, plugins, registry, report, results
 from utils.conf import get_device, set_random_seed
 from utils.errors import UserError
 from utils.run import MID_TASK, TASK_END
@@ -123,7 +123,7 @@ def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
             "python": sys.version.split()[0], "host": socket.gethostname(), "device": str(model.device),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dataset_fingerprint": dataset.fingerprint(),
             "class_order": None if order is None else [int(c) for c in order], "threads": torch.get_num_threads(),
-            "weights_sha256": getattr(model, "weights_sha256", None)}
+            "weights_sha256": getattr(model, "weights_sha256", None), "plugins": plugins.loaded()}
 
 
 def plain(value):

@@ -5,14 +5,17 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from utils import plugins
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
 OWN_PACKAGES = {"models", "datasets", "backbone", "utils", "main"}
+
+PLUGIN = "plugin:"  # before a name: the plug-in's, where both it and this checkout have one
 
 _registered: dict[str, dict[str, object]] = {kind: {} for kind in PACKAGES}
 
@@ -37,6 +40,10 @@ def register(kind: str, name: str) -> Callable:
     """Decorator: make a class or function available under `name`."""
 
     def decorate(obj):
+        if plugins.owns(getattr(sys.modules.get(obj.__module__), "__file__", None)):
+            if not hasattr(obj, "NAME"):
+                obj.NAME = canonical(name)
+            return obj  # found in its file when asked for; it never takes the place of a name of ours
         known = _registered[kind].get(canonical(name))
         if known is not None and known.__qualname__ != obj.__qualname__:
             raise UserError(f"{kind} '{canonical(name)}' is registered twice; rename one of the two")
@@ -53,7 +60,15 @@ def search_folders(kind: str) -> list[Path]:
     package = PACKAGES[kind]
     if package in sys.modules:
         return [Path(p) for p in sys.modules[package].__path__]
-    return [ROOT / package]
+    return [ROOT / package, *plugins.folders(package)]
+
+
+def config_folders(kind: str, name: str) -> list[Path]:
+    """Where the yaml files of a name live: beside a plug-in's own file, or in our folders."""
+    entry = None if canonical(name) in _registered[kind] else index(kind).get(canonical(name))
+    if entry is not None and plugins.owns(entry.path):
+        return [entry.path.parent]
+    return [f for f in search_folders(kind) if not plugins.owns(f)]
 
 
 _NAME = re.compile(r"""^[ \t]+NAME(?:\s*:\s*str)?\s*=\s*["']([^"']+)["']""", re.M)
@@ -78,14 +93,40 @@ def _scan_file(kind: str, path: Path) -> list[Entry]:
 
 
 def index(kind: str) -> dict[str, Entry]:
-    """Every name of a kind, found by reading text; nothing is imported."""
+    """Every name of a kind, found by reading text; nothing is imported. A plug-in's that is also ours has a prefix."""
     entries: dict[str, Entry] = {}
     for folder in search_folders(kind):
-        for path in sorted(folder.glob("*.py")):
+        for path in sorted(folder.glob("*.py")) if not plugins.owns(folder) else []:
             if not path.stem.startswith("_"):
                 for entry in _scan_file(kind, path):
                     entries.setdefault(entry.name, entry)
+    own = entries.keys() | _registered[kind].keys()
+    for name, entry in plugin_index(kind).items():
+        name = PLUGIN + name if name in own else name
+        entries[name] = replace(entry, name=name, line=f"{entry.line} [{entry.path}]".strip())
     return entries
+
+
+def plugin_index(kind: str) -> dict[str, Entry]:
+    """The names that plug-ins bring, without prefix."""
+    found: dict[str, Entry] = {}
+    for path in plugins.files(kind):
+        for entry in _scan_file(kind, path):
+            found.setdefault(entry.name, entry)
+    return found
+
+
+def plain_name(kind: str, name: str) -> str:
+    """The name without "plugin:" where the prefix makes no difference."""
+    key = canonical(name)
+    bare = key.removeprefix(PLUGIN)
+    return bare if bare in index(kind) and key not in index(kind) else key
+
+
+def file_of(kind: str, name: str) -> Path | None:
+    """The file behind a name; None for one registered at run time."""
+    entry = index(kind).get(plain_name(kind, name))
+    return entry.path if entry else None
 
 
 def names(kind: str) -> list[str]:
@@ -104,8 +145,8 @@ def unknown(kind: str, name: str) -> UserError:
 def exists(kind: str, name: str) -> bool:
     """Whether the name is known; a file named by rule counts without a scan."""
     key = canonical(name)
-    by_rule = any((folder / f"{key.replace('-', '_')}.py").is_file() for folder in search_folders(kind))
-    return key in _registered[kind] or by_rule or key in index(kind)
+    by_rule = (ROOT / PACKAGES[kind] / f"{key.replace('-', '_')}.py").is_file()
+    return key in _registered[kind] or by_rule or plain_name(kind, key) in index(kind)
 
 
 def load(kind: str, name: str) -> object:
@@ -114,27 +155,36 @@ def load(kind: str, name: str) -> object:
     if key in _registered[kind]:
         return _registered[kind][key]
     module = _module_of(kind, key)
+    entry = plugin_index(kind).get(key.removeprefix(PLUGIN)) if module is None else None
+    if entry is not None:
+        return _member(plugins.load(entry.path, PACKAGES[kind], f"{kind} '{key}'"), kind, entry.name)
     try:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package in OWN_PACKAGES or not package:
             raise
-        raise UserError(f"{kind} '{key}' needs the package '{package}', not installed: pip install {package}") from error
-    if key in _registered[kind]:
-        return _registered[kind][key]
+        raise plugins.missing_package(error, f"{kind} '{key}'") from error
+    return _registered[kind][key] if key in _registered[kind] else _member(loaded, kind, key)
+
+
+def _member(loaded, kind: str, key: str) -> object:
+    """The class or function of a module that has the name."""
     for obj in vars(loaded).values():
-        if isinstance(obj, type) and canonical(str(vars(obj).get("NAME", ""))) == key:
+        if callable(obj) and canonical(str(vars(obj).get("NAME", "") if hasattr(obj, "__dict__") else "")) == key:
             return obj
     raise UserError(f"{loaded.__file__} defines no {kind} with NAME = '{key}'")
 
 
-def _module_of(kind: str, key: str) -> str:
+def _module_of(kind: str, key: str) -> str | None:
+    """The module of a name of ours; None for a plug-in's."""
     stem = key.replace("-", "_")
     for folder in search_folders(kind):
-        if (folder / f"{stem}.py").is_file() and any(e.name == key for e in _scan_file(kind, folder / f"{stem}.py")):
+        path = folder / f"{stem}.py"
+        if path.is_file() and not plugins.owns(path) and any(e.name == key for e in _scan_file(kind, path)):
             return f"{PACKAGES[kind]}.{stem}"
     entries = index(kind)
-    if key not in entries:
+    name = plain_name(kind, key)
+    if name not in entries:
         raise unknown(kind, key)
-    return entries[key].module
+    return None if plugins.owns(entries[name].path) else entries[name].module

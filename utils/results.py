@@ -40,6 +40,7 @@ VOLATILE = {
     "disable_log": "whether a record is written",
     "non_verbose": "progress bars",
     "notes": "free text",
+    "plugins": "where files come from; plugin_files names those that run, with their sha256",
     "num_workers": "processes that read images; order and augmentation do not depend on them",
     "results_path": "where records go",
 }

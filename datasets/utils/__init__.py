@@ -3,8 +3,10 @@
 import inspect
 from collections.abc import Callable
 
-from utils import registry
+from utils import plugins, registry
 from utils.configs import DEFAULT_ARGS
+
+__path__ = plugins.search_path(__name__, __path__)
 
 
 def set_default_from_args(flag: str) -> Callable:

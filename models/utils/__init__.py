@@ -1,1 +1,5 @@
 """Base classes of methods."""
+
+from utils import plugins
+
+__path__ = plugins.search_path(__name__, __path__)

@@ -1,0 +1,249 @@
+"""Files from elsewhere beside ours: `--plugins PATH` names one file, a folder of files, or a whole checkout of Mammoth.
+
+The folders are appended to the `__path__` of our packages, so the files keep their import lines: `from utils.buffer
+import Buffer` finds ours, `from models.foo_utils import bar` finds theirs. Names that a module of ours lacks are taken
+from their module of the same name. Standard library only; nothing is imported until a name is chosen.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.abc
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from utils.errors import UserError
+
+TOP = ("models", "datasets", "backbone", "utils")
+EXTENDED = (*TOP, "models.utils", "datasets.utils", "datasets.transforms")
+HOUSE = Path(__file__).resolve().parent.parent
+# modules of Mammoth under another name here; a checkout's own file of that name comes first
+ALIASES = {"backbone.MNISTMLP": "backbone.mnistmlp", "backbone.ResNetBlock": "backbone.resnet",
+           "utils.no_bn": "utils.batch_norm", "utils.checkpoints": "utils"}  # fmt: skip
+REFUSED = {
+    "utils.loggers": "is not offered: results are in record.jsonl, and accs reach end_eval(dataset, accs)",
+    "utils.wandb": "is not offered: results are in record.jsonl",
+    "utils.main": "is not offered: start runs with python main.py",
+    "utils.best_args": "is not offered: write models/config/<model>.yaml and use --model_config best",
+}
+PIP_NAMES = {"sklearn": "scikit-learn", "cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "clip": "openai-clip",
+             "open_clip": "open_clip_torch", "kmeans_pytorch": "kmeans-pytorch", "skimage": "scikit-image"}  # fmt: skip
+KIND_MARKS = {
+    "dataset": re.compile(r"class\s+\w+\(.*(?:ContinualDataset|GCLDataset)|def get_data_loaders|@register_dataset"),
+    "model": re.compile(
+        r"class\s+\w+\(.*(?:ContinualModel|FutureModel)|^\s+COMPATIBILITY\b|def observe\(|@register_model", re.M
+    ),
+    "backbone": re.compile(r"class\s+\w+\(.*MammothBackbone|@register_backbone"),
+}
+FOLDER_OF = {"models": "model", "datasets": "dataset", "backbone": "backbone"}
+
+_roots: list[Path] = []
+_folders: dict[str, list[Path]] = {}  # package -> folders that extend it
+_single: list[Path] = []  # files given by themselves
+_filled: list[tuple[ModuleType, str]] = []  # names taken from their module of the same name
+
+
+def use(paths: list[str] | None) -> None:
+    """Make `paths` the plug-ins of this process, in place of those of an earlier call."""
+    _forget()
+    for text in paths or []:
+        path = Path(text).expanduser().resolve()
+        if path in _roots:
+            continue
+        if path.is_dir():
+            _add_folder(path, text)
+        elif path.is_file() and path.suffix == ".py":
+            _single.append(path)
+        else:
+            raise UserError(
+                f"--plugins {text}: {'is no .py file' if path.is_file() else 'there is no such file or folder'}"
+            )
+        _roots.append(path)
+    for package in _folders:
+        if package in sys.modules:
+            sys.modules[package].__path__ = search_path(package, sys.modules[package].__path__)
+    if _roots and _FALLBACK not in sys.meta_path:
+        sys.meta_path.append(_FALLBACK)
+    importlib.invalidate_caches()
+
+
+def _add_folder(path: Path, text: str) -> None:
+    houses = [package for package in FOLDER_OF if (path / package).is_dir()]
+    if not houses and not any(path.glob("*.py")):
+        raise UserError(f"--plugins {text}: holds neither .py files nor a folder models, datasets or backbone")
+    for package in EXTENDED:
+        folder = path.joinpath(*package.split(".")) if houses else path
+        if folder.is_dir() and (houses or package in TOP):
+            _folders.setdefault(package, []).append(folder)
+
+
+def _forget() -> None:
+    """Undo `use`, so that one process can run with other plug-ins, or none."""
+    for package, folders in _folders.items():
+        module = sys.modules.get(package)
+        if module is not None:
+            module.__path__ = [p for p in module.__path__ if Path(p) not in folders]
+    for module, name in _filled:
+        vars(module).pop(name, None)
+    for name in [n for n, m in sys.modules.items() if n.split(".")[0] in TOP and owns(getattr(m, "__file__", None))]:
+        module = sys.modules.pop(name)
+        parent, _, last = name.rpartition(".")
+        if getattr(sys.modules.get(parent), last, None) is module:
+            delattr(sys.modules[parent], last)
+    for kept in (_roots, _folders, _single, _filled):
+        kept.clear()
+
+
+def search_path(package: str, own: list[str]) -> list[str]:
+    """The `__path__` of a package of ours, with the folders of the plug-ins behind it."""
+    return [*own, *(str(f) for f in _folders.get(package, []) if str(f) not in own)]
+
+
+def folders(package: str) -> list[Path]:
+    return list(_folders.get(package, []))
+
+
+def owns(path: str | Path | None) -> bool:
+    """Whether a file or folder is part of a plug-in."""
+    if not path or not _roots:
+        return False
+    path = Path(path).resolve()
+    return any(path == root or root in path.parents for root in _roots)
+
+
+def files(kind: str) -> list[Path]:
+    """Plug-in files that may define a name of a kind: all of a checkout's folder, else those that look like it."""
+    package = next(p for p, k in FOLDER_OF.items() if k == kind)
+    found = list(_single)
+    for folder in folders(package):
+        found += [p for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")]
+    return [p for p in found if KIND_MARKS[kind].search(p.read_text(encoding="utf-8", errors="replace"))]
+
+
+def sha256(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def loaded() -> dict[str, str]:
+    """Every plug-in file imported so far, with its sha256: what a run's numbers depend on besides this checkout."""
+    paths = {getattr(m, "__file__", None) for n, m in list(sys.modules.items()) if n.split(".")[0] in TOP}
+    return {str(p): sha256(p) for p in sorted(p for p in paths if owns(p))}
+
+
+def load(path: Path, package: str, what: str) -> ModuleType:
+    """Import one plug-in file; `what` names it in messages. Names missing in our modules are looked up in theirs."""
+    for _ in range(100):  # each round fills one name
+        with _told(path, what) as gap:
+            return _import(path, package)
+        _fill(*gap, path, what)
+    raise UserError(f"{what}: {path} wants more than 100 names that are not offered here; pass what it was written for")
+
+
+def _import(path: Path, package: str) -> ModuleType:
+    """By its usual name where that is free, else under a name beside ours."""
+    name = f"{package}.{path.stem}"
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.origin and Path(spec.origin).resolve() == path:
+        return importlib.import_module(name)
+    importlib.import_module(package)
+    return _execute(name if spec is None else f"{name}__plugin", path)
+
+
+def _execute(name: str, path: Path) -> ModuleType:
+    if name in sys.modules and Path(sys.modules[name].__file__).resolve() == path:
+        return sys.modules[name]
+    within = [str(path.parent)] if path.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=within)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _told(path: Path, what: str) -> Iterator[list]:
+    """Turn what goes wrong in a foreign import into one line; a name that a module of ours lacks goes into the list."""
+    gap: list = []
+    try:
+        yield gap
+    except UserError:
+        raise
+    except ModuleNotFoundError as error:
+        raise missing_package(error, what, path) from error
+    except ImportError as error:
+        found = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
+        if not found or "partially initialized" in str(error):
+            raise UserError(f"{what}: {path} cannot be imported: {one_line(error)}") from error
+        gap += found.groups()
+    except SyntaxError as error:
+        raise UserError(f"{what}: {error.filename}, line {error.lineno}: {error.msg}; mend the file") from error
+    except Exception as error:  # whatever a foreign file does when it is imported
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{what}: {path} cannot be imported: {one_line(error)} ({place.filename}, line {place.lineno})"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def missing_package(error: ModuleNotFoundError, what: str, path: Path | None = None) -> UserError:
+    """The line for an import that found nothing: a package to install, or a module of Mammoth that is not here."""
+    package = (error.name or "").split(".")[0]
+    if package in TOP or not package:
+        return UserError(
+            f"{what}: {path} imports {error.name}, which is neither here nor under --plugins: "
+            "pass the folder that holds it, or the whole checkout"
+        )
+    return UserError(
+        f"{what} needs the package '{package}', not installed: pip install {PIP_NAMES.get(package, package)}"
+    )
+
+
+def _fill(name: str, module: str, path: Path, what: str) -> None:
+    """Give our `module` the `name` of their module of the same name; refuse where they have none either."""
+    ours, (parent, _, last) = sys.modules.get(module), module.rpartition(".")
+    candidates = [f / tail for f in folders(parent) for tail in (f"{last}.py", f"{last}/__init__.py")] if parent else []
+    if module == "utils":
+        candidates = [folder / "__init__.py" for folder in folders("utils")]
+    for theirs in candidates:
+        if ours is not None and not owns(getattr(ours, "__file__", None)) and theirs.is_file():
+            found = (
+                load(theirs, parent, what)
+                if parent and theirs.name != "__init__.py"
+                else _execute(f"{module}__plugin", theirs)
+            )
+            if hasattr(found, name):
+                setattr(ours, name, getattr(found, name))
+                _filled.append((ours, name))
+                return
+    raise UserError(
+        f"{what}: {path} imports {name} from {module}, which does not offer it (docs/migration.md lists what is "
+        "offered); pass a checkout that has it as --plugins"
+    )
+
+
+class _Fallback(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Last in line for modules of our packages that no file holds: other names of ours, and refusals with a reason."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name in REFUSED:
+            raise UserError(f"module {name} {REFUSED[name]}")
+        return importlib.util.spec_from_loader(name, self) if name in ALIASES else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        held = vars(importlib.import_module(ALIASES[module.__name__]))
+        vars(module).update({k: v for k, v in held.items() if not k.startswith("__")})
+
+
+_FALLBACK = _Fallback()
