@@ -86,7 +86,7 @@ def cifar100(base: Path) -> None:
 def dtd(base: Path) -> None:
     root = base / "dtd" / "dtd"
     for seed, part in enumerate(("train", "val", "test")):
-        rows = [f"kind_{k}/kind_{k}_{seed:04d}.jpg" for k in range(47)]
+        rows = [f"kind_{k:02d}/kind_{k:02d}_{seed:04d}.jpg" for k in range(47)]
         write(root / "labels" / f"{part}1.txt", "".join(f"{row}\n" for row in rows))
         for k, row in enumerate(rows):
             picture(root / "images" / row, k, seed)

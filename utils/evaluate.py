@@ -8,10 +8,12 @@ import torch.nn.functional as F
 
 from utils.errors import UserError
 from utils.pair import Inputs, Pair
+from utils.randomness import generator
 from utils.settings import SPLIT_SETTINGS, UNMASKED, option
 
 EVAL_BYTES = 64 * 2**20  # of one batch of inputs
 FEATURE_ROWS = 16384  # rows of cached features scored at once
+MIXED_ROWS = 256  # the same where test sets are mixed, so that there are several batches of them
 
 
 @dataclass
@@ -125,31 +127,39 @@ def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskS
     return scores
 
 
-def mixed_loader(loaders: dict[int, object], args):
-    """One loader over several test sets, shuffled by a seed of its own, in batches for evaluation."""
+def mixed_batches(model, loaders: dict[int, object], args) -> Iterator[tuple]:
+    """(inputs, labels) of several test sets shuffled together: rows of a frozen tower, which were each made from one image
+    alone, else images."""
     first, *others = loaders.values()
     if not hasattr(first, "joined"):
         raise UserError("--mixed_batches: this dataset makes loaders of its own, which cannot be joined; leave the flag out")
-    mixed = first.joined(others)
-    mixed.shuffle = True
-    return mixed.with_batch_size(eval_batch_size(mixed, args))
+    rows = [model.cached_inputs(loader) for loader in loaders.values()] if getattr(model, "FROZEN_TOWER", False) else [None]
+    if rows[0] is None:
+        mixed = first.joined(others)
+        mixed.shuffle = True
+        yield from (batch[:2] for batch in mixed.with_batch_size(eval_batch_size(mixed, args)))
+        return
+    rows, labels = torch.cat(rows), torch.cat([loader.dataset.targets for loader in loaders.values()])
+    order = torch.randperm(len(labels), generator=generator("mixed batches", option(args, "seed", 0)))
+    for part in order.split(option(args, "eval_batch_size", MIXED_ROWS)):
+        yield rows[part.to(rows.device)], labels[part]
 
 
 @torch.no_grad()
 def score_mixed(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:
     """`class_il`, `task_il` and `all_names` of test sets 0, 1, .. from batches that mix their images at random.
 
-    The images go through the model itself, never through features kept of a test set on its own: a method whose answer
-    depends on what else is in the batch scores differently here.
+    What is kept of a test set as a whole is not used: a method whose answer depends on what else is in the batch scores
+    differently here.
     """
     seen_end = dataset.get_offsets(max(dataset.c_task, 0))[1]
     starts, ends = torch.tensor([dataset.get_offsets(t) for t in loaders], device=model.device).T.contiguous()
     total = torch.zeros(len(loaders), 4, dtype=torch.float64, device=model.device)  # count, class_il, task_il, all_names
     limit = model.get_debug_iters() if option(dataset.args, "debug_mode") else None
-    for number, batch in enumerate(mixed_loader(loaders, dataset.args)):
+    for number, (inputs, labels) in enumerate(mixed_batches(model, loaders, dataset.args)):
         if number == limit:
             break
-        inputs, labels = batch[0].to(model.device), batch[1].to(model.device)
+        inputs, labels = inputs.to(model.device), labels.to(model.device)
         task = torch.searchsorted(ends, labels, right=True)  # (B,)
         column, credit = torch.arange(dataset.N_CLASSES, device=model.device), torch.zeros_like(total[task])
         own = (column >= starts[task, None]) & (column < ends[task, None])  # (B, C) the names of the image's data set

@@ -5,11 +5,14 @@ and the three .mat files of Flowers are read here. Nothing is downloaded.
 """
 
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 from torchvision import datasets as tv
 
 from datasets.seq_cifar100 import NAMES as CIFAR100_NAMES
@@ -22,7 +25,8 @@ from utils.errors import UserError
 
 SPLIT_SEED, TRAIN_SHARE = 42, 0.8  # of Caltech101, EuroSAT and SUN397, which come without parts
 Rows = list[tuple[Path, int]]
-LIST_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, NotImplementedError, EOFError)
+LIST_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, NotImplementedError, EOFError,
+               MatReadError, zlib.error)  # fmt: skip
 
 
 def read_domain(
@@ -130,8 +134,6 @@ def _sun397(base: Path) -> tuple[Rows, Rows, list[str]]:
 
 
 def _flowers(base: Path) -> tuple[Rows, Rows, list[str]]:
-    from scipy.io import loadmat
-
     root = base / "flowers-102"
     labels = loadmat(root / "imagelabels.mat")["labels"].ravel().astype(int) - 1
     parts = loadmat(root / "setid.mat")
