@@ -394,6 +394,9 @@ def test_a_run_records_both_ways_to_route_and_draws_its_pictures(runs):
     assert clumo["summary"]["oracle_route_last"] == pytest.approx(oracle["summary"]["vqa_last"], abs=1e-4)
     assert oracle["summary"]["key_route_last"] == pytest.approx(clumo["summary"]["vqa_last"], abs=1e-4)
     assert len(clumo["tasks"][2]["scores"]["route_acc"]) >= 3 and clumo["tasks"][0]["scores"]["route_acc"][0] == 100
+    for name in ("class_il", "exact_match", "route_acc", "oracle_route"):  # a row for each test set
+        for percent in clumo["tasks"][2]["scores"][name][:3]:
+            assert f"{percent:.2f}" in clumo["printed"]
     assert "routed right" in clumo["printed"] and "exact match" in clumo["printed"]
     assert (clumo["folder"] / "pictures.png").stat().st_size > 10_000 and "pictures.png" in clumo["printed"]
 
@@ -401,6 +404,7 @@ def test_a_run_records_both_ways_to_route_and_draws_its_pictures(runs):
 def test_a_run_encodes_each_picture_once(runs):
     clumo, again, _ = runs
     assert clumo["summary"]["image_forwards"] == 3 * (100 + 40)
+    assert 0 < clumo["tasks"][-1]["question_forwards"] < 3 * (100 + 40) and again["tasks"][-1]["question_forwards"] == 0
     assert again["summary"]["image_forwards"] == 0  # tokens on disk, left by the first run
 
 

@@ -18,6 +18,8 @@ def task_row(run, model, dataset, task: int, per_class: dict[str, np.ndarray]) -
            "seconds": dict(run.watch.phases), "wall_s": run.wall_s, "peak_bytes": accounting.peak_bytes(model.device),
            "stored_bytes": model.stored_bytes(), "parameters": accounting.parameter_counts(model),
            "image_forwards": model.image_forwards}
+    if hasattr(model, "question_forwards"):
+        row["question_forwards"] = model.question_forwards
     return row
 
 
@@ -111,6 +113,17 @@ TITLES = {"class_il_last": "class-il, final average", "class_il_avg": "class-il,
           "ci_transfer_mammoth": "ci-transfer, raw unseen keys", "ci_transfer_normalised": "ci-transfer, unit unseen keys",
           "ece": "calibration error",
           "stored_bytes": "stored bytes", "image_forwards": "images encoded", "peak_bytes": "peak memory", "wall_s": "seconds"}
+
+
+def print_test_sets(run, dataset) -> None:
+    """Question answering: a row for each test set, as it is after the last task."""
+    shown = {"class_il": "vqa", "exact_match": "exact match", "route_acc": "routed right", "oracle_route": "true pool",
+             "key_route": "nearest pool"}
+    found = {title: run.rows["matrices"][name] for name, title in shown.items() if name in run.rows["matrices"]}
+    measured = [t for t in range(dataset.N_TASKS) if not np.isnan(found["vqa"][t]).all()]
+    if measured:
+        rows = [[str(j + 1), *(float(R[measured[-1], j]) for R in found.values())] for j in range(measured[-1] + 1)]
+        print(results.format_table([["task", *found], *rows]))
 
 
 def print_summary(scores: dict[str, float], run=None, folder: Path | None = None) -> None:

@@ -332,6 +332,8 @@ def _finish(run: Run, model, dataset) -> dict[str, float]:
     if run.record:
         report.plot(run, dataset)
         run.record.end({"status": "done", "summary": summary})
+    if dataset.VQA:
+        report.print_test_sets(run, dataset)
     report.print_summary(summary, run)
     return summary
 

@@ -111,6 +111,11 @@ class FusedModel(VLMModel):
         here = {"net.clip", "net.tokenizer", "net.preprocess", "net.causal_mask"}
         return {"store", "questions", "sources", "encoder", "null", *here}
 
+    @property
+    def question_forwards(self) -> int:
+        """Distinct questions that went through the text tower."""
+        return self.questions.forwards
+
     # batches as references ---------------------------------------------------------------------------------------
 
     def change_transform(self, dataset):

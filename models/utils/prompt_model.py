@@ -90,6 +90,10 @@ class PromptModel(FusedModel):
     def image_forwards(self):
         return self.forward_counter.images if self.uses == "timm" else VLMModel.image_forwards.fget(self)
 
+    @property
+    def question_forwards(self):
+        return self.questions.forwards if self.uses == "fused" else 0
+
     def prepare(self, x, query=None) -> tuple:
         """(what `body` takes, unit query (B, D)); `query` is the one known from the cache."""
         if self.uses == "fused":
