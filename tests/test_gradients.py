@@ -142,8 +142,8 @@ def grouped():
     return nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 3))
 
 
-NETS = {"pictures": (pictures, (2, 6, 6), "layers"), "dilated": (dilated, (2, 5, 6), "layers"), "grouped": (grouped, (2, 6, 6), "loop"),
-        "positions": (Positions, (7, 5), "layers"), "attention": (Attention, (4, 6), "loop"), "words": (Words, None, "layers")}  # fmt: skip
+NETS = {"pictures": (pictures, (2, 6, 6), "layers"), "dilated": (dilated, (2, 5, 6), "layers"), "grouped": (grouped, (2, 6, 6), "vmap"),
+        "positions": (Positions, (7, 5), "layers"), "attention": (Attention, (4, 6), "vmap"), "words": (Words, None, "layers")}  # fmt: skip
 
 
 def setup(name, n=9):
@@ -193,13 +193,37 @@ def test_frozen_parameters_are_left_out():
     assert squares.form == "layers" and not net[0].weight.requires_grad
 
 
-def test_a_layer_used_twice_goes_through_the_loop():
+def test_a_layer_used_twice_has_no_rule():
     layer = nn.Linear(4, 4).double()
     net, x, y = nn.Sequential(layer, nn.Tanh(), layer), draw(5, 4), torch.arange(5) % 3
     squares = SquaredGradients(net, nll)
     squares.add(x, y)
     assert squares.form == "loop"
     torch.testing.assert_close(squares.flat(), explicit(net, x, y))
+
+
+def test_a_net_that_decides_by_its_data_goes_through_the_loop():
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.scale * x if float(x.sum()) > 0 else x - self.scale
+
+    net, x, y = Decides(), draw(6, 4), torch.arange(6) % 3
+    squares = SquaredGradients(net, nll)
+    squares.add(x, y)
+    assert squares.form == "loop"
+    torch.testing.assert_close(squares.flat(), explicit(net, x, y))
+
+
+def test_a_large_net_is_not_vectorised(monkeypatch):
+    net, x, y, _ = setup("attention")
+    monkeypatch.setattr("utils.per_sample.VMAP_PAYS", 10**9)
+    squares = SquaredGradients(net, nll)
+    squares.add(x, y)
+    assert squares.form == "loop"
 
 
 def test_linear_softmax_net_in_closed_form():
@@ -221,6 +245,16 @@ def test_an_input_changed_in_place_is_refused():
     net = Changes(nn.Linear(3, 3), nn.Linear(3, 3)).double()
     with pytest.raises(RuntimeError, match="in place"):
         SquaredGradients(net, nll).add(draw(4, 3), torch.arange(4) % 3)
+
+
+@pytest.mark.parametrize("name", ["pictures", "dilated"])
+@pytest.mark.parametrize("large", [1, 10**6])
+def test_both_ways_through_a_convolution(name, large, monkeypatch):
+    monkeypatch.setattr("utils.per_sample.LARGE_MAP", large)
+    net, x, y, _ = setup(name)
+    squares = SquaredGradients(net, nll, "layers")
+    squares.add(x, y)
+    torch.testing.assert_close(squares.flat(), explicit(net, x, y), rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("piece", [1, 6, 30, 10**6])
