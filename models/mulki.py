@@ -23,6 +23,8 @@ Choices (all of them ours):
 - Snapshots every --avg_freq steps without the start (0: no mean); --inter_alpha .8; the anchor is the previous model.
 - Beyond the abstract, off by default: --text_bank seen adds relations of the images to sampled names of past tasks
   (names only), --first_hold weakens distillation in the first task, --rel_equal gives all relations the size of `it`.
+- --distill_data reference keeps `it` and `ti` on pictures and texts of no task instead, for comparison; there is no gate then,
+  no label rule, and each step encodes a second batch.
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
 """
 
@@ -33,6 +35,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from backbone.clip import ClipImageEncoder
 from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_peft_args, add_tuning_args
+from models.utils.reference import reference_data
+from utils.errors import UserError
 from utils.features import FeatureStore
 from utils.flags import boolean, fraction, natural, non_negative, number, positive, positive_int
 from utils.randomness import generator
@@ -53,6 +57,7 @@ from utils.weights import interpolate, squared_distance
 
 BETA = {"it": 1.0, "ti": 1.0, "vv": 0.5, "tt": 0.5, "tv": 0.5}
 MOMENTUM = 0.9  # of moving prototypes of the student
+PICTURES = 256  # reference pictures encoded at once
 
 
 def relation_weights(text: str) -> dict[str, float]:
@@ -81,8 +86,12 @@ def add_relation_args(add) -> None:
     add("--temperature", type=positive, default=2.0, help="of the relations")
     add("--first_hold", type=fraction, default=1.0, help="share of lambda_A in the first task")
     add("--text_bank", choices=["current", "seen"], default="current", help="seen: names of past tasks, too")
-    add("--bank_size", type=positive_int, default=24, help="past names in a step")
-    add("--bank_weight", type=non_negative, default=1.0, help="weight of their relations")
+    add("--bank_size", type=positive_int, default=24, help="past names, or reference texts, in a step")
+    add("--bank_weight", type=non_negative, default=1.0, help="weight of the past names' relations")
+    data = ["task", "reference"]
+    add("--distill_data", choices=data, default="task", help="images and texts that it and ti are kept on")
+    add("--reference", default="tiny", help="reference data: a folder with images and captions.txt, tiny, or synthetic")
+    add("--n_reference", type=positive_int, default=1000, help="most reference images, and most texts")
 
 
 def add_teacher_args(add) -> None:
@@ -127,16 +136,25 @@ class MulKI(ClipTuning):
         self.previous = None  # the model of the previous task, within a task
         self.origin = self.copied_weights("cpu") if args.inter_anchor != "previous" and args.inter_alpha < 1 else None
         self.start = None  # weights at the start of a task
+        self.pictures = self.sentences = None  # reference data: bytes (N, 3, R, R) and token ids (K, L)
+        if args.distill_data == "reference":
+            if args.teacher_weight in {"label", "proto"}:
+                text = f"--teacher_weight {args.teacher_weight} needs labels, which reference data has not"
+                raise UserError(f"{text}; give const, entropy or snd with --distill_data reference")
+            self.pictures, self.sentences = reference_data(
+                args.reference, self.net, args.n_reference, option(args, "seed", 0)
+            )
         self.forget_teachers()
 
     def forget_teachers(self):
         """What holds for one task only; (M, ...) over teachers."""
         self.previous = self.texts = self.visuals = self.class_weights = self.gated_class_weights = None
         self.aligned_texts = self.aligned_visuals = self.moving = self.taught = self.bank = None
+        self.known_pictures = self.known_sentences = None
 
     def checkpoint_skip(self):
         texts = {f"{m}.{what}" for m in ("pretrained", "previous") for what in ("tokenizer", "preprocess")}
-        return super().checkpoint_skip() | texts | {"pretrained"}
+        return super().checkpoint_skip() | texts | {"pretrained", "pictures", "sentences"}
 
     def begin_task(self, dataset):
         self.forget_teachers()
@@ -156,18 +174,20 @@ class MulKI(ClipTuning):
             total = total + self.args.l2 * squared_distance(self.trained_weights(), self.start)
         if self.texts is None:
             return total
-        taught = self.teach(pixels, position)
-        if self.moving is not None:
-            visuals = self.follow(images, labels)
-        else:
-            visuals = self.visuals
+        visuals = self.visuals if self.moving is None else self.follow(images, labels)
         if self.args.lambda_E and self.args.elicit != "off":
             total = total + self.args.lambda_E * self.elicit(images, texts, labels, visuals)
         strength = self.args.lambda_A * (1.0 if self.current_task else self.args.first_hold)
-        if strength:
+        if not strength:
+            return total
+        if self.pictures is not None:
+            total = total + strength * self.relate_to_reference(len(images))
+        if self.pictures is None or self.bank is not None:
+            taught = self.teach(pixels, position)
+            total = total + strength * self.relate_to_bank(images, taught)
+        if self.pictures is None:
             _, gated = self.distinguish(taught, labels)
             total = total + strength * self.relate(images, texts, taught, gated, visuals)
-            total = total + strength * self.relate_to_bank(images, taught)
         return total
 
     def end_task(self, dataset):
@@ -207,6 +227,9 @@ class MulKI(ClipTuning):
             split.add_extra_return_field("position", torch.arange(len(split)))
         if self.args.text_bank == "seen" and first:
             self.bank = torch.stack([self.name_rows(net, 0, first) for net in nets])  # (M, P, D)
+        if self.pictures is not None:
+            self.known_sentences = torch.stack([self.text_rows(net, self.sentences) for net in nets])  # (M, K, D)
+            self.known_pictures = torch.stack([self.picture_rows(net, self.pictures) for net in nets])  # (M, N, D)
 
     def prototype_rows(self, labels):
         """Places of at most --proto_max_per_class images of each class, drawn by the seed."""
@@ -229,15 +252,24 @@ class MulKI(ClipTuning):
         rows = normalize(rows.to(self.device), dim=1)
         return rows if self.args.teacher_dtype == "fp32" else rows.to(net.dtype)
 
+    def picture_rows(self, net, pictures):
+        """Unit features (N, D) of reference pictures."""
+        with self.mixed():
+            parts = [self.image_rows(net, net.normalize_images(p.to(self.device))) for p in pictures.split(PICTURES)]
+        return torch.cat(parts)
+
+    def mixed(self):
+        """bf16 products with -O 2, also where the loss around them is in fp32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=option(self.args, "code_optimization", 0) >= 2)
+
     @torch.no_grad()
     def teach(self, pixels, position):
         """Unit features (M, B, D) of the batch by each teacher."""
         if self.taught is not None:
             return self.taught[:, position].float()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.code_optimization >= 2):
-            return torch.stack(
-                [self.image_rows(net, pixels) for net in (self.pretrained, self.previous) if net is not None]
-            )
+        nets = [net for net in (self.pretrained, self.previous) if net is not None]
+        with self.mixed():
+            return torch.stack([self.image_rows(net, pixels) for net in nets])
 
     # Eliciting Ideas -----------------------------------------------------------------------------------------------
 
@@ -290,7 +322,9 @@ class MulKI(ClipTuning):
             return 0.0
         drawn = generator(option(self.args, "seed", 0), "bank", self.current_task, self.task_iteration)
         rows = torch.randperm(self.n_past_classes, generator=drawn)[: self.args.bank_size]
-        texts, known = self.text_rows(self.net, self.name_tokens[rows])[None], self.bank[:, rows.to(self.device)]
+        with self.mixed():
+            texts = self.text_rows(self.net, self.name_tokens[rows])[None]
+        known = self.bank[:, rows.to(self.device)]
         T, s = self.args.temperature, self.scale
         loss = divergence(s * taught @ known.mT, s * images[None] @ texts.mT, T).mean()
         if len(rows) > 2:
@@ -298,17 +332,40 @@ class MulKI(ClipTuning):
             loss = loss + among.mean() / 2
         return self.args.bank_weight * loss
 
+    def relate_to_reference(self, size):
+        """`it` and `ti` on a batch of reference pictures and texts in place of the task's; no gate, there are no labels."""
+        drawn = generator(option(self.args, "seed", 0), "reference", self.current_task, self.task_iteration)
+        pictures = torch.randperm(len(self.pictures), generator=drawn)[:size]
+        rows = torch.randperm(len(self.sentences), generator=drawn)[: self.args.bank_size]
+        taught, known = self.known_pictures[:, pictures.to(self.device)], self.known_sentences[:, rows.to(self.device)]
+        images = self.picture_rows(self.net, self.pictures[pictures])
+        with self.mixed():
+            texts = self.text_rows(self.net, self.sentences[rows])
+        weights = self.shares(taught, known, known, None)
+        total = 0.0
+        for kind in ("it", "ti"):
+            if kind in self.args.rel and min(images.shape[0], len(texts)) > 1:
+                wanted = relation(kind, taught, known, known, known, known, self.scale)
+                given = relation(kind, images[None], texts[None], known, known, known, self.scale)
+                each = weights if kind == "it" else 1 / len(known)
+                term = (each * divergence(wanted, given, self.args.temperature)).sum(0).mean()
+                total = total + self.args.rel[kind] * term
+        return total
+
     # Distinguishing Ideas ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def distinguish(self, taught, labels):
         """Shares (M, B) of the teachers for each image, and the same times the gate."""
+        weights = self.shares(taught, self.texts, self.visuals, labels)
+        return weights, weights * trust(taught, self.texts, labels, self.scale, self.args.kd_gate)
+
+    @torch.no_grad()
+    def shares(self, taught, texts, visuals, labels):
         a, s = self.args, self.scale
-        weights = teacher_weights(
-            a.teacher_weight, taught, self.texts, self.visuals, labels, s, a.tau_w, (a.snd_scale, a.snd_threshold)
-        )
-        weights = keep_floor(weights, a.w_min) if len(taught) > 1 else weights
-        return weights, weights * trust(taught, self.texts, labels, s, a.kd_gate)
+        snd = (a.snd_scale, a.snd_threshold)
+        weights = teacher_weights(a.teacher_weight, taught, texts, visuals, labels, s, a.tau_w, snd)
+        return keep_floor(weights, a.w_min) if len(taught) > 1 else weights
 
     # Making Connections --------------------------------------------------------------------------------------------
 

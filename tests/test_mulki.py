@@ -201,6 +201,33 @@ def test_kept_features_of_teachers_are_those_of_the_view():
     torch.testing.assert_close(half.taught.float(), model.taught, atol=5e-3, rtol=1e-1)
 
 
+def test_reference_data_takes_the_place_of_the_tasks_pictures(tmp_path):
+    flags = {"distill_data": "reference", "n_reference": 6, "bank_size": 3, "text_bank": "current", "lambda_E": 0}
+    model, inputs, labels, _ = begun(1, teacher_weight="entropy", rel="it=2,ti=3", temperature=1.0, **flags)
+    assert model.known_pictures.shape[:2] == (2, 6) and len(model.pictures) == 6
+    with torch.no_grad():
+        model.net.clip.visual.proj.add_(0.05)
+        got, drawn = model.relate_to_reference(4), {}
+        for name in ("pictures", "sentences"):  # the rows that it drew, found by their features
+            rows = (
+                model.picture_rows(model.pretrained, model.pictures)
+                if name == "pictures"
+                else model.text_rows(model.pretrained, model.sentences)
+            )
+            drawn[name] = rows
+        torch.testing.assert_close(model.known_pictures[0], drawn["pictures"])
+        torch.testing.assert_close(model.known_sentences[0], drawn["sentences"])
+        assert got > 1e-4 and got.isfinite()
+        model.args.rel = {"vv": 1.0}
+        assert model.relate_to_reference(4) == 0.0
+    other, *_ = begun(1, teacher_weight="entropy", rel="it=4,ti=6", temperature=1.0, **flags)
+    with torch.no_grad():
+        other.net.clip.visual.proj.add_(0.05)
+        assert float(other.relate_to_reference(4)) == pytest.approx(2 * float(got), rel=1e-4)
+    with pytest.raises(UserError, match="needs labels"):
+        toy(distill_data="reference")
+
+
 # weights --------------------------------------------------------------------------------------------------------------
 
 
@@ -267,14 +294,14 @@ def test_what_cannot_work_is_refused(flags, message):
 # resume --------------------------------------------------------------------------------------------------------------
 
 
-def command(folder, base, results, autosave):
+def command(folder, base, results, autosave, peft):
     import main
 
     with contract.toys():
         return main.main(["--model", "mulki", "--dataset", "toy-class-il", "--clip_backbone", folder, "--base_path", str(base),
-                          "--results_path", str(results), "--features", "ram", "--seed", "0", "--n_epochs", "2", "--lr", "0.001",
-                          "--avg_freq", "3", "--text_bank", "seen", "--bank_size", "2", "--elicit", "student", "--l2", "0.1",
-                          "--device", "cpu", "--non_verbose", "1", "--resume", "auto", "--autosave", autosave])  # fmt: skip
+                          "--results_path", str(results), "--features", "ram", "--seed", "0", "--n_epochs", "1", "--lr", "0.001",
+                          "--avg_freq", "2", "--text_bank", "seen", "--bank_size", "2", "--elicit", "student", "--l2", "0.1",
+                          "--device", "cpu", "--non_verbose", "1", "--resume", "auto", "--autosave", autosave, "--peft", peft])  # fmt: skip
 
 
 def without_forwards(row):
@@ -284,12 +311,13 @@ def without_forwards(row):
     }
 
 
-def test_killed_inside_a_task_ends_in_the_same_numbers(tmp_path):
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_killed_inside_a_task_ends_in_the_same_numbers(peft, tmp_path):
     folder = random_clip_folder().name
     from models.mulki import MulKI
 
     real, whole, killed = MulKI.observe, tmp_path / "whole", tmp_path / "killed"
-    assert in_child(lambda: command(folder, tmp_path, whole, "60")) == 0
+    assert in_child(lambda: command(folder, tmp_path, whole, "60", peft)) == 0
 
     def dies_at(count):
         seen = []
@@ -301,11 +329,10 @@ def test_killed_inside_a_task_ends_in_the_same_numbers(tmp_path):
             return real(self, *args, **kwargs)
 
         MulKI.observe = observe
-        command(folder, tmp_path, killed, "0.0001")
+        command(folder, tmp_path, killed, "0.0001", peft)
 
-    for count in (9, 10):  # in the first task, then in the second
-        assert os.WIFSIGNALED(in_child(lambda count=count: dies_at(count)))
-    assert in_child(lambda: command(folder, tmp_path, killed, "60")) == 0
+    assert os.WIFSIGNALED(in_child(lambda: dies_at(9)))  # the third step of the second task
+    assert in_child(lambda: command(folder, tmp_path, killed, "60", peft)) == 0
     a, b = (
         [without_forwards(comparable(r)) for r in newest_record(p) if r["type"] in {"task", "end"}]
         for p in (whole, killed)
