@@ -1,0 +1,95 @@
+"""Scale-and-shift adapters (SSF; Lian et al., NeurIPS 2022, arXiv 2210.08823) behind named layers, folded back exactly.
+
+    y = gamma * layer(x) + beta     gamma ~ N(1, 0.02), beta ~ N(0, 0.02), one number for each output channel
+
+For a layer that is linear in its weight and bias this is the same layer with weight gamma * W and bias
+gamma * b + beta, so the adapters are parametrizations of the two: whoever reads them (`nn.MultiheadAttention` too)
+meets the sum, no forward is replaced, and folding changes no output.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from utils.errors import UserError
+
+SPREAD = 0.02  # standard deviation of fresh gamma and beta
+PLACES = (("weight", "bias"), ("in_proj_weight", "in_proj_bias"))  # of Linear, LayerNorm, Conv; of MultiheadAttention
+
+
+class Scaled(nn.Module):
+    """W -> gamma * W, one gamma for each row."""
+
+    def __init__(self, gamma: nn.Parameter):
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.gamma.view(-1, *[1] * (weight.dim() - 1)) * weight
+
+
+class Shifted(nn.Module):
+    """b -> gamma * b + beta."""
+
+    def __init__(self, gamma: nn.Parameter):
+        super().__init__()
+        self.gamma, self.beta = gamma, nn.Parameter(SPREAD * torch.randn_like(gamma))
+
+    def forward(self, bias: Tensor) -> Tensor:
+        return torch.addcmul(self.beta, self.gamma, bias)
+
+
+def layers_of(net: nn.Module, prefix: str = "") -> list[str]:
+    """Names of weights that SSF can adapt under `prefix`: of linear layers, norms, convolutions, attention inputs."""
+    found = []
+    for path, module in net.named_modules():
+        if not path.startswith(prefix):
+            continue
+        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
+            found.append(f"{path}.weight".lstrip("."))
+        elif isinstance(module, nn.MultiheadAttention):
+            found.append(f"{path}.in_proj_weight")
+    return found
+
+
+def add_ssf(net: nn.Module, names: Iterable[str]) -> list[str]:
+    """Freeze the whole of `net` and put adapters on the named weights and their biases; gives the names."""
+    names = list(names)
+    if not names:
+        raise UserError("scale-and-shift adapters found no linear layer or norm to go behind; choose a ViT CLIP")
+    net.requires_grad_(False)
+    for name in names:
+        module, weight, bias = owner(net, name)
+        held = getattr(module, weight)
+        if getattr(module, bias) is None:
+            setattr(module, bias, nn.Parameter(held.new_zeros(len(held)), requires_grad=False))
+        gamma = nn.Parameter(1 + SPREAD * torch.randn(len(held), device=held.device, dtype=held.dtype))
+        parametrize.register_parametrization(module, weight, Scaled(gamma))
+        parametrize.register_parametrization(module, bias, Shifted(gamma))
+    return names
+
+
+def owner(net: nn.Module, name: str) -> tuple[nn.Module, str, str]:
+    """The module of a weight's dotted name, and the names that weight and bias have in it."""
+    path, _, weight = name.rpartition(".")
+    bias = dict(PLACES).get(weight)
+    if bias is None:
+        raise UserError(f"{name} is no weight that can be scaled and shifted: give one of {', '.join(p for p, _ in PLACES)}")
+    return net.get_submodule(path), weight, bias
+
+
+@torch.no_grad()
+def fold(net: nn.Module, names: Iterable[str]) -> None:
+    """The adapted weights and biases become plain ones; every output stays as it is."""
+    for name in names:
+        module, *places = owner(net, name)
+        for place in places:
+            parametrize.remove_parametrizations(module, place, leave_parametrized=True)
+
+
+def count(net: nn.Module) -> int:
+    """Trained numbers of all adapters in `net`."""
+    own = {id(p): p.numel() for m in net.modules() if isinstance(m, (Scaled, Shifted)) for p in m.parameters()}
+    return sum(own.values())
