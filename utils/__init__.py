@@ -39,3 +39,21 @@ def random_id(length: int = 8, alphabet: str = string.ascii_letters + string.dig
 def in_notebook() -> bool:
     """Whether this process is a Jupyter kernel."""
     return "ipykernel" in sys.modules
+
+
+def smart_joint(*paths: str) -> str:
+    """os.path.join in which later parts are never absolute: ("a", "/b") is a/b."""
+    return os.path.join(paths[0], *(p.lstrip(os.sep) for p in paths[1:]))
+
+
+def to_parsable_obj(value):
+    """Plain values of the same content, as json can hold them."""
+    if isinstance(value, dict):
+        return {str(k): to_parsable_obj(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [to_parsable_obj(v) for v in value]
+    if hasattr(value, "__dict__") and type(value).__name__ == "Namespace":
+        return to_parsable_obj(vars(value))
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,5 +1,6 @@
 """Device, seeds and paths, under the names that method files expect."""
 
+import functools
 import warnings
 from argparse import Namespace
 
@@ -9,10 +10,17 @@ from utils.errors import UserError
 from utils.randomness import set_random_seed  # noqa: F401  (part of this module's interface)
 
 _warned: set[str] = set()
+_of_run: dict[str, str | None] = {"device": None, "base_path": None, "checkpoint_path": None}  # set by `remember`
+
+
+def remember(args: Namespace) -> None:
+    """What get_device(), base_path() and get_checkpoint_path() give without an argument, as method files call them."""
+    _of_run.update({name: getattr(args, name, None) for name in _of_run})
 
 
 def get_device(avail_devices: str | None = None) -> torch.device:
     """The named device, or the GPU with most free memory, or the CPU. A device that is not there is an error."""
+    avail_devices = avail_devices or _of_run["device"]
     if avail_devices:
         name = str(avail_devices).split(",")[0].strip()
         name = f"cuda:{name}" if name.isdigit() else name
@@ -32,8 +40,29 @@ def get_device(avail_devices: str | None = None) -> torch.device:
 
 
 def base_path(args: Namespace | None = None) -> str:
-    """Root of the datasets."""
-    return getattr(args, "base_path", None) or "./data/"
+    """Root of the datasets; args may also be the path itself."""
+    given = args if isinstance(args, str) else getattr(args, "base_path", None)
+    return given or _of_run["base_path"] or "./data/"
+
+
+def get_checkpoint_path() -> str:
+    """Folder for what a method keeps on disk."""
+    return _of_run["checkpoint_path"] or "./checkpoints/"
+
+
+def worker_init_fn(worker_id: int, num_workers: int = 1, seed: int = 0) -> None:
+    """Each worker of a DataLoader its own random states."""
+    set_random_seed(num_workers * seed + worker_id)
+
+
+def create_seeded_dataloader(args: Namespace, dataset, non_verbose: bool = True, **options):
+    """A DataLoader whose order depends on --seed and on nothing drawn before."""
+    seed = getattr(args, "seed", None) or 0
+    options.setdefault("num_workers", getattr(args, "num_workers", None) or 0)
+    options.setdefault("generator", torch.Generator().manual_seed(seed))
+    workers = options["num_workers"]
+    options.setdefault("worker_init_fn", functools.partial(worker_init_fn, num_workers=workers, seed=seed))
+    return torch.utils.data.DataLoader(dataset, **options)
 
 
 def warn_once(*messages) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from utils import checkpoint, plugins, registry, report, results
-from utils.conf import get_device, set_random_seed
+from utils.conf import get_device, remember, set_random_seed
 from utils.errors import UserError
 from utils.run import MID_TASK, TASK_END
 from utils.settings import SPLIT_SETTINGS, option
@@ -97,7 +97,9 @@ def set_up(args: Namespace, found: results.RunRecord | None) -> None:
         args.seed = found.rows()[0]["args"]["seed"] if found else random.SystemRandom().randrange(2**31)
     if not args.disable_log:
         results.check_writable(args.results_path)
+    remember(Namespace(**vars(args) | {"device": None}))
     args.device = str(get_device(args.device))
+    remember(args)
     set_random_seed(args.seed)
 
 

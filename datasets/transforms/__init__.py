@@ -1,0 +1,5 @@
+"""Transforms that dataset files import."""
+
+from utils import plugins
+
+__path__ = plugins.search_path(__name__, __path__)
