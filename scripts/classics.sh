@@ -12,7 +12,7 @@ models=${MODELS:-sgd joint er derpp icarl er_ace der xder rpc fdr gdumb gss hal 
 
 one() {
     .venv/bin/python main.py --model "$2" --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
-        --seed "$1" --picture_seed "$1" --permute_classes 1 --resume auto --non_verbose 1 --notes "$2" \
+        --seed "$1" --picture_seed "$1" --permute_classes 1 --resume auto --non_verbose 1 \
         --results_path "$results" >/dev/null
 }
 export -f one

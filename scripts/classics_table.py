@@ -1,10 +1,15 @@
 """The records of scripts/classics.sh as a table: mean over seeds and 95 % interval of what each classic reaches and costs."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
-from claims import interval, read
+from claims import interval
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.results import read_record  # noqa: E402
 
 ORDER = ["joint", "sgd", "er", "derpp", "icarl", "er_ace", "der", "xder", "rpc", "fdr", "gdumb", "gss", "hal", "mer",
          "lwf", "ewc_on", "si", "agem", "agem_r", "gem", "lucir", "bic"]  # fmt: skip
@@ -17,11 +22,17 @@ Every method trains all of the tiny CLIP's image tower and a linear classifier (
 memory keep 500 images. A seed fixes pictures, class order and initialisation. Scores compare mechanisms on this world;
 they do not say how good a method is on real images, and the values were not searched for each method.
 
-*Reproduced* with `bash scripts/classics.sh {seeds}` at {commits}, {where}. Mean over seeds, ± half of the 95 % interval
-(Student's t; none with one seed). *stored*: what a method keeps between tasks besides its network. *seconds*: wall
-clock of a run on one thread, two runs at a time, other work on the machine: an order of magnitude.
+*Reproduced* with seeds {seeds} at {commits}, on {where}, as `scripts/classics.sh` writes down the command:
+
+```
+{commands}
+```
+
+Mean over seeds, ± half of the 95 % interval (Student's t; none with one seed). *stored*: what a method keeps between
+tasks besides its network. *seconds*: wall clock of a run on one thread, with other work on the machine.
 
 """
+NOT_SHOWN = {"--seed", "--picture_seed", "--notes", "--results_path", "--resume", "--non_verbose", "--autosave"}
 
 
 def cell(values: list[float]) -> str:
@@ -46,21 +57,39 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="a --results_path")
     parser.add_argument("--write", type=Path, help="file to write, instead of printing")
     args = parser.parse_args()
-    arms, starts = read(args.results), first_lines(args.results)
-    if not arms:
+    runs = finished(args.results)
+    arms: dict[str, dict[int, dict[str, float]]] = {}
+    for start, summary in runs:
+        arms.setdefault(start["args"]["model"], {})[start["args"]["seed"]] = summary
+    if not runs:
         parser.error(f"no finished run under {args.results}: run scripts/classics.sh")
-    seeds = " ".join(map(str, sorted({seed for own in arms.values() for seed in own})))
-    commits = "commit " + ", ".join(sorted({str(s.get("git_commit"))[:7] for s in starts}))
-    where = "; ".join(sorted({str(s.get("device")) for s in starts}))
-    text = PREAMBLE.format(seeds=seeds, commits=commits, where=where) + table(arms)
+    starts = [start for start, _ in runs]
+    text = PREAMBLE.format(
+        seeds=" ".join(map(str, sorted({s["args"]["seed"] for s in starts}))),
+        commits="commit " + ", ".join(sorted({str(s["git_commit"])[:7] for s in starts})),
+        where="; ".join(sorted({f"{s['device']}, {s['threads']} thread" for s in starts})),
+        commands="\n".join(sorted({command(s["argv"]) for s in starts})),
+    )
+    text += table(arms)
     args.write.write_text(text) if args.write else print(text)
 
 
-def first_lines(results: Path) -> list[dict]:
-    """The start line of every record."""
-    from utils.results import read_record
+def finished(results: Path) -> list[tuple[dict, dict]]:
+    """(start line, summary) of every finished run, the oldest first."""
+    records = [read_record(path) for path in sorted(results.rglob("record.jsonl"), key=lambda p: p.parent.name)]
+    return [(rows[0], rows[-1]["summary"]) for rows in records if rows and rows[-1].get("status") == "done"]
 
-    return [rows[0] for path in results.rglob("record.jsonl") if (rows := read_record(path))]
+
+def command(argv: list[str]) -> str:
+    """The command line of a run, without what differs between methods and seeds or changes no number."""
+    shown, value_of = [], ""
+    for token in argv:
+        if value_of:
+            flag, value_of = value_of, ""
+            shown += [] if flag in NOT_SHOWN else [flag, "<model>" if flag == "--model" else token]
+        elif token.startswith("--"):
+            value_of = token
+    return "python main.py " + " ".join(shown)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from models.lucir import Lucir, margin_ranking
 from models.lwf import Lwf
 from models.sgd import Sgd
 from models.si import SI
+from tests import test_resume
 from tests.toys import Linear, ToyStream, toy_args
 from utils.distillation import soft_divergence
 from utils.errors import UserError
@@ -516,3 +517,25 @@ def test_what_is_kept_between_tasks_is_charged(method, names):
     assert set(model.stored_bytes()) == names
     if "anchor" in names:
         assert model.stored_bytes()["anchor"] == 4 * sum(p.numel() for p in model.net.parameters())
+
+
+# killed and continued --------------------------------------------------------------------------------------------
+
+KILLED = {
+    "agem": ["--buffer_size", "40"],
+    "gem": ["--buffer_size", "40"],
+    "si": ["--c", "5", "--xi", "0.1"],
+    "ewc_on": ["--e_lambda", "10", "--gamma", "0.9", "--fisher", "true"],
+    "lwf": ["--alpha", "2", "--warmup_epochs", "2"],
+    "lucir": ["--buffer_size", "40"],
+    "bic": ["--buffer_size", "40", "--bic_epochs", "20"],
+}
+
+
+SLOW = {"agem", "gem", "si"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in KILLED])
+def test_killed_runs_end_like_the_uninterrupted_one(name, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(test_resume.COMMANDS, name, ["--model", name, "--lr", "0.05", *KILLED[name]])
+    test_resume.test_killed_runs_end_like_the_uninterrupted_one(name, data, tmp_path)
