@@ -18,16 +18,15 @@ from utils.results import read_record  # noqa: E402
 SCORES = ("Transfer", "Average", "Last")
 
 
-def chance_domains() -> dict[str, int]:
-    """Order -> place of the domain of signs."""
+def place_of_signs(args: dict) -> int | None:
+    """Place of the domain that no teacher knows, on the picture world."""
     from datasets.tiny_world.streams import MTIL_ORDERS
 
-    return {order: list(domains).index("signs") for order, domains in MTIL_ORDERS.items()}
+    return list(MTIL_ORDERS[args["mtil_order"]]).index("signs") if args["dataset"] == "mtil-tiny" else None
 
 
 def read(results: Path) -> dict[str, dict[tuple[int, str], dict]]:
     """arm -> (seed, order) -> scores and costs, of finished runs."""
-    signs = chance_domains()
     arms: dict[str, dict[tuple[int, str], dict]] = {}
     for path in sorted(results.rglob("record.jsonl"), key=lambda p: p.parent.name):
         rows = read_record(path)
@@ -36,12 +35,13 @@ def read(results: Path) -> dict[str, dict[tuple[int, str], dict]]:
         args, summary = rows[0]["args"], rows[-1]["summary"]
         tasks = [row for row in rows if row["type"] == "task"]
         R = np.array([row["scores"]["task_il"] for row in tasks], dtype=float)
-        known = np.delete(np.arange(len(R)), signs[args["mtil_order"]])
+        signs = place_of_signs(args)
+        known = [j for j in range(len(R)) if j != signs]
         seconds = [sum(v for k, v in row["seconds"].items() if k != "evaluate") for row in tasks]
         arms.setdefault(args["notes"], {})[args["seed"], args["mtil_order"]] = {
             "Transfer": summary["mtil_transfer"], "Average": summary["mtil_avg"], "Last": summary["mtil_last"],
             "without": R[-1, known].mean(), "average_without": R[:, known].mean(), "own": np.diag(R).mean(),
-            "signs": R[-1, signs[args["mtil_order"]]], "forgetting": summary["task_il_forgetting"],
+            "signs": np.nan if signs is None else R[-1, signs], "forgetting": summary["task_il_forgetting"],
             "x": summary["class_il_last"], "seconds": np.mean(seconds), "stored": summary["stored_bytes"] / 2**20,
         }  # fmt: skip
     return arms
