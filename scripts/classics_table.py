@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.results import read_record  # noqa: E402
 
-ORDER = ["joint", "sgd", "er", "derpp", "icarl", "er_ace", "der", "xder", "rpc", "fdr", "gdumb", "gss", "hal", "mer",
-         "lwf", "ewc_on", "si", "agem", "agem_r", "gem", "lucir", "bic"]  # fmt: skip
+ORDER = ["joint", "sgd", "er", "derpp", "icarl", "er-ace", "der", "xder", "rpc", "fdr", "gdumb", "gss", "hal", "mer",
+         "lwf", "ewc-on", "si", "agem", "agem-r", "gem", "lucir", "bic"]  # fmt: skip
 COLUMNS = {"class_il_last": "last", "class_il_avg": "average", "class_il_forgetting": "forgetting",
-           "stored_bytes": "stored MiB", "wall_s": "seconds"}  # fmt: skip
+           "task_il_last": "last, task known", "stored_bytes": "stored MiB", "wall_s": "seconds"}  # fmt: skip
 PREAMBLE = """# The classics on the picture world
 
 Every method trains all of the tiny CLIP's image tower and a linear classifier (`--backbone clip-visual`) on `seq-tiny`:
@@ -22,7 +22,7 @@ Every method trains all of the tiny CLIP's image tower and a linear classifier (
 memory keep 500 images. A seed fixes pictures, class order and initialisation. Scores compare mechanisms on this world;
 they do not say how good a method is on real images, and the values were not searched for each method.
 
-*Reproduced* with seeds {seeds} at {commits}, on {where}, as `scripts/classics.sh` writes down the command:
+*Reproduced* with seeds {seeds} at {commits}, on {where}:
 
 ```
 {commands}
