@@ -189,7 +189,7 @@ def test_lwf_with_a_merge_is_lwf_then_the_merge():
         torch.testing.assert_close(w, 0.75 * origin[name] + 0.25 * plain[name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lwf-clip", "lwf-vr", "wise-ft", "zscl"])
+@pytest.mark.parametrize("name", ["icarl-clip", "lwf-clip", "lwf-vr", "wise-ft", "zscl"])
 def test_a_task_goes_on_bit_for_bit(name, tmp_path):
     """Saved in the middle of the second task, restored into a fresh model, and led to the end of it."""
 
@@ -223,6 +223,44 @@ def test_a_task_goes_on_bit_for_bit(name, tmp_path):
     checkpoint.restore(fresh.model, checkpoint.load(tmp_path / "mid.safetensors", model=name), skipped(fresh.model))
     found = rest(fresh, 2)
     assert all(torch.equal(found[n], w) for n, w in expected.items())
+
+
+# exemplars -------------------------------------------------------------------------------------------------------
+
+
+def test_icarl_keeps_herded_images_and_their_answers():
+    """Two tasks by hand: which images are kept, and the penalty on them."""
+    toy = contract.build("icarl-clip", buffer_size=10, minibatch_size=10)
+    model, dataset = toy.model, toy.dataset
+    dataset.get_data_loaders()
+    model.meta_begin_task(dataset)
+    inputs, labels, _ = next(iter(dataset.train_loader))
+    assert penalty(model, model.clip_input(inputs), labels) == 0.0
+    split = dataset.train_loader.dataset
+    disturb(model)
+    with torch.no_grad():
+        features = normalize(model.net.encode_image(model.net.normalize_images(split.data)), dim=1)
+    model.meta_end_task(dataset)
+    stored = model.buffer.serialize()
+    assert stored["labels"].bincount().tolist() == [4, 3, 3] and stored["examples"].dtype == torch.uint8
+    for c in range(3):
+        rows, chosen = torch.nonzero(split.targets == c).flatten(), []
+        for k in range(int((stored["labels"] == c).sum())):
+            gaps = {r: float((features[rows].mean(0) - features[[*chosen, r]].sum(0) / (k + 1)).norm())
+                    for r in rows.tolist() if r not in chosen}  # fmt: skip
+            chosen.append(min(gaps, key=gaps.get))
+        assert torch.equal(stored["examples"][stored["labels"] == c], split.data[chosen])
+    dataset.get_data_loaders()
+    model.meta_begin_task(dataset)
+    pixels, known = model.net.normalize_images(stored["examples"].float() / 255), stored["labels"]
+    images, taught = (normalize(net.encode_image(pixels), dim=1) for net in (model.net, model.pretrained))
+    texts = model.name_rows(model.pretrained, 0, 3)
+    given, wanted = (model.scale * rows @ texts.T / 2 for rows in (images, taught))
+    divergence = 4 * (wanted.softmax(1) * (wanted.log_softmax(1) - given.log_softmax(1))).sum(1).mean()
+    own = torch.nn.functional.cross_entropy(model.scale * images @ model.name_rows(model.net, 0, 3).T, known)
+    inputs, labels, _ = next(iter(dataset.train_loader))
+    found = penalty(model, model.clip_input(inputs), labels)
+    assert float(found.detach()) == pytest.approx(float((divergence + own).detach()), rel=1e-3)
 
 
 # RAIL ------------------------------------------------------------------------------------------------------------
