@@ -6,14 +6,14 @@ from torch.nn.functional import linear, normalize
 
 
 class CosineLinear(nn.Module):
-    """`scale` times the cosine of features (B, D) with each row of `weight` (C, D); the scale is learnt."""
+    """`scale` times the cosine of features (B, D) with each row of `weight` (C, D); the scale may be learnt."""
 
-    def __init__(self, in_features: int, out_features: int):
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0, learn_scale: bool = True):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         bound = in_features**-0.5
         self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
 
     def cosines(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C)"""

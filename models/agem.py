@@ -58,7 +58,9 @@ def project(gxy: torch.Tensor, ger: torch.Tensor) -> torch.Tensor:
 def share_of_tasks(buffer_size: int, n_tasks: int) -> dict[int, int]:
     """Places of each task in a memory; every task needs one."""
     if buffer_size < n_tasks:
-        raise UserError(f"--buffer_size {buffer_size} leaves some of the {n_tasks} tasks no sample: give at least {n_tasks}")
+        raise UserError(
+            f"--buffer_size {buffer_size} leaves some of the {n_tasks} tasks no sample: give at least {n_tasks}"
+        )
     return quotas(buffer_size, list(range(n_tasks)))
 
 

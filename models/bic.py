@@ -39,8 +39,12 @@ class Bic(ContinualModel):
         add("--bic_epochs", type=natural, default=250, help="steps of the fit of the two numbers")
         add("--bic_lr", type=positive, default=0.01, help="learning rate of that fit")
         add("--temp", type=positive, default=2.0, help="temperature of the distillation")
-        add("--valset_split", type=number(float, 0, 1, open_low=True, open_high=True), default=0.1,
-            help="share of the exemplars held out for the fit")
+        add(
+            "--valset_split",
+            type=number(float, 0, 1, open_low=True, open_high=True),
+            default=0.1,
+            help="share of the exemplars held out for the fit",
+        )
         add("--distill_after_bic", type=boolean, default=True, help="distil the old network's corrected logits")
         add("--mammoth_compat", type=boolean, default=False, help="weight 1 / (t + 1) of the distillation")
         return parser
@@ -49,8 +53,10 @@ class Bic(ContinualModel):
         super().__init__(backbone, loss, args, transform, dataset)
         n_old = self.dataset.get_offsets(self.n_tasks - 1)[0]
         if args.buffer_size < 2 * n_old:
-            raise UserError(f"--buffer_size {args.buffer_size} keeps less than two exemplars of each of {n_old} old classes, "
-                            f"one to train on and one to fit the bias: give at least {2 * n_old}")
+            raise UserError(
+                f"--buffer_size {args.buffer_size} keeps less than two exemplars of each of {n_old} old classes, "
+                f"one to train on and one to fit the bias: give at least {2 * n_old}"
+            )
         self.buffer = Buffer(args.buffer_size, codec="uint8")
         self.old_net = None
         self.register_buffer("correction", torch.tensor([1.0, 0.0]))  # a, b
@@ -70,7 +76,10 @@ class Bic(ContinualModel):
         old_rows = random_rows(labels, range(self.n_past_classes), each, draw)
         new_rows = random_rows(new, range(self.n_past_classes, self.n_seen_classes), each, draw)
         images, _ = loader.dataset.plain(new_rows)
-        self.held_out = torch.cat([as_unit(stored["examples"][old_rows]), images]), torch.cat([labels[old_rows], new[new_rows]])
+        self.held_out = (
+            torch.cat([as_unit(stored["examples"][old_rows]), images]),
+            torch.cat([labels[old_rows], new[new_rows]]),
+        )
         kept = others(len(labels), old_rows)
         dataset.train_loader = without(loader, new_rows).with_samples(stored["examples"][kept], labels[kept])
 
@@ -83,7 +92,9 @@ class Bic(ContinualModel):
                 old = self.old_net(inputs)
                 old = (self.correct(old) if self.args.distill_after_bic else old)[:, : self.n_past_classes]
             kept = self.args.temp**2 * soft_divergence(outputs[:, : self.n_past_classes], old, self.args.temp)
-            share = 1 / (self.current_task + 1) if self.args.mammoth_compat else self.n_past_classes / self.n_seen_classes
+            share = (
+                1 / (self.current_task + 1) if self.args.mammoth_compat else self.n_past_classes / self.n_seen_classes
+            )
             loss = (1 - share) * loss + share * kept
         loss.backward()
         self.opt.step()

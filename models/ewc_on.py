@@ -30,8 +30,12 @@ class EwcOn(ContinualModel):
     def get_parser(parser):
         parser.add_argument("--e_lambda", type=non_negative, required=True, help="weight of the penalty")
         parser.add_argument("--gamma", type=non_negative, required=True, help="decay of the old Fisher information")
-        parser.add_argument("--fisher", choices=["empirical", "true", "mammoth"], default="empirical",
-                            help="label of the gradients: the image's, a drawn one; or Mammoth's weighting")
+        parser.add_argument(
+            "--fisher",
+            choices=["empirical", "true", "mammoth"],
+            default="empirical",
+            help="label of the gradients: the image's, a drawn one; or Mammoth's weighting",
+        )
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

@@ -26,7 +26,9 @@ class Gem(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser)
-        parser.add_argument("--gamma", type=non_negative, default=0.5, help="least weight of a past task's gradient in a step")
+        parser.add_argument(
+            "--gamma", type=non_negative, default=0.5, help="least weight of a past task's gradient in a step"
+        )
         parser.add_argument("--whole_memory", type=boolean, default=True, help="all stored samples in every step")
         return parser
 

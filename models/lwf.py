@@ -35,9 +35,15 @@ class Lwf(ContinualModel):
         parser.add_argument("--alpha", type=non_negative, default=0.5, help="weight of the distillation")
         parser.add_argument("--softmax_temp", type=positive, default=2.0, help="temperature of the distillation")
         parser.add_argument("--warmup_epochs", type=natural, default=1, help="epochs of the new classifier rows alone")
-        parser.add_argument("--old_outputs", choices=["recorded", "network"], default="recorded",
-                            help="old logits taken once, or from a copy of the old network in each step")
-        parser.add_argument("--mammoth_compat", type=boolean, default=False, help="recorded logits of images not normalised")
+        parser.add_argument(
+            "--old_outputs",
+            choices=["recorded", "network"],
+            default="recorded",
+            help="old logits taken once, or from a copy of the old network in each step",
+        )
+        parser.add_argument(
+            "--mammoth_compat", type=boolean, default=False, help="recorded logits of images not normalised"
+        )
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

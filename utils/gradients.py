@@ -59,7 +59,9 @@ def project_cone(g: torch.Tensor, references: torch.Tensor, margin: float = 0.0)
 
 
 @torch.no_grad()
-def add_pull(parameters: list[nn.Parameter], anchor: torch.Tensor, weight: torch.Tensor, strength: float) -> torch.Tensor:
+def add_pull(
+    parameters: list[nn.Parameter], anchor: torch.Tensor, weight: torch.Tensor, strength: float
+) -> torch.Tensor:
     """The penalty strength * sum weight (theta - anchor)^2; its gradient is added to those in place.
 
     The closed form of the gradient needs no graph over all parameters.
@@ -70,5 +72,3 @@ def add_pull(parameters: list[nn.Parameter], anchor: torch.Tensor, weight: torch
         values = values.view_as(p) * (2 * strength)
         p.grad = values if p.grad is None else p.grad.add_(values)
     return strength * torch.dot(pull, away)
-
-

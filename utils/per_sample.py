@@ -88,7 +88,9 @@ def affine(total, unit, g, n_positions: int, first: bool = True) -> None:
 
 def embedding(layer, x, g, total) -> None:
     rows = len(layer.weight)
-    place = x.reshape(len(x), -1) + rows * torch.arange(len(x), device=x.device)[:, None]  # one number per sample and row
+    place = (
+        x.reshape(len(x), -1) + rows * torch.arange(len(x), device=x.device)[:, None]
+    )  # one number per sample and row
     distinct, slot = place.flatten().unique(return_inverse=True)
     sums = g.new_zeros(len(distinct), g.shape[-1]).index_add_(0, slot, g.reshape(-1, g.shape[-1]))
     total["weight"].index_add_(0, distinct % rows, sums.square())
@@ -103,7 +105,9 @@ def follows_a_rule(layer: nn.Module) -> bool:
     if type(layer) is nn.Conv2d:
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     if type(layer) is nn.Embedding:
-        return layer.padding_idx is None and layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+        return (
+            layer.padding_idx is None and layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+        )
     if type(layer) in {nn.BatchNorm1d, nn.BatchNorm2d}:
         return layer.running_mean is not None
     return type(layer) in RULES
@@ -115,7 +119,9 @@ class SquaredGradients:
     def __init__(self, net: nn.Module, loss: Loss, form: str | None = None):
         self.net, self.loss, self.form = net, loss, form
         self.named = {name: p for name, p in net.named_parameters() if p.requires_grad}
-        self.total = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in self.named.items()}
+        self.total = {
+            name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in self.named.items()
+        }
 
     def add(self, inputs: Inputs, labels: torch.Tensor) -> None:
         """The samples of a batch."""
