@@ -76,7 +76,9 @@ def owner(net: nn.Module, name: str) -> tuple[nn.Module, str, str]:
     path, _, weight = name.rpartition(".")
     bias = dict(PLACES).get(weight)
     if bias is None:
-        raise UserError(f"{name} is no weight that can be scaled and shifted: give one of {', '.join(p for p, _ in PLACES)}")
+        raise UserError(
+            f"{name} is no weight that can be scaled and shifted: give one of {', '.join(p for p, _ in PLACES)}"
+        )
     return net.get_submodule(path), weight, bias
 
 

@@ -72,7 +72,10 @@ def context_attention(discarded: Tensor, i2t: Tensor, t2i: Tensor, direction: st
     Mean over the discarded patches of their attention to the word (i2t), of the word's to them (t2i), or both.
     """
     weight = discarded.to(i2t) / discarded.sum(1, keepdim=True).clamp(min=1)
-    ways = {"i2t": lambda: torch.einsum("bn,bnm->bm", weight, i2t), "t2i": lambda: torch.einsum("bn,bmn->bm", weight, t2i)}
+    ways = {
+        "i2t": lambda: torch.einsum("bn,bnm->bm", weight, i2t),
+        "t2i": lambda: torch.einsum("bn,bmn->bm", weight, t2i),
+    }
     return (ways["i2t"]() + ways["t2i"]()) / 2 if direction == "both" else ways[direction]()
 
 

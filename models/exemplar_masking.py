@@ -1,0 +1,330 @@
+"""ExemplarMasking: exemplars keep only the patches and words that attention points at, so more fit into the same bytes.
+
+Lee, Lee, Chiu & Tsai, "Exemplar Masking for Multimodal Incremental Learning", arXiv 2412.09549.
+
+    image mask   patch i stays iff A[class, i] > mean of A[class, :]                        -> `utils.masks.image_mask`
+    text mask    words the class token or the discarded patches attend to                   -> `utils.masks.text_mask`
+    selection    herding, masked, until the bytes of the class are spent                    -> `select_class`
+    replay       kept patches and words at their own places, augmented                      -> `replayed`
+    loss         CE + kd_weight * KL to the previous network's answers, T = 2               -> `observe`
+
+The image rule is the one of the published masks; a mask is made once, when its task ends, and never changes. Tuned are
+scale-and-shift adapters behind every layer of both towers (--tune ssf), the fusion transformer and a linear head.
+
+Choices: CLIP's towers and a fusion transformer stand in for ViLT. The paper's text at hand shows the shape of the text
+rule, not its formula: --text_rule union keeps words above the mean of either attention; --direction says who attends.
+Attention is that of the fusion's last block, mean over heads (--attn_source, --attn_layer, --attn_heads). Budget: as many
+bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among the classes seen.
+--budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG. A record that does not fit ends the
+class (--budget_fill skip: smaller ones are tried). Augmentation (--exemplar_aug) is swap by default: the text of another exemplar
+of the class. --replay_fill zero or mean puts black or grey patches into the holes. Both heads are measured in every run:
+--predict says which one answers, the record has the other as nme or linear. Nothing augments the stream's own pictures.
+"""
+
+import torch
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, normalize, one_hot
+
+from backbone.clip_files import openai_clip
+from backbone.fusion import make_fusion
+from backbone.multimodal import HEADS, LAYERS, SOURCES, TUNED, MultimodalNet
+from models.utils.vlm_model import VLMModel, add_vlm_args
+from utils.batch_transforms import BatchTransform, Fixed
+from utils.distillation import soft_divergence
+from utils.exemplar_memory import ExemplarMemory, add_exemplar_args
+from utils.exemplars import images_by_class
+from utils.flags import fraction, non_negative, positive, positive_int
+from utils.masked_records import Tokens, fill_grid, full_tokens, patchify
+from utils.pair import Pair
+from utils.settings import option
+from utils.token_augment import AUGMENTATIONS, background, mix_patches, partners, swap, token_drop
+
+EVAL_ROWS = 128  # samples encoded at once outside of training
+MASKED_WORD_RATE = 0.1  # of token_drop
+
+
+class ExemplarMasking(VLMModel):
+    NAME = "exemplar-masking"
+    COMPATIBILITY = ["class-il", "task-il"]
+    FROZEN_TOWER = False
+    FUSES_TEXT = True
+    TOY_ARGS = {
+        "fusion_weights": "none",
+        "fusion_width": 16,
+        "fusion_layers": 2,
+        "fusion_heads": 2,
+        "buffer_bytes_per_class": "2x",
+    }
+
+    @staticmethod
+    def get_parser(parser):
+        parser.set_defaults(optimizer="adamw", lr=1e-3, optim_wd=0.02)
+        add = add_vlm_args(parser, "ViT-B/16", names=False).add_argument
+        add(
+            "--fusion_weights",
+            default="auto",
+            help="auto: the shipped ones where they fit this CLIP, else fresh; none; a folder",
+        )
+        add("--fusion_width", type=positive_int, help="width of a fresh fusion transformer (default: 256)")
+        add("--fusion_layers", type=positive_int, help="its blocks (default: 4)")
+        add("--fusion_heads", type=positive_int, help="its heads (default: 8)")
+        add(
+            "--fusion_lr",
+            type=non_negative,
+            default=0.1,
+            help="factor on the fusion's learning rate after the first task",
+        )
+        add("--tune", choices=TUNED, default="ssf", help="of the towers: scale-and-shift adapters, everything, nothing")
+        add("--look_at", choices=["both", "image", "text"], default="both", help="image: no words; text: no patches")
+        add("--attn_source", choices=SOURCES, default="fusion", help="whose class token makes masks; mean: of both")
+        add("--attn_layer", choices=LAYERS, default="last", help="block whose attention makes masks; mean: of all")
+        add("--attn_heads", choices=HEADS, default="mean", help="mean or largest over the heads")
+        add_exemplar_args(parser)
+        add(
+            "--replay_fill",
+            choices=["drop", "zero", "mean"],
+            default="drop",
+            help="holes on replay: dropped, black, grey",
+        )
+        add(
+            "--replay_ratio",
+            type=fraction,
+            default=0.0,
+            help="exemplars per new sample in a batch (0: each once an epoch)",
+        )
+        add("--exemplar_aug", choices=AUGMENTATIONS, default="swap", help="augmentation of exemplars")
+        add("--aug_p", type=fraction, default=0.5, help="probability of the augmentation")
+        add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation")
+        add("--kd_temperature", type=positive, default=2.0)
+        add("--predict", choices=["linear", "nme"], default="linear", help="linear head, or nearest mean of exemplars")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        clip = self.net
+        fusion = make_fusion(clip, args.fusion_weights, args.fusion_width, args.fusion_layers, args.fusion_heads)
+        self.net = MultimodalNet(clip, fusion, self.num_classes, args.tune).to(self.device)
+        self.null = clip.tokenize("")[:, :2]  # start and end: the text of pictures alone
+        self.preprocess, self.tokenizer = clip.preprocess, clip.tokenizer
+        clip.tokenizer = clip.preprocess = None
+        self.memory = ExemplarMemory(args, self.net.patch_width, self.net.cells)
+        self.teacher = None  # trained parameters of the previous network, by name
+        self.means = None  # (C, W) unit class means; None when the network has changed since
+        self.order = None  # exemplars of an epoch
+        self.measured: dict[str, list[float]] = {}
+        self.opt = self.get_optimizer()
+
+    def checkpoint_skip(self):
+        return {"store", "encoder", "null", "preprocess", "tokenizer"}
+
+    def change_transform(self, dataset):
+        for split in (
+            dataset.test_loaders[-1].dataset,
+            *([dataset.train_loader.dataset] if dataset.train_loader else []),
+        ):
+            in_memory = hasattr(split, "batch_form") and split.batch_form() is not None
+            split.transform = BatchTransform([Fixed(self.net.clip.normalize_images)]) if in_memory else self.preprocess
+
+    def get_optimizer(self, params=None, lr=None):
+        """The fusion has a learning rate of its own after the first task."""
+        if params is not None or not isinstance(self.net, MultimodalNet):
+            return super().get_optimizer(params, lr)
+        own = {id(p) for p in self.net.fusion.parameters()}
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        rest = [p for p in trained if id(p) not in own]
+        groups = [{"params": rest}]
+        rate = option(self.args, "lr") or 0.0
+        factor = self.args.fusion_lr if self.current_task else 1.0
+        groups.append({"params": [p for p in trained if id(p) in own], "lr": rate * factor})
+        return super().get_optimizer(groups)
+
+    # tokens --------------------------------------------------------------------------------------------------------
+
+    def tokens(self, x, as_bytes: bool = False) -> Tokens:
+        """Pictures (B, 3, R, R) as the tower takes them, or Pairs; `as_bytes`: pictures in [0, 1], patches of bytes."""
+        image, ids = (x.image, x.text) if isinstance(x, Pair) else (x, self.null.expand(len(x), -1))
+        if as_bytes:
+            mean, std = (
+                torch.tensor(v, device=image.device).view(3, 1, 1) for v in (self.net.clip.mean, self.net.clip.std)
+            )
+            image = (self.net.clip.normalize_images(image) * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+        if self.args.look_at == "image":
+            ids = self.null.expand(len(image), -1)
+        found = full_tokens(patchify(image, self.net.side), ids).to(self.device)
+        if self.args.look_at == "text":
+            found = found._replace(patches=found.patches[:, :0], places=found.places[:, :0], seen=found.seen[:, :0])
+        return found
+
+    def run_net(self, tokens: Tokens, parameters=None) -> torch.Tensor:
+        self.forward_counter.images += len(tokens.ids)
+        return functional_call(self.net, parameters, (tokens,)) if parameters else self.net(tokens)
+
+    def replayed(self, rows: torch.Tensor, fresh: Tokens) -> tuple[Tokens, torch.Tensor]:
+        """Exemplars of these rows, augmented, and their labels; `fresh` are the batch's new samples."""
+        records, kind = self.memory.records, self.args.exemplar_aug
+        found, labels = records.decode(rows), records.labels
+        use = torch.rand(len(rows)) < self.args.aug_p
+        if kind in {"swap", "mix_patches"}:
+            other = records.decode(partners(labels, rows))
+            longest = self.net.clip.context_length
+            found = swap(found, other, use) if kind == "swap" else mix_patches(found, other, use, longest)
+        elif kind == "background" and fresh.patches.shape[1]:
+            lent = fresh.rows(torch.arange(len(rows)) % len(fresh.ids))
+            self.forward_counter.images += len(rows)
+            spare = ~self.memory.masks(*self.attend(lent)[1:], lent)[0].cpu()
+            found = background(
+                found._replace(patches=self.net.normalized(found.patches)), lent.patches.cpu(), spare, use
+            )
+        elif kind == "token_drop":
+            found = token_drop(found, self.args.aug_p * MASKED_WORD_RATE * 2)
+        if self.args.replay_fill != "drop" and self.args.look_at != "text" and not found.patches.is_floating_point():
+            found = fill_grid(found, self.net.cells, {"zero": 0, "mean": 127}[self.args.replay_fill])
+        return found.to(self.device), labels[rows].to(self.device)
+
+    def attend(self, tokens: Tokens):
+        """(features, attention) by which exemplars are chosen and masked."""
+        args = self.args
+        return self.net.attend(tokens, args.attn_source, args.attn_layer, args.attn_heads)
+
+    # training ------------------------------------------------------------------------------------------------------
+
+    def begin_task(self, dataset):
+        self.opt = self.get_optimizer()
+
+    def begin_epoch(self, epoch, dataset):
+        self.order = torch.randperm(len(self.memory)) if len(self.memory) else None
+
+    def rows_to_replay(self, n_new: int) -> torch.Tensor:
+        """The next exemplars of the epoch's order, or --replay_ratio as many as there are new samples."""
+        if self.order is None:
+            return torch.zeros(0, dtype=torch.long)
+        if self.args.replay_ratio:
+            return torch.randint(len(self.order), (max(1, round(self.args.replay_ratio * n_new)),))
+        batches, step = len(self.dataset.train_loader), self.epoch_iteration
+        return self.order[step * len(self.order) // batches : (step + 1) * len(self.order) // batches]
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        self.means = None
+        fresh = self.tokens(inputs)
+        parts, targets = [fresh], [labels]
+        rows = self.rows_to_replay(len(labels))
+        if len(rows):
+            old, old_labels = self.replayed(rows, fresh)
+            parts, targets = [*parts, old], [*targets, old_labels]
+        self.opt.zero_grad()
+        # new samples and exemplars apart: the second are shorter, and padding would cost as much as patches
+        logits = torch.cat([self.run_net(part) for part in parts])[:, : self.n_seen_classes]
+        loss = cross_entropy(logits, torch.cat(targets))
+        if self.teacher is not None and self.args.kd_weight:
+            with torch.no_grad():
+                wanted = torch.cat([self.run_net(part, self.teacher) for part in parts])[:, : self.n_past_classes]
+            own = logits[:, : self.n_past_classes]
+            loss = loss + self.args.kd_weight * soft_divergence(own, wanted, self.args.kd_temperature)
+        loss.backward()
+        self.opt.step()
+        return loss.detach()
+
+    # exemplars -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def end_task(self, dataset):
+        self.order, first, end = None, *dataset.get_offsets(self.current_task)
+        self.net.eval()
+        self.memory.make_room(end)
+        for images, label in images_by_class(dataset.train_loader, first, end):
+            if len(images):
+                self.select_class(images, label, end)
+        self.net.train()
+        self.teacher = {name: p.detach().clone() for name, p in self.net.named_parameters() if p.requires_grad}
+        self.means = None
+
+    def select_class(self, images, label: int, n_seen: int):
+        """Features and masks of all samples of a class in one pass, then records in herding order within the budget."""
+        full = self.tokens(images, as_bytes=True)
+        features, masks = self.features_and_masks(full)
+        if self.args.herd_on == "masked":
+            features, _ = self.features_and_masks(self.memory.masked(full, *masks[:2]))
+        self.memory.add_class(
+            full.to("cpu"), label, normalize(features.cpu(), dim=1), *(m.cpu() for m in masks), n_seen
+        )
+
+    def features_and_masks(self, tokens: Tokens):
+        """Features (N, W), and of all samples: kept patches, kept words, attention of the patches, which are words."""
+        features, masks = [], []
+        for rows in torch.arange(len(tokens.ids), device=tokens.ids.device).split(EVAL_ROWS):
+            part = tokens.rows(rows)
+            self.forward_counter.images += len(rows)
+            found, attention = self.attend(part)
+            features.append(found)
+            masks.append((*self.memory.masks(attention, part), attention.image))
+        return torch.cat(features), [torch.cat(column) for column in zip(*masks, strict=True)]
+
+    # inference -----------------------------------------------------------------------------------------------------
+
+    def forward(self, x):
+        return self.answer(self.features(self.tokens(x)), self.args.predict)
+
+    def features(self, tokens: Tokens) -> torch.Tensor:
+        self.forward_counter.images += len(tokens.ids)
+        return self.net.features(tokens)
+
+    def answer(self, features, by: str):
+        """Logits (B, C) of the classes seen."""
+        if by == "linear":
+            return self.net.classifier(features)[:, : max(self.n_seen_classes, 1)]
+        if self.means is None:
+            self.means = self.class_means()
+        # not by a matrix product, which turns an infinitely far class into NaN
+        return -torch.cdist(
+            normalize(features, dim=1), self.means, compute_mode="donot_use_mm_for_euclid_dist"
+        ).square()
+
+    @torch.no_grad()
+    def class_means(self):
+        """(C, W) unit means of the stored exemplars' features under the current network; of training images where a
+        class has none yet."""
+        total = torch.zeros(self.n_seen_classes, self.net.feature_dim, device=self.device)
+        count = torch.zeros(self.n_seen_classes, 1, device=self.device)
+        for rows in torch.arange(len(self.memory)).split(EVAL_ROWS):
+            found = normalize(self.features(self.memory.records.decode(rows).to(self.device)), dim=1)
+            hot = one_hot(self.memory.records.labels[rows].to(self.device), self.n_seen_classes).float()
+            total, count = total + hot.T @ found, count + hot.sum(0)[:, None]
+        missing = (count[:, 0] == 0).nonzero().flatten().tolist()
+        if missing and self.dataset.train_loader is not None:
+            for images, label in images_by_class(self.dataset.train_loader, min(missing), self.n_seen_classes):
+                if label in missing and len(images):
+                    parts = [self.features(self.tokens(part, as_bytes=True)) for part in split(images, EVAL_ROWS)]
+                    total[label], count[label] = normalize(torch.cat(parts), dim=1).sum(0), len(images)
+        means = normalize(total / count.clamp(min=1), dim=1)
+        return means.masked_fill(count == 0, torch.inf)
+
+    # what is measured beside the answers ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def end_eval(self, dataset, accs):
+        """Scores of the other head, and of every task's exemplars: how many a class, bytes, kept shares and attention."""
+        other = "nme" if self.args.predict == "linear" else "linear"
+        scores = []
+        for loader in dataset.test_loaders:
+            found = [
+                (self.answer(self.features(self.tokens(batch[0].to(self.device))), other), batch[1]) for batch in loader
+            ]
+            right = [(logits.argmax(1).cpu() == labels).float() for logits, labels in found]
+            scores.append(100 * float(torch.cat(right).mean()))
+        self.measured = {other: scores, **self.memory.statistics([dataset.get_offsets(t) for t in range(len(scores))])}
+        if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):
+            self.memory.draw(self.run.folder / "exemplars.png", dataset, self.words_of)
+
+    def extra_scores(self):
+        return self.measured
+
+    def words_of(self, ids: list[int]) -> str:
+        """The text of token ids, start and end left out."""
+        if self.tokenizer is not None:
+            return self.tokenizer.decode(ids)
+        return openai_clip().simple_tokenizer.SimpleTokenizer().decode(ids[1:-1])
+
+
+def split(images, size: int):
+    """Parts of at most `size` images of a batch or Pair."""
+    return [images[start : start + size] for start in range(0, len(images), size)]

@@ -1,0 +1,244 @@
+"""A memory of masked exemplars under a budget of bytes: flags, masks, selection, what is kept and what it costs."""
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.exemplars import herd
+from utils.flags import fraction, non_negative, number, positive_int
+from utils.masked_records import HEADER, RecordMemory, Tokens, fill_grid, select, special, to_bytes, unpatchify
+from utils.masks import DIRECTIONS, IMAGE_RULES, TEXT_RULES, context_attention, image_mask, text_mask
+from utils.picture_grid import plot_pictures
+
+CODECS = ("masked", "box", "jpeg", "raw")
+UNITS = ("bytes_raw", "bytes_jpeg", "tokens")
+FULL_QUALITY = 95  # of JPEGs where the unit is bytes_jpeg
+SHOWN = 6  # exemplars of a task on the sheet
+GREY = 127
+
+
+def samples_or_number(text) -> str:
+    """Argument type: 5x (five samples' worth) or a number of units; kept as text."""
+    value = str(text)
+    try:
+        good = float(value.removesuffix("x")) > 0
+    except ValueError:
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither a number of samples such as 5x nor of bytes such as 40000"
+        )
+    return value
+
+
+def mask_rule(text) -> str:
+    """Argument type: mean, random, none, or scaled:<factor>, ratio:<share>, mass:<share>."""
+    name, _, level = str(text).partition(":")
+    high = {"ratio": 1.0, "mass": 1.0, "scaled": float("inf")}
+    try:
+        good = name in IMAGE_RULES and (0 < float(level) <= high[name] if name in high else not level)
+    except ValueError:
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of mean, random, none, scaled:1.5, ratio:0.25, mass:0.85")
+    return str(text)
+
+
+def add_exemplar_args(parser: ArgumentParser) -> None:
+    """The flags of an ExemplarMemory."""
+    add = parser.add_argument_group("exemplar memory").add_argument
+    add(
+        "--buffer_bytes_per_class",
+        type=samples_or_number,
+        default="5x",
+        help="budget of a class: 5x full samples' worth, or bytes",
+    )
+    add("--buffer_bytes", type=positive_int, help="budget of all classes together, instead")
+    add("--budget_unit", choices=UNITS, default="bytes_raw", help="raw pixels, JPEG, or count of patches and words")
+    add(
+        "--budget_fill",
+        choices=["stop", "skip"],
+        default="stop",
+        help="after a record that does not fit: end, or try others",
+    )
+    add("--exemplar_codec", choices=CODECS, default="masked",
+        help="masked: kept patches and words; box: what is outside the attention's box at half resolution; jpeg; raw: all")  # fmt: skip
+    add(
+        "--mask_rule",
+        type=mask_rule,
+        default="mean",
+        help="patches kept: mean, random, none, scaled:1.5, ratio:0.25, mass:0.85",
+    )
+    add("--text_rule", choices=TEXT_RULES, default="union", help="words kept")
+    add("--direction", choices=DIRECTIONS, default="i2t", help="attention between discarded patches and words")
+    add("--sum_beta", type=non_negative, default=1.0, help="weight of the context with --text_rule sum")
+    add("--herd_on", choices=["full", "masked"], default="full", help="features that herding looks at")
+    add("--jpeg_quality", type=number(int, 1, 95), default=50, help="with --exemplar_codec jpeg")
+    add("--box_threshold", type=fraction, default=0.6, help="share of the largest attention that a box encloses")
+
+
+class ExemplarMemory:
+    """Records in herding order, class after class; a mask is made once and its record never changes."""
+
+    def __init__(self, args: Namespace, width: int, cells: int):
+        self.args, self.cells = args, cells
+        self.records = RecordMemory(width)
+        self.notes = torch.zeros(0, 4)  # (R, 4) cost in budget units, kept share of patches, words, attention
+        if args.exemplar_codec == "jpeg" and args.budget_unit == "tokens":
+            raise UserError("--exemplar_codec jpeg drops no tokens: choose --budget_unit bytes_raw or bytes_jpeg")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def nbytes(self) -> int:
+        return self.records.nbytes + self.notes.numel() * self.notes.element_size()
+
+    def state(self) -> dict:
+        return {"records": self.records.state(), "notes": self.notes}
+
+    def load_state(self, state: dict) -> None:
+        self.records.load_state(state["records"])
+        self.notes = state["notes"]
+
+    # masks ---------------------------------------------------------------------------------------------------------
+
+    def masks(self, attention, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Kept patches (B, n) and kept words (B, m), the special ones among them; of a box, the patches inside."""
+        args, words = self.args, tokens.word_seen & ~special(tokens)
+        if args.exemplar_codec in {"raw", "jpeg"} or not tokens.patches.shape[1]:
+            patches = tokens.seen.clone()
+        elif args.exemplar_codec == "box":
+            patches = box(attention.image, args.box_threshold)
+        else:
+            name, _, level = args.mask_rule.partition(":")
+            patches = image_mask(attention.image, tokens.seen, name, float(level or 1))
+        if args.exemplar_codec != "masked":
+            return patches, tokens.word_seen.clone()
+        discarded = tokens.seen & ~patches
+        context = context_attention(discarded, attention.i2t, attention.t2i, args.direction)
+        return patches, text_mask(attention.text, context, words, args.text_rule, args.sum_beta) | special(tokens)
+
+    def masked(self, tokens: Tokens, patches: Tensor, words: Tensor) -> Tokens:
+        """What a record of these tokens holds, before it is compressed."""
+        return select(tokens, patches, words) if self.args.exemplar_codec == "masked" else tokens
+
+    # selection -----------------------------------------------------------------------------------------------------
+
+    def record(self, tokens: Tokens, label: int, patches: Tensor, words: Tensor) -> bytes:
+        """The record of one sample (tokens without batch dimension)."""
+        codec, as_jpeg = self.args.exemplar_codec, self.args.budget_unit == "bytes_jpeg"
+        if codec == "masked":
+            tokens = tokens._replace(seen=tokens.seen & patches, word_seen=tokens.word_seen & words)
+            kind, quality = ("masked_jpeg" if as_jpeg else "masked"), FULL_QUALITY
+        elif codec == "raw":
+            kind, quality = ("jpeg" if as_jpeg else "raw"), FULL_QUALITY
+        else:
+            kind, quality = codec, self.args.jpeg_quality
+        return to_bytes(tokens, label, tokens.places.shape[0], kind, quality, patches)
+
+    def full_cost(self, tokens: Tokens) -> float:
+        """Mean cost of an unmasked sample of these."""
+        words = tokens.word_seen.sum(1).float().mean()
+        if self.args.budget_unit == "tokens":
+            return float(tokens.seen.sum(1).float().mean() + words)
+        if self.args.budget_unit == "bytes_jpeg":
+            rows = range(len(tokens.ids))
+            sizes = [len(to_bytes(tokens.rows(i), 0, tokens.places.shape[1], "jpeg", FULL_QUALITY)) for i in rows]
+            return sum(sizes) / len(sizes)
+        return HEADER + float(tokens.patches.shape[1] * self.records.width + 2 * words)
+
+    def budget(self, tokens: Tokens, n_seen: int) -> float:
+        """What a class may take, in budget units."""
+        if self.args.buffer_bytes:
+            return self.args.buffer_bytes / n_seen
+        text = self.args.buffer_bytes_per_class
+        return float(text.removesuffix("x")) * (self.full_cost(tokens) if text.endswith("x") else 1.0)
+
+    def add_class(self, full: Tokens, label: int, features: Tensor, patches: Tensor, words: Tensor, attention: Tensor,
+                  n_seen: int) -> None:  # fmt: skip
+        """Records of a class in herding order until its budget is spent."""
+        left, chosen, notes = self.budget(full, n_seen), [], []
+        all_words = (full.word_seen & ~special(full)).sum(1).clamp(min=1)
+        kept_words = (words & full.word_seen & ~special(full)).sum(1)
+        shares = torch.stack([
+            patches.sum(1) / full.seen.sum(1).clamp(min=1), kept_words / all_words,
+            (attention * patches).sum(1) / attention.sum(1).clamp(min=1e-12),
+        ], dim=1)  # fmt: skip
+        for row in herd(features, len(features)).tolist():
+            record = self.record(full.rows(row), label, patches[row], words[row])
+            count = int(patches[row].sum() + (words[row] & full.word_seen[row]).sum())
+            cost = count if self.args.budget_unit == "tokens" else len(record)
+            if cost <= left:
+                left -= cost
+                chosen.append(record)
+                notes.append([cost, *shares[row].tolist()])
+            elif self.args.budget_fill == "stop":
+                break
+        if not chosen:
+            raise UserError(
+                f"the budget of class {label} is less than one exemplar: raise --buffer_bytes_per_class or --buffer_bytes"
+            )
+        self.records.add(chosen)
+        self.notes = torch.cat([self.notes, torch.tensor(notes)])
+
+    def make_room(self, n_seen: int) -> None:
+        """With a total budget: old classes give up their last exemplars, so that `n_seen` classes share it."""
+        if not self.args.buffer_bytes or not len(self):
+            return
+        labels, costs = self.records.labels, self.notes[:, 0]
+        share = self.args.buffer_bytes / n_seen
+        used = torch.zeros_like(costs)
+        for label in labels.unique():
+            own = labels == label
+            used[own] = costs[own].cumsum(0)
+        keep = (used <= share).nonzero().flatten()
+        self.records.keep(keep)
+        self.notes = self.notes[keep]
+
+    # what is reported ------------------------------------------------------------------------------------------------
+
+    def statistics(self, offsets: list[tuple[int, int]]) -> dict[str, list[float]]:
+        """Of each task: exemplars a class, bytes an exemplar, and percent of patches, words and attention kept."""
+        labels, names = self.records.labels, ("kept_patches", "kept_words", "kept_attention")
+        found: dict[str, list[float]] = {name: [] for name in ("exemplars", "exemplar_bytes", *names)}
+        for first, end in offsets:
+            own = (labels >= first) & (labels < end)
+            found["exemplars"].append(float(own.sum()) / (end - first))
+            found["exemplar_bytes"].append(float(self.records.sizes[own].float().mean()))
+            for name, value in zip(names, self.notes[own, 1:].mean(0).tolist(), strict=True):
+                found[name].append(100 * value)
+        return found
+
+    def draw(self, path: Path, dataset, words_of: Callable[[list[int]], str]) -> None:
+        """A sheet of exemplars of every task: holes are grey, the kept words and the kept shares below."""
+        labels, images, texts, names = self.records.labels, [], [], dataset.get_class_names()
+        for task in range(len(dataset.test_loaders)):
+            first, end = dataset.get_offsets(task)
+            rows = ((labels >= first) & (labels < end)).nonzero().flatten()
+            for row in rows[torch.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).long()].tolist():
+                tokens = self.records.decode(torch.tensor([row]))
+                if not tokens.patches.shape[1]:
+                    return  # texts alone
+                grid = fill_grid(tokens, self.cells, GREY).patches
+                images.append(unpatchify(grid, round((self.records.width / 3) ** 0.5))[0])
+                kept = tokens.ids[0, tokens.word_seen[0]].tolist()
+                share = f"{100 * self.notes[row, 1]:.0f} % of patches, {100 * self.notes[row, 3]:.0f} % of attention"
+                texts.append([names[int(labels[row])], words_of(kept), share])
+        plot_pictures(images, texts, SHOWN, path, f"exemplars on {dataset.NAME}: what is kept, task after task")
+
+
+def box(attention: Tensor, threshold: float) -> Tensor:
+    """(B, N): the smallest rectangle of cells that encloses all with at least `threshold` of the largest attention."""
+    grid = round(attention.shape[1] ** 0.5)
+    strong = (attention >= threshold * attention.amax(1, keepdim=True)).view(-1, grid, grid)
+    inside = []
+    for axis in (2, 1):
+        line = strong.any(axis)  # (B, grid): rows, then columns, that hold any
+        inside.append((line.cumsum(1) > 0) & (line.flip(1).cumsum(1).flip(1) > 0))
+    return (inside[0][:, :, None] & inside[1][:, None]).flatten(1)
