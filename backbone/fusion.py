@@ -64,7 +64,7 @@ class FusionTransformer(nn.Module):
         super().__init__()
         if width % heads:
             raise UserError(f"--fusion_width {width} is no multiple of --fusion_heads {heads}")
-        self.width, self.n_layers = width, layers
+        self.width, self.n_layers, self.fresh = width, layers, True
         self.sizes = {"width": width, "layers": layers, "heads": heads}
         self.image_in = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, width))
         self.text_in = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
@@ -131,6 +131,7 @@ def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=No
     try:
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
         fusion.load_state_dict(state)
+        fusion.fresh = False
     except (OSError, SafetensorError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:160]
         raise UserError(f"{folder}/model.safetensors cannot be read as fusion weights: {problem}") from None

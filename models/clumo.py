@@ -106,8 +106,7 @@ class CluMo(FusedModel):
         self.add_keys(*self.key_features(split.data), task := len(self.prompts))
         self.add_prompts(task)
         self.head.grow(split.targets[split.targets >= 0])
-        trains = {"first": task == 0, "always": True, "never": False}[self.args.fusion_train]
-        self.net.fusion.requires_grad_(trains)
+        self.set_fusion_training(first=task == 0)
         self.opt = self.get_optimizer()
 
     def add_keys(self, visual, textual, task):

@@ -11,6 +11,7 @@ import main
 from backbone.clip import load_clip
 from backbone.fusion import UNSEEN, FusionTransformer, GrowingHead, make_fusion, question_mask
 from datasets.tiny_world import streams
+from models.utils import fused_model
 from models.utils.fused_model import Fused
 from tests import contract
 from utils import cli, metrics
@@ -222,6 +223,14 @@ def test_the_fusion_trains_when_it_is_said_to():
             toy.model.meta_observe(*batch_of(toy), epoch=0)
             assert (not torch.equal(before, toy.model.net.fusion.blocks[0].qkv.weight)) == moved[task], (when, task)
             toy.model.meta_end_task(toy.dataset)
+
+
+def test_a_fusion_that_stays_random_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(fused_model, "warn_once", told.append)
+    begun(fusion_train="never")
+    begun(fusion_train="first")
+    assert len(told) == 1 and "--fusion_train first" in told[0]
 
 
 def test_a_routed_head_answers_as_it_did_after_its_task():

@@ -17,6 +17,7 @@ from backbone.clip import CLIPBackbone, ClipImageEncoder
 from backbone.clip_files import sha256_state
 from backbone.fusion import make_fusion, question_mask
 from models.utils.vlm_model import VLMModel, add_vlm_args
+from utils.conf import warn_once
 from utils.errors import UserError
 from utils.features import FeatureStore, Sources
 from utils.flags import positive_int
@@ -103,6 +104,13 @@ class FusedModel(VLMModel):
         self.sources = Sources()
         null = net.tokenize("")  # the question about pictures that come without one
         self.null = null[:, : int(null.argmax()) + 1]
+
+    def set_fusion_training(self, first: bool) -> None:
+        """Whether this task trains the fusion, by --fusion_train."""
+        when = self.args.fusion_train
+        self.net.fusion.requires_grad_(when == "always" or (when == "first" and first))
+        if first and when == "never" and self.net.fusion.fresh:
+            warn_once("the fusion transformer is fresh and --fusion_train never leaves it random: give --fusion_train first")
 
     def get_parameters(self):
         return self.parameters()

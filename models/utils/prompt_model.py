@@ -119,7 +119,7 @@ class PromptModel(FusedModel):
         if self.uses == "clip" and hasattr(split, "add_extra_return_field"):  # every query is computed once
             split.add_extra_return_field("query", self.image_features(split)[0])
         if self.uses == "fused":
-            self.net.fusion.requires_grad_({"first": task == 0, "always": True, "never": False}[self.args.fusion_train])
+            self.set_fusion_training(first=task == 0)
         self.head.grow(split.targets[split.targets >= 0])
         self.current = torch.isin(self.head.answers.cpu(), split.targets).to(self.device)
         self.new_task(split)
