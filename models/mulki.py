@@ -153,8 +153,7 @@ class MulKI(ClipTuning):
         self.known_pictures = self.known_sentences = None
 
     def checkpoint_skip(self):
-        texts = {f"{m}.{what}" for m in ("pretrained", "previous") for what in ("tokenizer", "preprocess")}
-        return super().checkpoint_skip() | texts | {"pretrained", "pictures", "sentences"}
+        return super().checkpoint_skip() | {"pretrained", "pictures", "sentences"}
 
     def begin_task(self, dataset):
         self.forget_teachers()

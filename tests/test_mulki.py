@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from tests import contract
+from tests import contract, fabricate
 from tests.clip_toys import PLAIN, begun, random_clip_folder, toy
 from tests.conftest import comparable, in_child, newest_record
 from utils import relations
@@ -179,6 +179,18 @@ def test_prototypes_are_means_over_drawn_images_of_each_class():
         features = normalize(model.pretrained.encode_image(images), dim=1)
     slow = torch.stack([normalize(features[split.targets[rows] == c].mean(0), dim=0) for c in range(3)])
     torch.testing.assert_close(model.visuals[0], slow, atol=1e-5, rtol=1e-4)
+
+
+def test_images_in_files_are_prepared_for_teachers_as_for_tests(tmp_path):
+    import main
+
+    pictures = fabricate.image_folder(tmp_path, ["ant", "bee", "cow"])
+    for kept in ("0", "1"):
+        assert main.main(["--model", "mulki", "--dataset", "seq-folder", "--folder_path", str(pictures), "--n_tasks", "3", "--lr", "0.001",
+                          "--image_size", "16", "--clip_backbone", random_clip_folder().name, "--base_path", str(tmp_path), "--n_epochs", "1",
+                          "--results_path", str(tmp_path / "runs"), "--cache_teacher", kept, "--device", "cpu", "--non_verbose", "1"]) == 0  # fmt: skip
+        rows = newest_record(tmp_path / "runs")
+        assert rows[-1]["status"] == "done" and not [row for row in rows if row["type"] == "warning"]
 
 
 def test_moving_prototypes_follow_the_student():

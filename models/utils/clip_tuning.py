@@ -123,7 +123,8 @@ class ClipTuning(VLMModel):
         return [p for name, p in self.net.named_parameters() if not name.endswith("logit_scale")]
 
     def checkpoint_skip(self):
-        return super().checkpoint_skip() | {"net.tokenizer", "net.preprocess"}
+        nets = ("net", "pretrained", "previous")  # the student and copies of it, which hold what it holds
+        return super().checkpoint_skip() | {f"{net}.{what}" for net in nets for what in ("tokenizer", "preprocess")}
 
     # a task ----------------------------------------------------------------------------------------------------
 
@@ -271,7 +272,6 @@ class ClipTuning(VLMModel):
     def frozen_copy(self, dtype: str = "fp32") -> CLIPBackbone:
         """The student as it is now, as a teacher: eval mode, no gradients, matrices in `dtype`."""
         twin = copy.deepcopy(self.net).requires_grad_(False).eval()
-        twin.tokenizer = twin.preprocess = None
         cast(twin.clip, DTYPES[dtype])
         return twin
 
