@@ -46,7 +46,7 @@ class Buffer:
             super().__setattr__(name, value)
 
     def __len__(self) -> int:
-        return min(self.num_seen_examples, self.buffer_size)
+        return self.sample_selection_fn.filled()
 
     @property
     def attributes(self) -> list[str]:
@@ -91,6 +91,11 @@ class Buffer:
         picked = torch.tensor(list(last.values()))
         for name, value in offered.items():
             self._write(name, rows, value[picked.to(value.device)])
+
+    def replace(self, places: torch.Tensor, **values: Inputs) -> None:
+        """Write new values of some attributes into places that are taken."""
+        for name, value in values.items():
+            self._write(name, places.to(self.device), value)
 
     def _limit_places(self, offered: dict[str, Inputs]) -> None:
         """Lower buffer_size to what max_bytes holds of such samples."""

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from utils.errors import UserError
+
 
 class Reservoir:
     """Every sample seen so far is in memory with the same probability."""
@@ -20,6 +22,10 @@ class Reservoir:
 
     def __call__(self, count: int, labels, scores) -> np.ndarray:
         return self.accepted(count)
+
+    def filled(self) -> int:
+        """How many places are taken."""
+        return min(self.buffer.num_seen_examples, self.buffer.buffer_size)
 
     def update(self, indexes, values) -> None:
         """New scores for stored samples; only score-based strategies keep them."""
@@ -133,4 +139,85 @@ class Labrs(Lars):
         return np.clip(0.5 * by_score + 0.5 * counts / counts.sum(), 0, None)
 
 
-STRATEGIES = {"reservoir": Reservoir, "unlimited": Unlimited, "balancoir": Balancoir, "lars": Lars, "labrs": Labrs}
+class Greedy(_PlaceByPlace):
+    """Keep every class equally: a new sample takes the place of one of the largest class, unless it is of that class."""
+
+    def accepted(self, count: int) -> np.ndarray:
+        seen = self.buffer.num_seen_examples + np.arange(count)
+        return np.minimum(seen, self.buffer.buffer_size)  # past the end: asks for a victim
+
+    def __call__(self, count: int, labels, scores) -> np.ndarray:
+        size, places = self.buffer.buffer_size, self.accepted(count)
+        labels = labels.detach().cpu().numpy()
+        self.begin(size)
+        for i in range(count):
+            places[i] = places[i] if places[i] < size else self.victim(labels[i])
+            if places[i] >= 0:
+                self.take(int(places[i]), labels[i], None)
+        return places
+
+    def victim(self, label: int) -> int:
+        counts = self.class_counts()
+        largest = counts == counts.max()
+        return -1 if (self.classes[largest] == label).any() else int(np.random.choice(np.nonzero(largest)[0]))
+
+
+class Ring(Reservoir):
+    """The last samples of each class: `size // n_classes` places for every class, the oldest is replaced."""
+
+    def __init__(self, buffer, n_classes: int):
+        super().__init__(buffer)
+        self.each = buffer.buffer_size // n_classes
+        if not self.each:
+            raise UserError(f"a memory of {buffer.buffer_size} samples has no place for each of {n_classes} classes; "
+                            f"give --buffer_size of at least {n_classes}")
+        self.seen = np.zeros(n_classes, int)
+        self.rows = np.full((n_classes, self.each), -1)
+
+    def reset(self) -> None:
+        self.seen[:], self.rows[:] = 0, -1
+
+    def filled(self) -> int:
+        return int((self.rows >= 0).sum())
+
+    def __call__(self, count: int, labels, scores) -> np.ndarray:
+        places, free = np.empty(count, int), self.filled()
+        for i, label in enumerate(labels.tolist()):
+            slot = self.seen[label] % self.each
+            if self.rows[label, slot] < 0:
+                self.rows[label, slot], free = free, free + 1
+            places[i] = self.rows[label, slot]
+            self.seen[label] += 1
+        return places
+
+    def state(self) -> dict:
+        return {"ring_seen": self.seen, "ring_rows": self.rows}
+
+    def load_state(self, state: dict) -> None:
+        self.seen, self.rows = np.asarray(state["ring_seen"]), np.asarray(state["ring_rows"])
+
+
+class Abs(Lars):
+    """Alternating between samples of old tasks and of the current one, by their shares of the memory.
+
+    Scores are losses: of old tasks the samples of low loss go first, of the current task those of high loss, which are
+    likely to be wrongly labelled. `dataset` says which classes are current.
+    """
+
+    def __init__(self, buffer, dataset):
+        super().__init__(buffer)
+        self.dataset = dataset
+
+    def victim(self) -> int:
+        first, _ = self.dataset.get_offsets(max(self.dataset.c_task, 0))
+        old = self.classes < first
+        past = np.random.rand() < old.mean()
+        group = np.nonzero(old if past else ~old)[0]
+        scores = self.scores[group]
+        weights = scores.max() - scores if past else scores - scores.min()
+        weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(group), 1 / len(group))
+        return int(np.random.choice(group, p=weights))
+
+
+STRATEGIES = {"reservoir": Reservoir, "unlimited": Unlimited, "balancoir": Balancoir, "lars": Lars, "labrs": Labrs, "abs": Abs,
+              "greedy": Greedy, "ring": Ring}

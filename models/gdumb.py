@@ -1,0 +1,92 @@
+"""GDumb: keep a class-balanced memory, learn from nothing else; the network is trained on it from scratch.
+
+Prabhu et al., ECCV 2020. The memory is greedy: a sample of any class but the largest replaces one of the largest.
+
+Choices: the network is trained anew after every task, since each can be asked for (--fit_every_task 0: after the last
+one alone, as Mammoth does; scores before that are those of an untrained network). It starts from the weights that the run
+began with. The learning rate falls along cosines from --maxlr to --minlr, over 1, 2, 4, ... epochs. CutMix takes every
+batch (--cutmix_alpha 0: none); images with a text are not mixed, since a text has no patch to cut.
+"""
+
+import numpy as np
+import torch
+
+from models.utils.continual_model import ContinualModel
+from utils.buffer import Buffer
+from utils.flags import add_memory_args, boolean, non_negative, positive, positive_int
+from utils.pair import Pair
+from utils.settings import option
+
+
+class GDumb(ContinualModel):
+    NAME = "gdumb"
+    COMPATIBILITY = ["class-il", "task-il"]
+    trains_in_loop = False
+    TOY_ARGS = {"fitting_epochs": 3}
+
+    @staticmethod
+    def get_parser(parser):
+        parser.set_defaults(n_epochs=1)
+        add_memory_args(parser)
+        add = parser.add_argument
+        add("--maxlr", type=positive, default=0.05, help="learning rate at the start of a cosine")
+        add("--minlr", type=non_negative, default=0.0005, help="learning rate at its end")
+        add("--fitting_epochs", type=positive_int, default=256, help="passes over the memory")
+        add("--cutmix_alpha", type=non_negative, default=1.0, help="shape of the distribution of mixing shares, 0 for no CutMix")
+        add("--fit_every_task", type=boolean, default=True, help="train after every task, not after the last alone")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.buffer = Buffer(args.buffer_size, sample_selection_strategy="greedy")
+        self.fresh = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
+        self.fit_opt = self.schedule = None
+
+    def get_parameters(self):
+        return []  # nothing is trained on the stream
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        self.buffer.add_data(examples=not_aug_inputs, labels=labels)
+        return 0.0
+
+    def end_task(self, dataset):
+        last = self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1)
+        if self.args.inference_only or self.buffer.is_empty() or not (last or self.args.fit_every_task):
+            return
+        if not self.work_done:
+            self.net.load_state_dict(self.fresh)
+            self.fit_opt = self.get_optimizer([p for p in self.net.parameters() if p.requires_grad], self.args.maxlr)
+            self.schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(self.fit_opt, 1, 2, self.args.minlr)
+        self.net.train()
+        for _ in self.work("fit on memory", 1 if self.args.debug_mode else self.args.fitting_epochs):
+            order = torch.randperm(len(self.buffer))
+            losses = [self.step(*self.buffer.get_data_by_index(rows, self.transform, self.device))
+                      for rows in order.split(self.args.batch_size)]
+            self.schedule.step()
+            self.work_loss = torch.stack(losses).mean()
+        self.fit_opt = self.schedule = None
+
+    def step(self, inputs, labels):
+        self.fit_opt.zero_grad()
+        if self.args.cutmix_alpha and not isinstance(inputs, Pair):
+            inputs, other, share = cutmix(inputs, labels, self.args.cutmix_alpha)
+            outputs = self.net(inputs)
+            loss = share * self.loss(outputs, labels) + (1 - share) * self.loss(outputs, other)
+        else:
+            loss = self.loss(self.net(inputs), labels)
+        loss.backward()
+        self.fit_opt.step()
+        return loss.detach()
+
+
+def cutmix(images, labels, alpha: float):
+    """Images (B, 3, H, W) with one rectangle from others, the labels of those, and the share (of pixels) that is their own."""
+    height, width = images.shape[-2:]
+    side = (1 - np.random.beta(alpha, alpha)) ** 0.5
+    y, x = np.random.randint(height), np.random.randint(width)
+    h, w = int(side * height), int(side * width)
+    top, left, bottom, right = max(y - h // 2, 0), max(x - w // 2, 0), min(y + h // 2, height), min(x + w // 2, width)
+    order = torch.randperm(len(images)).to(images.device)
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images[order][..., top:bottom, left:right]
+    return mixed, labels[order], 1 - (bottom - top) * (right - left) / (height * width)

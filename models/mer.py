@@ -1,0 +1,66 @@
+"""MER: replayed and new samples one by one, with Reptile interpolation within a batch and across batches.
+
+Riemer et al., ICLR 2019, arXiv 1810.11910 (the first algorithm). For each stream batch and each of `batch_num` memory batches,
+
+    theta_w <- single-sample SGD steps over the memory batch, then the stream batch
+    theta   <- theta_before + beta (theta_w - theta_before)        within the batch
+and after all of them
+    theta   <- theta_0 + gamma (theta - theta_0)                   across batches
+
+With beta = gamma = 1 this is experience replay in steps of one sample. The published setting has --batch_size 1.
+"""
+
+import torch
+
+from models.utils.continual_model import ContinualModel
+from utils.buffer import Buffer
+from utils.flags import add_rehearsal_args, positive_int, real
+
+
+class Mer(ContinualModel):
+    NAME = "mer"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+
+    @staticmethod
+    def get_parser(parser):
+        parser.set_defaults(batch_size=1)
+        add_rehearsal_args(parser)
+        parser.add_argument("--beta", type=real, required=True, help="share of the way that a batch goes")
+        parser.add_argument("--gamma", type=real, required=True, help="share of the way that all batches go")
+        parser.add_argument("--batch_num", type=positive_int, default=1, help="memory batches for each stream batch")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.buffer = Buffer(args.buffer_size)
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        start, losses = self.weights(), []
+        for _ in range(self.args.batch_num):
+            before, (x, y) = self.weights(), self.with_memory(inputs, labels)
+            losses += [self.step(x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+            self.interpolate(before, self.args.beta)
+        self.interpolate(start, self.args.gamma)
+        self.buffer.add_data(examples=not_aug_inputs, labels=labels)
+        return torch.stack(losses).mean()
+
+    def with_memory(self, inputs, labels):
+        if self.buffer.is_empty():
+            return inputs, labels
+        old, old_labels = self.buffer.get_data(self.args.minibatch_size, self.transform, device=self.device)
+        return torch.cat((old, inputs)), torch.cat((old_labels, labels))
+
+    def step(self, x, y):
+        self.opt.zero_grad()
+        loss = self.loss(self.net(x), y)
+        loss.backward()
+        self.opt.step()
+        return loss.detach()
+
+    def weights(self):
+        return [p.detach().clone() for p in self.net.parameters()]
+
+    @torch.no_grad()
+    def interpolate(self, before, share):
+        for parameter, old in zip(self.net.parameters(), before, strict=True):
+            parameter.copy_(old + share * (parameter - old))
