@@ -1,5 +1,6 @@
 """Methods: one file each, found by name."""
 
+import inspect
 from argparse import Namespace
 
 from utils import plugins, registry
@@ -23,5 +24,15 @@ def get_model_class(args: Namespace | str) -> type:
 
 
 def get_model(args: Namespace, backbone, loss, transform, dataset):
-    """A fresh instance of the model that `args.model` names."""
-    return get_model_class(args)(backbone, loss, args, transform, dataset)
+    """A fresh instance of the model that `args.model` names; an old constructor may lack the parameter `dataset`."""
+    maker = get_model_class(args)
+    taken = inspect.signature(maker).parameters.values()
+    if len(taken) >= 5 or any(p.kind is p.VAR_POSITIONAL for p in taken):
+        return maker(backbone, loss, args, transform, dataset)
+    from models.utils.continual_model import ContinualModel
+
+    ContinualModel.stream_at_hand = dataset
+    try:
+        return maker(backbone, loss, args, transform)
+    finally:
+        ContinualModel.stream_at_hand = None

@@ -124,6 +124,7 @@ def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
             "args": {k: plain(v) for k, v in vars(args).items()}, "git_commit": git_commit(), "versions": versions,
             "python": sys.version.split()[0], "host": socket.gethostname(), "device": str(model.device),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dataset_fingerprint": dataset.fingerprint(),
+            "data": plain(dataset.facts()) if hasattr(dataset, "facts") else {},
             "class_order": None if order is None else [int(c) for c in order], "threads": torch.get_num_threads(),
             "weights_sha256": getattr(model, "weights_sha256", None), "plugins": plugins.loaded()}
 
@@ -188,15 +189,29 @@ def warnings_told():
         yield attach
 
 
+def load_foreign(model, args: Namespace, path: Path) -> None:
+    """A checkpoint that Mammoth wrote in its safe mode: weights and memory; counters, optimiser and the rest begin anew."""
+    weights, memory = checkpoint.read_mammoth(path)
+    unused = checkpoint.fill_weights(model, weights, path)
+    if unused:
+        warnings.warn(f"{path} holds {len(unused)} tensors that model {model.NAME} has no place for: {', '.join(unused[:3])}")
+    if memory and hasattr(model, "buffer"):
+        model.load_buffer(memory)
+        warnings.warn(f"{path} does not say how many samples its memory has seen; the {len(model.buffer)} stored count as all")
+    model._current_task = option(args, "start_from", 0)
+    print(f"{path}: weights of {len(weights) - len(unused)} tensors; training starts with task {model._current_task + 1}")
+
+
 def load_checkpoint(model, args: Namespace) -> None:
-    """--loadcheck: a checkpoint of ours gives weights and all method state; a plain state dict the network only."""
+    """--loadcheck: a checkpoint of ours gives weights and all method state; Mammoth's .pt what it holds."""
     if not option(args, "loadcheck"):
         return
     path = Path(args.loadcheck)
     if not path.is_file():
         raise UserError(f"--loadcheck {path}: there is no such file")
     if path.suffix != ".safetensors":
-        raise UserError(f"--loadcheck {path}: checkpoints here end in .safetensors; convert the tensors with safetensors.torch.save_file")
+        load_foreign(model, args, path)
+        return
     state = checkpoint.load(path, model=model.NAME)
     checkpoint.restore(model, state["model"])
     next_task = state["position"]["task"] + 1

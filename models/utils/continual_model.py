@@ -25,6 +25,7 @@ class ContinualModel(nn.Module):
     COMPATIBILITY: list[str]
     AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
     trains_in_loop = True  # False: all work is in end_task, observe is never called
+    stream_at_hand = None  # the dataset, while get_model calls a constructor that has no parameter for it
     LOOKS_AHEAD = False  # True: tasks not yet seen are evaluated unless --eval_future 0 says otherwise
     work_loss: float | torch.Tensor | None = None  # of the last step of `work`: shown, and checked
 
@@ -37,7 +38,7 @@ class ContinualModel(nn.Module):
         if dataset is None:
             from datasets import get_dataset
 
-            dataset = get_dataset(args)
+            dataset = self.stream_at_hand or get_dataset(args)
         self.net, self.loss, self.args, self.dataset = backbone, loss, args, dataset
         self.original_transform = transform
         self.transform = augmentation_of(transform)
@@ -54,8 +55,14 @@ class ContinualModel(nn.Module):
         self.run = None  # set by the loop while it trains
         self.work_done: dict[str, int] = {}  # finished steps of long work inside end_task
         self.forward_counter = ForwardCounter()
-        if isinstance(backbone, nn.Module):
-            backbone.register_forward_pre_hook(self.forward_counter)
+        self.net = backbone
+
+    def __setattr__(self, name: str, value) -> None:
+        """A network put in place of `net` is counted as well."""
+        super().__setattr__(name, value)
+        if name == "net" and isinstance(value, nn.Module) and "forward_counter" in vars(self):
+            if self.forward_counter not in value._forward_pre_hooks.values():
+                value.register_forward_pre_hook(self.forward_counter)
 
     # hooks -----------------------------------------------------------------------------------------------------
 

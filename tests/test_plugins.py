@@ -1,0 +1,169 @@
+"""Files in Mammoth's style run through --plugins; ours comes first; what is wrong with one is said in one line."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+import main
+from tests.conftest import comparable, newest_record
+from utils import cli, plugins, registry
+from utils.errors import UserError
+
+HERE = Path(__file__).resolve().parent / "plugins"
+FLAGS = ["--lr", "0.02", "--num_filters", "2", "--non_verbose", "1", "--seed", "0", "--device", "cpu"]
+MEMORY = ["--buffer_size", "12"]
+
+
+@pytest.fixture(autouse=True)
+def no_plugins_afterwards():
+    yield
+    plugins.use(None)
+
+
+@pytest.fixture
+def start(tmp_path, capfd):
+    """start(*argv): (exit code, lines on stderr, rows of the record)."""
+
+    def run(*argv: str) -> tuple[int, list[str], list[dict]]:
+        capfd.readouterr()
+        code = main.main([*argv, *FLAGS, "--results_path", str(tmp_path / "runs"), "--base_path", str(tmp_path)])
+        told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        return code, told, newest_record(tmp_path / "runs")
+
+    return run
+
+
+RUNS = [
+    ("drop-replay", "drop-digits", [*MEMORY, "--noise_rate", "0.2", "--use_true", "1"]),
+    ("drop-oldstyle", "drop-digits", [*MEMORY, "--penalty", "0.5"]),
+    ("drop-newhead", "drop-digits", ["--freeze", "1"]),
+    ("drop-maps", "drop-digits", ["--lambda_maps", "0.5"]),
+    ("drop-herding", "drop-digits", MEMORY),
+    ("drop-projection", "drop-domains", MEMORY),
+    ("drop-quadratic", "drop-domains", ["--e_lambda", "1"]),
+    ("drop-buffer-file", "drop-domains", MEMORY),
+    ("drop-projection", "drop-digits", [*MEMORY, "--dataset_config", "long", "--permute_classes", "1"]),
+    ("er", "drop-stream", [*MEMORY, "--stream_seed", "4"]),  # our method on their stream
+]
+
+
+@pytest.mark.parametrize("model, dataset, more", RUNS, ids=lambda v: v if isinstance(v, str) else "")
+def test_their_files_run(start, model, dataset, more):
+    code, told, rows = start("--plugins", str(HERE), "--model", model, "--dataset", dataset, *more)
+    assert code == 0 and told == []
+    assert rows[-1]["status"] == "done" and 0 <= rows[-1]["summary"]["class_il_last"] <= 100
+    assert rows[-1]["summary"]["image_forwards"] > 0
+    file = HERE / "datasets" / f"{dataset.replace('-', '_')}.py"
+    assert rows[0]["plugins"][str(file)] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file.name in rows[0]["args"]["plugin_files"]["dataset"]
+    assert ("model" in rows[0]["args"]["plugin_files"]) == model.startswith("drop")
+
+
+def test_defaults_of_a_yaml_beside_the_file():
+    argv = ["--plugins", str(HERE), "--model", "sgd", "--dataset", "drop-digits", "--lr", "0.1"]
+    parsed = cli.parse(argv)
+    assert (parsed.args.n_epochs, parsed.args.optim_mom, parsed.args.batch_size) == (2, 0.5, 8)
+    assert parsed.args.backbone == "resnet18" and parsed.origins["n_epochs"] == "default.yaml"
+    assert cli.parse([*argv, "--n_epochs", "3"]).args.n_epochs == 3
+
+
+def test_one_seed_one_result_and_a_killed_run_goes_on(start, tmp_path):
+    argv = ["--plugins", str(HERE), "--model", "drop-projection", "--dataset", "drop-digits", *MEMORY]
+    whole = start(*argv)[2]
+    module = registry.load("model", "drop-projection")
+    real = module.end_task
+    try:
+        module.end_task = lambda self, dataset: 1 / 0 if self.current_task == 1 else real(self, dataset)
+        with pytest.raises(ZeroDivisionError):
+            start(*argv, "--resume", "auto", "--notes", "broken")
+    finally:
+        module.end_task = real
+    # the finished run is older: the broken one is found first, and goes on where it broke
+    code, _, rows = start(*argv, "--resume", "auto")
+    assert code == 0 and comparable(rows[-1]) == comparable(whole[-1])
+
+
+def theirs(folder: Path, text: str = "", name: str = "er") -> Path:
+    """A checkout whose models/<name>.py is a plain fine-tuning under that name, or `text`."""
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    body = (
+        f'"""Theirs."""\nfrom models.utils.continual_model import ContinualModel\n{text}\n\n'
+        f"class T(ContinualModel):\n    NAME = '{name}'\n    COMPATIBILITY = ['class-il', 'domain-il']\n\n"
+        "    def observe(self, inputs, labels, not_aug_inputs, epoch=None):\n        self.opt.zero_grad()\n"
+        "        loss = self.loss(self.net(inputs), labels)\n        loss.backward()\n        self.opt.step()\n"
+        "        return loss.item()\n"
+    )
+    (folder / "models" / f"{name.replace('-', '_')}.py").write_text(body)
+    return folder
+
+
+def test_ours_first_and_theirs_by_prefix(start, tmp_path):
+    theirs(tmp_path / "m")
+    argv = ["--plugins", str(tmp_path / "m"), "--plugins", str(HERE), "--dataset", "drop-digits"]
+    plugins.use([str(tmp_path / "m")])
+    assert registry.load("model", "er").__module__ == "models.er"
+    assert registry.load("model", "plugin:er").__name__ == "T"
+    assert {"er", "plugin:er"} <= set(registry.names("model")) and "Theirs." in cli.listing("models")
+    assert start(*argv, "--model", "er")[1][0].startswith("error: --buffer_size is missing")
+    code, _, rows = start(*argv, "--model", "plugin:er")
+    assert code == 0 and rows[0]["args"]["model"] == "plugin:er" and "er.py" in rows[0]["args"]["plugin_files"]["model"]
+
+
+def test_a_file_alone_a_flat_folder_and_nothing_left_behind(tmp_path):
+    alone = theirs(tmp_path, name="alone") / "models" / "alone.py"
+    for path in (alone, alone.parent, tmp_path):
+        plugins.use([str(path)])
+        assert "alone" in registry.names("model") and "alone" not in registry.names("dataset")
+        assert registry.load("model", "alone").__name__ == "T"
+        assert registry.plain_name("model", "plugin:alone") == "alone"
+    plugins.use(None)
+    assert "alone" not in registry.names("model")
+    with pytest.raises(UserError, match="unknown model"):
+        registry.load("model", "alone")
+
+
+def test_a_name_that_our_module_lacks_is_taken_from_theirs(tmp_path):
+    theirs(tmp_path, "from models.er import helper_of_er\nassert helper_of_er() == 7", name="wants-more")
+    plugins.use([str(tmp_path)])
+    with pytest.raises(UserError, match="imports helper_of_er from models.er, which does not offer it"):
+        registry.load("model", "wants-more")
+    (tmp_path / "models" / "er.py").write_text("def helper_of_er():\n    return 7\n")
+    assert registry.load("model", "wants-more").NAME == "wants-more"
+    assert registry.load("model", "er").__module__ == "models.er"
+    plugins.use(None)
+    assert not hasattr(__import__("models.er").er, "helper_of_er")
+
+
+@pytest.mark.parametrize("line, part", [
+    ("import no_such_package_abc", "needs the package 'no_such_package_abc', not installed: pip install no_such_package_abc"),
+    ("from models.foo_utils.bar import x", "imports models.foo_utils, which is neither here nor under --plugins"),
+    ("from utils.loggers import Logger", "module utils.loggers is not offered: results are in record.jsonl"),
+    ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+    ("def broken(:", "broken.py, line 3: invalid syntax"),
+])  # fmt: skip
+def test_an_import_error_is_one_line_and_concerns_one_file(start, tmp_path, line, part):
+    theirs(tmp_path / "m", line, "broken")
+    argv = ["--plugins", str(tmp_path / "m"), "--plugins", str(HERE), "--dataset", "drop-digits"]
+    code, told, _ = start(*argv, "--model", "broken")
+    assert code == 2 and len(told) == 1 and part in told[0]
+    assert start(*argv, "--model", "sgd")[0] == 0
+
+
+def test_paths_that_hold_nothing(tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("")
+    for path, part in (("nowhere", "no such file or folder"), ("empty", "neither .py files"), ("text.txt", "no .py file")):
+        assert main.main(["--plugins", str(tmp_path / path), "--list"]) == 2
+        assert part in capfd.readouterr().err
+
+
+def test_the_file_that_ran_is_part_of_the_configuration(tmp_path):
+    shutil.copytree(HERE, tmp_path / "copy")
+    argv = ["--model", "drop-maps", "--dataset", "drop-digits", "--lr", "0.1"]
+    first = cli.parse([*argv, "--plugins", str(HERE)]).args.plugin_files
+    assert cli.parse([*argv, "--plugins", str(tmp_path / "copy")]).args.plugin_files == first
+    with open(tmp_path / "copy/models/drop_maps.py", "a") as file:
+        file.write("# changed\n")
+    assert cli.parse([*argv, "--plugins", str(tmp_path / "copy")]).args.plugin_files["model"] != first["model"]
