@@ -19,10 +19,12 @@ PREAMBLE = """# The classics on the picture world
 
 Every method trains all of the tiny CLIP's image tower and a linear classifier (`--backbone clip-visual`) on `seq-tiny`:
 10 tasks of 6 classes, class-il, with the values of the block `seq-tiny` in `models/config/<model>.yaml`; methods with a
-memory keep 500 images. A seed fixes pictures, class order and initialisation. Scores compare mechanisms on this world;
+memory keep 500 images. Scores compare mechanisms on this world;
 they do not say how good a method is on real images, and the values were not searched for each method.
+`bash scripts/classics.sh` runs all of it with three seeds; a seed there also draws pictures and class order.
 
-*Reproduced* with seeds {seeds} at {commits}, on {where}:
+*Reproduced* with seeds {seeds} at {commits} (+: beside files not yet committed), on
+{where}:
 
 ```
 {commands}
@@ -44,7 +46,10 @@ def cell(values: list[float]) -> str:
 def table(arms: dict[str, dict[int, dict[str, float]]]) -> str:
     """Markdown rows, one for each method."""
     lines = ["| method | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name in sorted(arms, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
+    for name in [*ORDER, *sorted(set(arms) - set(ORDER))]:
+        if name not in arms:
+            lines.append(f"| `{name}` | 0 | *not run* |" + " |" * (len(COLUMNS) - 1))
+            continue
         scale = {"stored_bytes": 2**20}
         found = {k: [s[k] / scale.get(k, 1) for s in arms[name].values() if k in s] for k in COLUMNS}
         cells = [cell(values) if values else "" for values in found.values()]
@@ -66,7 +71,8 @@ def main() -> None:
     starts = [start for start, _ in runs]
     text = PREAMBLE.format(
         seeds=" ".join(map(str, sorted({s["args"]["seed"] for s in starts}))),
-        commits="commit " + ", ".join(sorted({str(s["git_commit"])[:7] for s in starts})),
+        commits="commit "
+        + ", ".join(sorted({str(s["git_commit"])[:7] + "+" * str(s["git_commit"]).endswith("+") for s in starts})),
         where="; ".join(sorted({f"{s['device']}, {s['threads']} thread" for s in starts})),
         commands="\n".join(sorted({command(s["argv"]) for s in starts})),
     )
