@@ -1,6 +1,7 @@
 """A-GEM, GEM, SI, online EWC, LwF, LUCIR and BiC on nets and numbers that are followed by hand."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from models.lwf import Lwf
 from models.sgd import Sgd
 from models.si import SI
 from tests import test_resume
+from tests.conftest import ROOT
 from tests.toys import Linear, ToyStream, toy_args
 from utils.distillation import soft_divergence
 from utils.errors import UserError
@@ -539,3 +541,21 @@ SLOW = {"agem", "gem", "si"}
 def test_killed_runs_end_like_the_uninterrupted_one(name, data, tmp_path, monkeypatch):
     monkeypatch.setitem(test_resume.COMMANDS, name, ["--model", name, "--lr", "0.05", *KILLED[name]])
     test_resume.test_killed_runs_end_like_the_uninterrupted_one(name, data, tmp_path)
+
+
+def test_table_of_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import classics_table
+
+    for seed, last in ((1, 50.0), (2, 54.0)):
+        start = {"type": "start", "args": {"model": "er", "seed": seed}, "git_commit": "abcdef0123+", "device": "cpu", "threads": 1,
+                 "argv": ["--model", "er", "--seed", str(seed), "--device", "cpu"]}  # fmt: skip
+        end = {"type": "end", "status": "done", "summary": {"class_il_last": last, "stored_bytes": 3 * 2**20}}
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "record.jsonl").write_text(f"{json.dumps(start)}\n{json.dumps(end)}\n")
+    monkeypatch.setattr("sys.argv", ["classics_table", str(tmp_path)])
+    classics_table.main()
+    text = capsys.readouterr().out
+    half = 12.706 * 2.0  # t(0.975, 1) * standard error of 50 and 54
+    assert f"| `er` | 2 | 52.0 ± {half:.1f} |" in text and "3.0 ± 0.0" in text and "| `bic` | 0 | *not run* |" in text
+    assert "python main.py --model <model> --device cpu\n" in text and "abcdef0+" in text
