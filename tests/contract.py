@@ -21,7 +21,7 @@ from backbone import MammothBackbone, ReturnTypes, answer
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.gcl_dataset import GCLDataset
 from datasets.utils.samples import ArraySamples
-from tests import fabricate, fabricate_mtil, fabricate_real
+from tests import fabricate, fabricate_mm, fabricate_mtil, fabricate_real
 from utils import cli, registry, training
 from utils.evaluate import logits_of
 from utils.pair import Pair
@@ -306,4 +306,5 @@ FABRICATORS: dict[str, Callable] = {
     },
     **fabricate_real.FABRICATORS,
     **fabricate_mtil.FABRICATORS,
+    **fabricate_mm.FABRICATORS,
 }  # fmt: skip

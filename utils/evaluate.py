@@ -33,8 +33,8 @@ class TaskScores:
         return 100.0 * getattr(self, name) / self.count if self.count else float("nan")
 
     def exact_match(self) -> float:
-        """Percent of predictions that are the label, whatever the credit."""
-        return 100.0 * float((self.flat("prediction") == self.flat("label")).float().mean()) if self.parts else float("nan")
+        """Percent of predictions that are the first of a question's answers (or its label, where that is not told)."""
+        return 100.0 * float((self.flat("prediction") == self.flat("first")).float().mean()) if self.parts else float("nan")
 
     def flat(self, name: str) -> torch.Tensor:
         return torch.cat(self.parts[name]) if self.parts.get(name) else torch.empty(0)
@@ -117,7 +117,8 @@ def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskS
         if labels.dim() == 1:
             total[4] += F.cross_entropy(named, labels.long(), reduction="sum")
         confidence, prediction = named.softmax(1).max(1)
-        for name, value in (("confidence", confidence), ("correct", credit), ("prediction", prediction), ("label", labels)):
+        for name, value in (("confidence", confidence), ("correct", credit), ("prediction", prediction), ("label", labels),
+                            ("first", extras.get("first", labels))):
             scores.parts.setdefault(name, []).append(value.cpu())
     scores.class_il, scores.task_il, all_names, unseen, scores.loss = total.tolist()
     scores.variants = {name: 100.0 * float(value) / max(scores.count, 1) for name, value in scores.variants.items()}

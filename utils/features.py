@@ -152,6 +152,8 @@ class FeatureStore:
         wanted = np.asarray(rows.cpu(), dtype=np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(samples):
             raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked of {len(samples)} samples")
+        if hasattr(samples, "distinct"):  # several samples show one image
+            wanted, samples = samples.place.numpy()[wanted], samples.distinct
         precision = getattr(encoder, "precision", "<f4")
         table = Table(len(samples), encoder.dim, None, precision) if self.mode == "off" else self._table(samples, encoder)
         if len(self._missing(table, wanted)):

@@ -35,6 +35,8 @@ def print_task(row: dict, n_tasks: int, vqa: bool = False) -> None:
     for name, title in (("class_il", "vqa" if vqa else "class-il"), ("task_il", "task-il")):
         if name in scores:
             parts.append(f"{title} {_mean(scores[name][: task + 1]):6.2f}")
+    if vqa and "exact_match" in scores:
+        parts.append(f"exact match {_mean(scores['exact_match'][: task + 1]):6.2f}")
     if "route_acc" in scores:
         parts.append(f"routed right {_mean(scores['route_acc'][: task + 1]):6.2f}")
     if "all_names" in scores and task + 1 < n_tasks:

@@ -57,9 +57,10 @@ class Split(Dataset):
 
     def add_extra_return_field(self, name: str, values) -> None:
         """Hand `values` to observe as a keyword; one value per row of the split, or per row of its samples."""
-        values = torch.as_tensor(values)
+        lazy = hasattr(values, "subset")  # its rows are made when asked for: SparseScores
+        values = values if lazy else torch.as_tensor(values)
         if len(values) != len(self) and len(values) == len(self.samples):
-            values = values[self.rows]
+            values = values.subset(self.rows) if lazy else values[self.rows]
         setattr(self, name, values)
         if name not in self.extra_return_fields:
             self.extra_return_fields.append(name)
@@ -87,8 +88,9 @@ class Split(Dataset):
             done = batch(plain)[0] if batch else self._own_transform(TF.to_pil_image(picture[0]))
             pack = (lambda image: Pair(image, raw.text[0])) if isinstance(raw, Pair) else (lambda image: image)
             return pack(done), pack(plain[0])
-        picture = self.samples.open(row)
-        return self._own_transform(picture), self.not_aug(picture) if self.train else None
+        picture, text = self.samples.open(row), getattr(self.samples, "text", None)
+        pack = (lambda image: image) if text is None else (lambda image: Pair(image, text[row]))
+        return pack(self._own_transform(picture)), pack(self.not_aug(picture)) if self.train else None
 
     def not_aug(self, picture) -> torch.Tensor:
         """The image as [0, 1] at the size that the transform gives, so that a batch of them stacks."""
@@ -115,6 +117,8 @@ class Split(Dataset):
         else:
             pictures = self.samples.images(self.rows[positions])
             images = torch.stack([self.not_aug(picture) for picture in pictures])
+            text = getattr(self.samples, "text", None)
+            images = images if text is None else Pair(images, text[self.rows[positions]])
         return images, self.targets[positions]
 
     def batch(self, positions: torch.Tensor, numbers: torch.Tensor, transform: BatchTransform) -> tuple:

@@ -4,6 +4,7 @@ import hashlib
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
@@ -78,6 +79,33 @@ class FileSamples:
             except OSError:
                 raise UserError(f"image {path} is missing: restore it, or make the split list anew") from None
             digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+class PairFiles(FileSamples):
+    """Image files with a text each, token ids (N, L). `distinct` lists each file once, `place` (N,) finds a sample's, so
+    that a picture which many questions are asked about is encoded once."""
+
+    def __init__(self, paths: list[Path], text: torch.Tensor, targets, **extras):
+        super().__init__(paths, targets, **extras)
+        if not len(self.paths) == len(text) == len(self.targets):
+            raise UserError(f"{len(self.paths)} images, {len(text)} texts, {len(self.targets)} labels: they do not belong together")
+        self.text = text
+        number = {path: i for i, path in enumerate(dict.fromkeys(self.paths))}
+        self.distinct = FileSamples(list(number), torch.zeros(len(number)))
+        self.place = torch.tensor([number[path] for path in self.paths], dtype=torch.long)
+
+    @cached_property
+    def data(self) -> Pair:
+        """Paths and token ids."""
+        return Pair(np.array([str(path) for path in self.paths], dtype=object), self.text)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the files' names, sizes and times, which file a sample has, and the token ids."""
+        digest = hashlib.sha256(self.distinct.fingerprint.encode())
+        for part in (self.place, self.text):
+            digest.update(part.contiguous().numpy())
         return digest.hexdigest()
 
 

@@ -15,20 +15,23 @@ OPENAI_CONTEXT = 77
 LONGEST = 512  # tokens; the network refuses what exceeds its own context
 
 
-def tokenize(texts: Sequence[str], args: Namespace) -> torch.Tensor:
-    """Ids (N, L) as `--clip_backbone` numbers them, cut to the longest text, so no step has to look for text ends."""
+def tokenize(texts: Sequence[str], args: Namespace, cut: int | None = None) -> torch.Tensor:
+    """Ids (N, L) as `--clip_backbone` numbers them, cut to the longest text, so no step has to look for text ends.
+
+    With `cut`, texts of more tokens lose their tail (the end token stays); without, they are an error.
+    """
     distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    ids = token_ids(list(distinct), option(args, "clip_backbone", "tiny"))
+    ids = token_ids(list(distinct), option(args, "clip_backbone", "tiny"), cut)
     ids = ids[:, : int(ids.argmax(dim=1).max()) + 1]
     return ids[torch.tensor([distinct[text] for text in texts])]
 
 
-def token_ids(texts: list[str], clip_backbone: str) -> torch.Tensor:
+def token_ids(texts: list[str], clip_backbone: str, cut: int | None = None) -> torch.Tensor:
     """A folder with a vocabulary of its own (`tiny` is one) uses that; every other CLIP uses OpenAI's."""
     vocabulary = (TINY_DIR if clip_backbone == "tiny" else Path(clip_backbone).expanduser()) / "vocab.json"
     if vocabulary.is_file():
-        return TinyTokenizer.load(vocabulary).tokenize(texts, LONGEST)
+        return TinyTokenizer.load(vocabulary).tokenize(texts, cut or LONGEST, truncate=cut is not None)
     try:
-        return openai_clip().tokenize(texts, OPENAI_CONTEXT).long()
+        return openai_clip().tokenize(texts, min(cut or OPENAI_CONTEXT, OPENAI_CONTEXT), truncate=cut is not None).long()
     except RuntimeError as error:
         raise UserError(f"{error}; shorten the text") from None

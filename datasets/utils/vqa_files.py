@@ -1,0 +1,94 @@
+"""Streams of questions that are read from files: answers gathered from training, and how much of the test they cover."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from torchvision import transforms as T
+
+from datasets.utils import file_streams
+from datasets.utils.fetch import absent, base_path, broken
+from datasets.utils.file_streams import FileStream
+from datasets.utils.samples import PairFiles
+from datasets.utils.vqa import Question, VQADataset, as_samples, vocabulary
+from utils.errors import UserError
+
+TASKS: dict[tuple, list[list[Question]]] = {}  # what one process has read already: a stream is made twice in some runs
+
+
+class QuestionFiles(VQADataset):
+    """A subclass names SOURCE, AMOUNT and TASK_NAMES before `__init__`, and reads one task in `read(task, train)`.
+
+    The classes are answers of the training questions (`vocabulary`), in the order of `vocabulary_tasks`, so that they do
+    not depend on the order of the tasks.
+    """
+
+    SETTING = "domain-il"
+    SIZE = (224, 224)
+    MEAN, STD = file_streams.CLIP
+    TRANSFORM = TEST_TRANSFORM = T.Compose(  # no crop, no flip: questions are about places and sides
+        [*FileStream.RESIZE.transforms, T.ToTensor(), T.Normalize(MEAN, STD)]
+    )
+    TEMPLATES = ["a photo of {}.", "a picture of {}.", "an image of {}."]
+    SOURCE: str
+    AMOUNT: str
+
+    def __init__(self, args: Namespace, names: list[str], min_answer_freq: int, max_answers: int):
+        if min_answer_freq < 1 or max_answers < 1:
+            raise UserError("--min_answer_freq and --max_answers are at least 1")
+        self.args, self.names = args, names  # the paths are needed before the classes are known
+        self.N_TASKS = len(names)
+        places = sorted(range(len(names)), key=lambda task: names[task])
+        training = self.questions(True)
+        self.CLASS_NAMES = vocabulary([training[task] for task in places], min_answer_freq, max_answers)
+        if len(self.CLASS_NAMES) < 2:
+            raise UserError(f"{self.NAME}: {len(self.CLASS_NAMES)} answers are given to {min_answer_freq} or more training "
+                            "questions; lower --min_answer_freq")  # fmt: skip
+        self.N_CLASSES_PER_TASK = len(self.CLASS_NAMES)
+        super().__init__(args)
+
+    def read(self, name: str, train: bool) -> list[Question]:
+        """The questions of one task."""
+        raise NotImplementedError
+
+    def questions(self, train: bool) -> list[list[Question]]:
+        """All tasks in the order of the stream."""
+        found = []
+        for name in self.names:
+            key = (self.NAME, str(base_path(self.args).resolve()), name, train)
+            if key not in TASKS:
+                TASKS[key] = self.read(name, train)
+            found.append(TASKS[key])
+        return found
+
+    def load(self, train: bool) -> PairFiles:
+        return as_samples(self.questions(train), self.CLASS_NAMES, self.args, train, self.NAME)
+
+    def get_data_loaders(self):
+        loaders = super().get_data_loaders()
+        self.train_loader.dataset.not_aug_resize = FileStream.RESIZE
+        return loaders
+
+    def coverage(self) -> dict[str, float]:
+        """Percent of VQA accuracy on each task's test questions that the best choice among the answers would earn."""
+        samples = self.samples(False)
+        best = samples.extras["soft"].best().double()
+        means = torch.zeros(self.N_TASKS, dtype=torch.double).index_add_(0, samples.task_ids, best)
+        means = 100 * means / samples.task_ids.bincount(minlength=self.N_TASKS)
+        return dict(zip(self.names, means.tolist(), strict=True))
+
+    def facts(self) -> dict:
+        """For the record: how many answers there are and how far they reach; told in one line as well."""
+        reach = self.coverage()
+        asked = len(self.samples(True)), sum(map(len, self.questions(True)))
+        told = ", ".join(f"{name} {percent:.1f}" for name, percent in reach.items())
+        print(f"{len(self.CLASS_NAMES)} answers, given to {asked[0]} of {asked[1]} training questions; "
+              f"at best they earn (percent) {told}")  # fmt: skip
+        return {"tasks": self.names, "answers": len(self.CLASS_NAMES), "answer_coverage": reach,
+                "train_questions": asked[1], "train_questions_kept": asked[0]}  # fmt: skip
+
+    def absent(self, path: Path) -> UserError:
+        return absent(path, self.NAME, self.SOURCE, self.AMOUNT, base_path(self.args))
+
+    def broken(self, path: Path, reason: object) -> UserError:
+        return broken(path, self.NAME, reason, base_path(self.args))
