@@ -21,7 +21,6 @@ from utils.settings import option
 class GDumb(ContinualModel):
     NAME = "gdumb"
     COMPATIBILITY = ["class-il", "task-il"]
-    trains_in_loop = False
     TOY_ARGS = {"fitting_epochs": 3}
 
     @staticmethod

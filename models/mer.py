@@ -20,6 +20,7 @@ from utils.flags import add_rehearsal_args, positive_int, real
 class Mer(ContinualModel):
     NAME = "mer"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+    TOY_ARGS = {"batch_size": 4}
 
     @staticmethod
     def get_parser(parser):

@@ -1,6 +1,7 @@
 """Replay memory: what the strategies promise, what the tuples hold, and what survives saving."""
 
 import copy
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_bookkeeping_does_not_depend_on_the_batches():
 def test_a_place_taken_twice_in_a_batch_keeps_the_later_sample(monkeypatch):
     buffer = fill(Buffer(3), 3)
     places = np.array([0, 2, 0, -1, 2, 0])
-    monkeypatch.setattr(buffer, "sample_selection_fn", lambda count, labels, scores: places)
+    monkeypatch.setattr(type(buffer.sample_selection_fn), "__call__", lambda self, count, labels, scores: places)
     buffer.add_data(numbered(10, 16))
     assert stored(buffer) == [15, 1, 14]
     assert buffer.num_seen_examples == 9
@@ -214,9 +215,10 @@ def test_state_continues_bit_for_bit(strategy):
     """A buffer put back from its state draws, replaces and serves as the one that went on."""
     columns = {"labels": lambda i: (i % 3).long(), "sample_selection_scores": lambda i: (i * 7) % 11}
     np.random.seed(0)
-    first = fill(Buffer(9, sample_selection_strategy=strategy), 23, **columns)
+    needs = {"ring": {"n_classes": 3}, "abs": {"dataset": Namespace(c_task=1, get_offsets=lambda task: (task, task + 2))}}.get(strategy, {})
+    first = fill(Buffer(9, sample_selection_strategy=strategy, **needs), 23, **columns)
     first.get_data(2)
-    second = Buffer(9, sample_selection_strategy=strategy)
+    second = Buffer(9, sample_selection_strategy=strategy, **needs)
     second.load_state(copy.deepcopy(first.state()))
     results = []
     for buffer in (first, second):
@@ -382,3 +384,58 @@ def test_dataloader_serves_pairs():
         and torch.equal(rest.text, pairs.text[3:])
         and labels.tolist() == [0, 1, 2]
     )
+
+
+def test_ring_keeps_the_last_of_each_class():
+    buffer = Buffer(7, sample_selection_strategy="ring", n_classes=3)  # two places for each class
+    fill(buffer, 5, labels=lambda i: (i > 2).long())  # 0 1 2 | 3 4
+    assert len(buffer) == 4 and sorted(stored(buffer)) == [1, 2, 3, 4]
+    buffer.add_data(numbered(5, 9), labels=torch.tensor([2, 0, 2, 2]))
+    assert len(buffer) == 6 and sorted(stored(buffer)) == [2, 3, 4, 6, 7, 8]
+    with pytest.raises(UserError, match="at least 3"):
+        Buffer(2, sample_selection_strategy="ring", n_classes=3)
+
+
+def test_greedy_memory_is_balanced():
+    """Once full, class counts differ by at most one, however uneven the stream; before that everything is kept."""
+    np.random.seed(0)
+    buffer = Buffer(10, sample_selection_strategy="greedy")
+    fill(buffer, 8, labels=lambda i: torch.zeros_like(i).long())
+    assert len(buffer) == 8
+    buffer.add_data(numbered(8, 14), labels=torch.tensor([0, 0, 0, 1, 2, 1]))
+    for label, n in ((1, 20), (2, 3), (0, 9), (2, 5)):
+        buffer.add_data(numbered(0, n), labels=torch.full((n,), label))
+    assert sorted(torch.bincount(buffer.labels).tolist()) == [3, 3, 4]
+
+
+def test_abs_replaces_by_group_and_loss():
+    """Old tasks lose samples of low loss, the current task samples of high loss, each group by its share of the memory."""
+    np.random.seed(0)
+    dataset = Namespace(c_task=1, get_offsets=lambda task: (2, 4))
+    buffer = Buffer(4, sample_selection_strategy="abs", dataset=dataset)
+    labels, losses = torch.tensor([0, 1, 2, 3]), torch.tensor([1.0, 5.0, 1.0, 5.0])
+    buffer.add_data(numbered(0, 4), labels=labels, sample_selection_scores=losses)
+    pick = buffer.sample_selection_fn
+    pick.begin(4)
+    victims = np.bincount([pick.victim() for _ in range(400)], minlength=4)
+    assert victims[1] == 0 == victims[2] and abs(victims[0] - 200) < 60 and victims[3] == 400 - victims[0]
+
+
+def test_replace_writes_into_taken_places():
+    buffer = full_buffer()
+    buffer.replace(torch.tensor([2, 7]), logits=torch.tensor([[9.0, 9.0], [8.0, 8.0]]))
+    assert buffer.logits[2].tolist() == [9, 9] and buffer.logits[7].tolist() == [8, 8] and buffer.logits[3].tolist() == [3, -3]
+    assert buffer.labels.tolist() == list(range(10))
+
+
+def test_reservoir_takes_a_large_batch_like_single_samples():
+    """10,000 samples at once: each part of the stream is in memory as often as by one at a time (chi-square, 9 degrees)."""
+    from scipy.stats import chi2
+
+    np.random.seed(3)
+    counts = np.zeros(10)
+    for _ in range(20):
+        buffer = Buffer(500)
+        buffer.add_data(numbered(0, 10_000))
+        counts += np.bincount((buffer.examples[:, 0] // 1000).long().numpy(), minlength=10)
+    assert ((counts - 1000) ** 2 / 1000).sum() < chi2.ppf(0.999, 9)
