@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
 # Sets up and runs the tests; arguments go to pytest (for example -k buffer, or -m slow).
+# MAMMOTH_PATH=<checkout> bash scripts/test.sh mammoth [--only NAME ...] tries each method file of a checkout of Mammoth.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+if [[ "${1:-}" == mammoth ]]; then
+    shift
+    exec .venv/bin/python scripts/try_mammoth.py "${MAMMOTH_PATH:?say where the checkout is: MAMMOTH_PATH=<folder>}" "$@"
+fi
 exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal "$@"

@@ -50,6 +50,8 @@ _filled: list[tuple[ModuleType, str]] = []  # names taken from their module of t
 
 def use(paths: list[str] | None) -> None:
     """Make `paths` the plug-ins of this process, in place of those of an earlier call."""
+    if [Path(text).expanduser().resolve() for text in paths or []] == _roots:
+        return
     _forget()
     for text in paths or []:
         path = Path(text).expanduser().resolve()
