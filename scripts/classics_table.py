@@ -74,7 +74,7 @@ def main() -> None:
         commits="commit "
         + ", ".join(sorted({str(s["git_commit"])[:7] + "+" * str(s["git_commit"]).endswith("+") for s in starts})),
         where="; ".join(sorted({f"{s['device']}, {s['threads']} thread" for s in starts})),
-        commands="\n".join(sorted({command(s["argv"]) for s in starts})),
+        commands="\n".join(command_lines(starts)),
     )
     text += table(arms)
     args.write.write_text(text) if args.write else print(text)
@@ -84,6 +84,15 @@ def finished(results: Path) -> list[tuple[dict, dict]]:
     """(start line, summary) of every finished run, the oldest first."""
     records = [read_record(path) for path in sorted(results.rglob("record.jsonl"), key=lambda p: p.parent.name)]
     return [(rows[0], rows[-1]["summary"]) for rows in records if rows and rows[-1].get("status") == "done"]
+
+
+def command_lines(starts: list[dict]) -> list[str]:
+    """The command lines of the runs; one that a single method was run with names it."""
+    models: dict[str, set[str]] = {}
+    for start in starts:
+        models.setdefault(command(start["argv"]), set()).add(start["args"]["model"])
+    many = len(models) > 1
+    return sorted(c.replace("<model>", *own) if many and len(own) == 1 else c for c, own in models.items())
 
 
 def command(argv: list[str]) -> str:
