@@ -14,7 +14,16 @@ FLAGS = ["--model", "er", "--dataset", "seq-mnist", "--lr", "0.05", "--seed", "1
 def start(data, tmp_path, capfd):
     def run(*argv: str) -> tuple[int, list[str]]:
         capfd.readouterr()
-        more = ["--base_path", str(data), "--results_path", str(tmp_path / "runs"), "--device", "cpu", "--non_verbose", "1"]
+        more = [
+            "--base_path",
+            str(data),
+            "--results_path",
+            str(tmp_path / "runs"),
+            "--device",
+            "cpu",
+            "--non_verbose",
+            "1",
+        ]
         code = main.main([*FLAGS, *argv, *more])
         return code, [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
 
@@ -43,7 +52,9 @@ def test_weights_and_memory_are_taken_over(start, finished, tmp_path, monkeypatc
     seen = []
     begin = lambda self, dataset: seen.append((self.current_task, self.n_past_classes, self))  # noqa: E731
     monkeypatch.setattr(Er, "begin_task", begin)
-    assert start("--loadcheck", str(tmp_path / "er_seq-mnist_1.pt"), "--start_from", "2", "--inference_only", "1")[0] == 0
+    assert (
+        start("--loadcheck", str(tmp_path / "er_seq-mnist_1.pt"), "--start_from", "2", "--inference_only", "1")[0] == 0
+    )
     assert [s[:2] for s in seen] == [(2, 4), (3, 6), (4, 8)]
     again = seen[0][2]
     for name, value in finished.net.state_dict().items():

@@ -86,6 +86,17 @@ def test_a_run_that_broke_goes_on_to_the_same_numbers(start, tmp_path):
     assert comparable(start(*argv)[2][-1]) == comparable(rows[-1])
 
 
+def test_a_split_of_their_dataset_is_theirs():
+    plugins.use([str(HERE)])
+    args = cli.parse(["--plugins", str(HERE), "--model", "sgd", "--dataset", "drop-digits", "--lr", "0.1"]).args
+    args.seed, args.class_order = 0, None
+    dataset = registry.load("dataset", "drop-digits")(args)
+    split = dataset.get_data_loaders()[0].dataset
+    assert split.data.shape == (24, 16, 16, 3) and split.targets.tolist() == [0, 1] * 12
+    assert split.not_aug_transform(split.data[0]).shape == (3, 16, 16) and len(split[0]) == 3
+    assert dataset.get_denormalization_transform().mean.tolist() == pytest.approx([0.4] * 3)
+
+
 def theirs(folder: Path, text: str = "", name: str = "er") -> Path:
     """A checkout whose models/<name>.py is a plain fine-tuning under that name, or `text`."""
     (folder / "models").mkdir(parents=True, exist_ok=True)

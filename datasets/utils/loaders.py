@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import functional as TF
@@ -37,6 +38,8 @@ class Split(Dataset):
     @property
     def data(self):
         data = self.samples.data
+        if isinstance(data, np.ndarray):
+            return data[self.rows.numpy()]
         return data[self.rows] if isinstance(data, (torch.Tensor, Pair)) else [data[int(r)] for r in self.rows]
 
     @property
