@@ -13,8 +13,6 @@ from datasets.utils.samples import PairFiles
 from datasets.utils.vqa import Question, VQADataset, as_samples, vocabulary
 from utils.errors import UserError
 
-TASKS: dict[tuple, list[list[Question]]] = {}  # what one process has read already: a stream is made twice in some runs
-
 
 class QuestionFiles(VQADataset):
     """A subclass names SOURCE, AMOUNT and TASK_NAMES before `__init__`, and reads one task in `read(task, train)`.
@@ -38,6 +36,7 @@ class QuestionFiles(VQADataset):
             raise UserError("--min_answer_freq and --max_answers are at least 1")
         self.args, self.names = args, names  # the paths are needed before the classes are known
         self.N_TASKS = len(names)
+        self._questions: dict[bool, list[list[Question]]] = {}
         places = sorted(range(len(names)), key=lambda task: names[task])
         training = self.questions(True)
         self.CLASS_NAMES = vocabulary([training[task] for task in places], min_answer_freq, max_answers)
@@ -52,14 +51,10 @@ class QuestionFiles(VQADataset):
         raise NotImplementedError
 
     def questions(self, train: bool) -> list[list[Question]]:
-        """All tasks in the order of the stream."""
-        found = []
-        for name in self.names:
-            key = (self.NAME, str(base_path(self.args).resolve()), name, train)
-            if key not in TASKS:
-                TASKS[key] = self.read(name, train)
-            found.append(TASKS[key])
-        return found
+        """All tasks in the order of the stream, read once."""
+        if train not in self._questions:
+            self._questions[train] = [self.read(name, train) for name in self.names]
+        return self._questions[train]
 
     def load(self, train: bool) -> PairFiles:
         return as_samples(self.questions(train), self.CLASS_NAMES, self.args, train, self.NAME)
