@@ -21,6 +21,8 @@ SOURCES = {
 CALTECH = "https://data.caltech.edu/records/65de6-vp158/files"
 TORCHGEO = "https://huggingface.co/datasets/torchgeo"
 HUB = "https://huggingface.co/datasets/aimagelab-ta"
+CLVQA = "https://github.com/showlab/CLVQA/releases/download/v1.0"
+COCO, VQA = "http://images.cocodataset.org/zips", "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 ISIC = "https://isic-challenge-data.s3.amazonaws.com/2018/ISIC2018_Task3_Training"
 # dataset -> (url, md5 where one is published, folder under base_path that it is put or unpacked into)
 ARCHIVES = {
@@ -40,12 +42,32 @@ ARCHIVES = {
          "eurosat"),
         (f"{HUB}/eurosat-rgb/resolve/main/split.json", None, "eurosat"),
     ],
+    "clove-scene": [(f"{CLVQA}/CLOVE-json.zip", None, "clove")],
+    "clove-function": [(f"{CLVQA}/CLOVE-json.zip", None, "clove")],
+    "vqacl": [
+        *((f"{VQA}/v2_{kind}_{part}_mscoco.zip", None, "vqacl")
+          for kind in ("Questions", "Annotations") for part in ("Train", "Val")),
+        *((f"{COCO}/{part}2014.zip", None, "vqacl") for part in ("train", "val")),
+    ],
+    "mm-imdb": [("https://archive.org/download/mmimdb/mmimdb.tar.gz", None, ".")],
     "seq-isic": [
         (f"{ISIC}_Input.zip", None, "isic"),
         (f"{ISIC}_GroundTruth.zip", None, "isic"),
         (f"{ISIC}_LesionGroupings.csv", None, "isic"),
     ],
 }  # fmt: skip
+
+ARCHIVES["mm-imagenet-r"] = ARCHIVES["seq-imagenet-r"]
+# dataset -> what is left to do by hand after its archives, if it has any
+THEN_BY_HAND = {
+    "clove-scene": "put the folder json of CLOVE-json.zip, and Visual Genome's VG_100K and VG_100K_2 (visualgenome.org) "
+    "below vg/, under {base}/clove",
+    "clove-function": "as for clove-scene; TextVQA's train_images (textvqa.org) go below {base}/clove/textvqa",
+    "vqacl": "put Partition_Q of github.com/zhangxi1997/VQACL, or its QuesId_task_map.json, under {base}/vqacl",
+    "mm-imagenet-r": "make captions: python scripts/caption_images.py {base}/imagenet-r {base}/mm_imagenet_r/captions.jsonl",
+    "upmc-food101": "fetch kaggle.com/datasets/gianmarco96/upmcfood101 (it wants an account) and put images/ and texts/ "
+    "under {base}/upmc_food101",
+}
 
 
 # what torchvision fetches of the cross-domain streams, folder below base_path of its root
@@ -102,7 +124,7 @@ def prepare_archives(dataset: str, base_path: Path) -> Path:
     """Fetch, check and unpack the files of ARCHIVES; archives are kept, so that a second call fetches nothing."""
     for url, md5, folder in ARCHIVES[dataset]:
         path = fetch(url, md5, base_path / folder)
-        if path.suffix in {".zip", ".tar", ".tgz"}:
+        if path.suffix in {".zip", ".tar", ".tgz", ".gz"}:
             unpack(path, base_path / folder)
     return base_path
 
@@ -125,8 +147,12 @@ def prepare(dataset: str, base_path: Path) -> Path:
     """Fetch, check and unpack; does nothing where the files are there and whole."""
     if dataset in {"mtil", "xtail"}:
         return prepare_cross_domain(base_path)
-    if dataset in ARCHIVES:
-        return prepare_archives(dataset, base_path)
+    if dataset in ARCHIVES or dataset in THEN_BY_HAND:
+        if dataset in ARCHIVES:
+            prepare_archives(dataset, base_path)
+        if dataset in THEN_BY_HAND:
+            print(f"by hand: {THEN_BY_HAND[dataset].format(base=base_path)}")
+        return base_path
     from torchvision import datasets
 
     name = SOURCES[dataset]
@@ -139,7 +165,7 @@ def prepare(dataset: str, base_path: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=[*SOURCES, *ARCHIVES, "mtil", "xtail"])
+    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=[*SOURCES, *{**ARCHIVES, **THEN_BY_HAND}, "mtil", "xtail"])
     parser.add_argument("--base_path", type=Path, default=Path("./data/"))
     args = parser.parse_args()
     try:
@@ -147,7 +173,8 @@ def main() -> int:
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # no network, a full disk, or a checksum that differs
         print(f"error: {args.dataset} could not be fetched: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(f"{args.dataset}: ready under {root}")
+    rest = "; see above for the rest" if args.dataset in THEN_BY_HAND else ""
+    print(f"{args.dataset}: ready under {root}{rest}")
     return 0
 
 

@@ -15,10 +15,10 @@ from utils.errors import UserError
 
 
 class QuestionFiles(VQADataset):
-    """A subclass names SOURCE, AMOUNT and TASK_NAMES before `__init__`, and reads one task in `read(task, train)`.
+    """A subclass names SOURCE and AMOUNT, and reads one task in `read(name, train)`.
 
-    The classes are answers of the training questions (`vocabulary`), in the order of `vocabulary_tasks`, so that they do
-    not depend on the order of the tasks.
+    The classes are answers of the training questions (`vocabulary`), task after task by name, so that they do not depend
+    on the order of the tasks.
     """
 
     SETTING = "domain-il"
