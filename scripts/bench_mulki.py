@@ -62,8 +62,8 @@ class ReferenceTuning(FinetuneClip):
 
 ARMS = {
     "plain fine-tuning": (FinetuneClip, []),
-    "MulKI, teachers' features kept": (MulKI, ["--cache_teacher", "1", "--teacher_dtype", "half"]),
-    "MulKI, teachers encode each batch": (MulKI, ["--teacher_dtype", "half"]),
+    "MulKI, teachers' features kept": (MulKI, ["--cache_teacher", "1", "--teacher_dtype", "half", "--avg_freq", "2"]),
+    "MulKI, teachers encode each batch": (MulKI, ["--teacher_dtype", "half", "--avg_freq", "2"]),
     "ZSCL, plain form": (ReferenceTuning, []),
 }
 
@@ -101,7 +101,7 @@ class Arm:
 
     def __init__(self, name: str, args, base: str):
         method, flags = ARMS[name]
-        half = "bf16" if args.device == "cuda" else "fp32"  # half precision is slow on most CPUs
+        half = "bf16" if args.half or args.device == "cuda" else "fp32"  # half precision is slow on most CPUs
         dataset_class = stream(args.classes, args.batch, SHAPES[args.shape][1])
         with mock.patch.dict(registry._registered["dataset"], {"bench-noise": dataset_class}), \
              mock.patch.dict(registry._registered["model"], {method.NAME: method}), \
@@ -164,6 +164,7 @@ def memory(args) -> None:
     for name in ARMS:
         argv = [sys.executable, __file__, "--one", name, "--shape", args.shape, "--batch", str(args.batch), "--classes", str(args.classes),
                 "--device", args.device, "-O", str(args.code_optimization)]  # fmt: skip
+        argv += ["--half"] * args.half
         peak = int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
         print(f"| {name} | {peak / 2**20:.0f} | {peak / size:.2f} |")
 
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-O", "--code_optimization", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--half", action="store_true", help="bf16 teachers on the CPU, too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
