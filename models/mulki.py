@@ -19,7 +19,7 @@ Choices (all of them ours):
   keeps both guards awake. A row per class takes the mean over the images of its class.
 - --kd_gate multiplies an image's weights by the better teacher's probability of the true class, and a class row takes
   the mean of gated weights; prototypes are blended by ungated ones. Without it a domain that no teacher knows is
-  not learned, because all relations ask to keep noise.
+  learned less, because all relations ask to keep noise.
 - Snapshots every --avg_freq steps without the start (0: no mean); --inter_alpha .8; the anchor is the previous model.
 - Beyond the abstract, off by default: --text_bank seen adds relations of the images to sampled names of past tasks
   (names only), --first_hold weakens distillation in the first task, --rel_equal gives all relations the size of `it`.
