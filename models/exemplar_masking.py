@@ -95,7 +95,7 @@ class ExemplarMasking(VLMModel):
         add("--exemplar_aug", choices=AUGMENTATIONS, default="swap", help="augmentation of exemplars")
         add("--aug_p", type=fraction, default=0.5, help="probability of the augmentation")
         add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation")
-        add("--kd_temperature", type=positive, default=2.0)
+        add("--kd_temperature", type=positive, default=2.0, help="of the distillation")
         add("--predict", choices=["linear", "nme"], default="linear", help="linear head, or nearest mean of exemplars")
         return parser
 

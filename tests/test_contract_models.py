@@ -45,7 +45,9 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     **dict.fromkeys(["snd_scale", "snd_threshold", "lora_rank", "lora_scale", "cache_teacher", "mulki distill_data",
                      "mulki reference", "mulki n_reference"], "tests/test_mulki.py"),
 }
-TEXTS = {"prompt_template": "an image of a {}.", "rel": "vv", "reference": "self"}  # another value for a flag that takes text
+TEXTS = {"prompt_template": "an image of a {}.", "rel": "vv", "reference": "self",
+         "buffer_bytes_per_class": "4x", "buffer_bytes": "60000", "mask_rule": "ratio:0.25"}  # fmt: skip
+# another value for a flag that takes text
 
 
 @functools.cache

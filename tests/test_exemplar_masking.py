@@ -353,3 +353,42 @@ def test_a_run_on_pairs_keeps_bytes_and_masks():
     kept = {n.replace("parametrizations.", "").replace(".original", ""): p for n, p in before.items()}
     same = [torch.equal(p, fresh[n]) for n, p in kept.items() if n in fresh]
     assert len(same) > 50 and all(same), "the towers' own weights stay as they are"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "base"),
+    [("text_rule", "class_only", {}), ("direction", "t2i", {}), ("sum_beta", 5.0, {"text_rule": "sum"}),
+     ("box_threshold", 0.95, {"exemplar_codec": "box"}), ("jpeg_quality", 5, {"exemplar_codec": "jpeg"})],
+)  # fmt: skip
+def test_a_flag_of_masks_and_records_changes_what_is_kept(flag, value, base):
+    _, tokens = batch(6)
+    _, attention = net().attend(tokens)
+    kept = []
+    for changes in (base, base | {flag: value}):
+        memory = ExemplarMemory(memory_args(**changes), 192, CELLS)
+        patches, words = memory.masks(attention, tokens)
+        kept.append([memory.record(tokens.rows(i), 0, patches[i], words[i]) for i in range(6)])
+    assert kept[0] != kept[1]
+
+
+def test_pictures_or_texts_alone_and_augmentation_on_pairs():
+    """--look_at leaves one half out; each --exemplar_aug and its probability change what is replayed."""
+    with contract.toys():
+        toy = contract.run("exemplar-masking", "toy-pairs", n_epochs=1)
+    model, (x, _) = toy.model, contract.images_of(toy)
+    fresh, rows = model.tokens(x[:4]), torch.arange(len(model.memory))
+    replayed = {}
+    for kind in token_augment.AUGMENTATIONS:
+        for p in (0.0, 1.0):
+            model.args.exemplar_aug, model.args.aug_p = kind, p
+            torch.manual_seed(0)
+            tokens = model.replayed(rows, fresh)[0]
+            replayed[kind, p] = model.net.features(tokens).detach()
+    for kind in token_augment.AUGMENTATIONS:
+        same = torch.allclose(replayed[kind, 0.0], replayed[kind, 1.0], atol=1e-5)
+        assert same == (kind == "none"), kind
+        torch.testing.assert_close(replayed[kind, 0.0], replayed["none", 0.0], atol=1e-4, rtol=1e-4)
+    model.args.look_at = "image"
+    assert (model.tokens(x).word_seen.sum(1) == 2).all()
+    model.args.look_at = "text"
+    assert model.tokens(x).patches.shape[1] == 0 and model(x).isfinite().all()
