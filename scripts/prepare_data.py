@@ -165,7 +165,8 @@ def prepare(dataset: str, base_path: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=[*SOURCES, *{**ARCHIVES, **THEN_BY_HAND}, "mtil", "xtail"])
+    known = list(dict.fromkeys([*SOURCES, *ARCHIVES, *THEN_BY_HAND, "mtil", "xtail"]))
+    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=known)
     parser.add_argument("--base_path", type=Path, default=Path("./data/"))
     args = parser.parse_args()
     try:
@@ -173,8 +174,8 @@ def main() -> int:
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # no network, a full disk, or a checksum that differs
         print(f"error: {args.dataset} could not be fetched: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    rest = "; see above for the rest" if args.dataset in THEN_BY_HAND else ""
-    print(f"{args.dataset}: ready under {root}{rest}")
+    if args.dataset not in THEN_BY_HAND:
+        print(f"{args.dataset}: ready under {root}")
     return 0
 
 
