@@ -383,7 +383,7 @@ def runs(tmp_path_factory):
     """CluMo and sequential fine-tuning of the same fusion, on three small tasks of questions."""
     folder = tmp_path_factory.mktemp("clumo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "CLOVE_SIZE", {True: 100, False: 40})
+        patch.setattr(streams, "CLOVE_SIZE", {True: 60, False: 30})
         tuned = ["--optimizer", "adamw", "--lr", "0.003", "--n_epochs", "2"]
         clumo = finished(folder, "--model", "clumo", "--fusion_train", "never", *tuned)
         again = finished(folder, "--model", "clumo", "--fusion_train", "never", *tuned, "--route", "oracle")
@@ -412,8 +412,8 @@ def test_a_run_records_both_ways_to_route_and_draws_its_pictures(runs):
 
 def test_a_run_encodes_each_picture_once(runs):
     clumo, again, _ = runs
-    assert clumo["summary"]["image_forwards"] == 3 * (100 + 40)
-    assert 0 < clumo["tasks"][-1]["question_forwards"] < 3 * (100 + 40) and again["tasks"][-1]["question_forwards"] == 0
+    assert clumo["summary"]["image_forwards"] == 3 * (60 + 30)
+    assert 0 < clumo["tasks"][-1]["question_forwards"] < 3 * (60 + 30) and again["tasks"][-1]["question_forwards"] == 0
     assert again["summary"]["image_forwards"] == 0  # tokens on disk, left by the first run
 
 

@@ -188,7 +188,7 @@ def test_on_questions_the_flags_of_the_fusion_act_and_a_query_can_hold_both(name
     seen = {str(base.losses)}
     changes = ({"fusion_width": 8}, {"fusion_layers": 3}, {"fusion_heads": 4}, {"fusion_train": "never"}, {"query": "both"},
                {"key_feature": "mean"})  # fmt: skip
-    for change in changes:
+    for change in changes if name == "l2p" else changes[3:5]:  # l2p stands for the sizes, which all share
         toy = contract.run(name, "toy-pairs", **change)
         evidence = str(toy.losses)
         if name == "s-prompts" and set(change) <= {"query", "key_feature"}:  # there it only routes
