@@ -41,6 +41,9 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     **dict.fromkeys(["g_models", "gr_mog_n_components", "gr_mog_n_iters", "general_context", "generated_context", "cocoop",
                      "align_chunk", "future_scoring", "future_keys", "lambda_ortho_first_stage", "optim_alignment_wd"],
                     "tests/test_cgil.py"),
+    # exemplar-masking: flags that act with another flag's value, or on texts
+    **dict.fromkeys(["sum_beta", "jpeg_quality", "box_threshold", "budget_fill", "direction", "text_rule", "look_at",
+                     "exemplar-masking exemplar_aug", "exemplar-masking aug_p"], "tests/test_exemplar_masking.py"),
     # mulki: these act with another flag's value, or are exact where nothing is augmented (cache_teacher)
     **dict.fromkeys(["snd_scale", "snd_threshold", "lora_rank", "lora_scale", "cache_teacher", "mulki distill_data",
                      "mulki reference", "mulki n_reference"], "tests/test_mulki.py"),

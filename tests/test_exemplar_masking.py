@@ -9,7 +9,7 @@ import torch
 from backbone.adapters import add_ssf, count, fold, layers_of
 from backbone.clip import load_clip
 from backbone.fusion import make_fusion
-from backbone.multimodal import MultimodalNet
+from backbone.multimodal import Attention, MultimodalNet
 from tests import contract
 from utils import token_augment
 from utils.distillation import soft_divergence
@@ -362,7 +362,8 @@ def test_a_run_on_pairs_keeps_bytes_and_masks():
 )  # fmt: skip
 def test_a_flag_of_masks_and_records_changes_what_is_kept(flag, value, base):
     _, tokens = batch(6)
-    _, attention = net().attend(tokens)
+    n, m = CELLS, tokens.ids.shape[1]
+    attention = Attention(*(torch.rand(6, *shape, generator=draw(4)) for shape in ((n,), (m,), (n, m), (m, n))))
     kept = []
     for changes in (base, base | {flag: value}):
         memory = ExemplarMemory(memory_args(**changes), 192, CELLS)
