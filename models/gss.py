@@ -3,21 +3,20 @@
 Aljundi et al., NeurIPS 2019, arXiv 1903.08671. A sample's score c is 1 + the largest cosine between its gradient and those of
 `batch_num` random batches from memory: 0 to 2, low for what is new.
 
-    memory not full   the sample is stored with its score
+    memory not full   the sample is stored with its score                                                    -> `utils.gss_buffer`
     full, c < 1       a candidate i is drawn in proportion to its score s_i, and replaced with probability s_i / (s_i + c)
 
 Choices: --gss_gradients all takes the gradient of every parameter, in chunks of samples; classifier that of the last
 linear layer, which has a closed form. Gradients are taken in eval mode, on images without augmentation, after the step.
 """
 
-import numpy as np
 import torch
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.flags import add_rehearsal_args, positive_int
+from utils.gss_buffer import Buffer
 from utils.pair import Pair
 from utils.plain import normalized
 
@@ -38,8 +37,8 @@ class Gss(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size)
-        self.register_buffer("scores", torch.zeros(args.buffer_size))
+        size = args.gss_minibatch_size or args.minibatch_size
+        self.buffer = Buffer(args.buffer_size, self.device, size, self, args.batch_num)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
@@ -50,42 +49,18 @@ class Gss(ContinualModel):
         loss = self.loss(self.net(x), y)
         loss.backward()
         self.opt.step()
-        self.offer(not_aug_inputs, labels)
+        self.buffer.add_data(examples=not_aug_inputs, labels=labels)
         return loss.detach()
 
-    def offer(self, images, labels):
-        """Store samples with their scores where there is room; then replace."""
-        scores, stored = self.new_scores(images, labels).cpu(), len(self.buffer)
-        room = min(self.args.buffer_size - stored, len(labels))
-        if room:
-            self.buffer.add_data(examples=images[:room], labels=labels[:room])
-            self.scores[stored : stored + room] = scores[:room]
-        keep = self.scores.double().cpu().numpy()
-        for i in [i for i in range(room, len(labels)) if scores[i] < 1]:
-            c = float(scores[i])
-            j = int(np.random.choice(len(keep), p=keep / keep.sum())) if keep.sum() > 0 else np.random.randint(len(keep))
-            if np.random.rand() < keep[j] / max(keep[j] + c, 1e-12):
-                self.buffer.replace(torch.tensor([j]), examples=images[i : i + 1], labels=labels[i : i + 1])
-                keep[j] = c
-        self.scores.copy_(torch.from_numpy(keep))
-
-    def new_scores(self, images, labels):
-        """(B,) 1 + largest cosine with the gradients of random memory batches; 0.1 while the memory is empty."""
-        if self.buffer.is_empty():
-            return torch.full((len(labels),), 0.1)
-        size = self.args.gss_minibatch_size or self.args.minibatch_size
-        references = []
-        self.net.eval()
-        for _ in range(self.args.batch_num):
-            old, old_labels = self.buffer.get_data(size, device=self.device)
-            references.append(self.gradients(old, old_labels).mean(0))
-        found = self.gradients(images.to(self.device), labels)
-        self.net.train()
-        return 1 + (normalize(found, dim=1) @ normalize(torch.stack(references), dim=1).T).amax(1)
-
     def gradients(self, images, labels):
-        """(B, P) gradient of the cross-entropy of each plain image."""
-        inputs = normalized(images, self.normalization_transform)
+        """(B, P) gradient of the cross-entropy of each plain image, in eval mode."""
+        training = self.net.training
+        self.net.eval()
+        found = self.gradients_in_eval(normalized(images, self.normalization_transform), labels)
+        self.net.train(training)
+        return found
+
+    def gradients_in_eval(self, inputs, labels):
         if self.args.gss_gradients == "classifier":
             with torch.no_grad():
                 logits, features = self.net(inputs, returnt="both")

@@ -21,6 +21,7 @@ from models.xder import XDer, contrast, implant
 from tests.test_regularisation_classics import Both
 from tests.toys import ToyStream, toy_args
 from utils.errors import UserError
+from utils.gss_buffer import Buffer as GssBuffer
 
 FLAGS = {"task_free": False, "use_custom_classifier": False, "mammoth_compat": False, "batch_num": 1, "gss_minibatch_size": None,
          "gss_gradients": "classifier", "hal_lambda": 0.5, "gamma": 0.1, "anchor_steps": 5, "buffer_size": 18, "optim_mom": 0.0,
@@ -182,25 +183,34 @@ def test_gss_scores():
     """2 for a sample whose gradient is that of the memory, and never outside 0 to 2."""
     model = build(Gss, minibatch_size=1)
     x, y = batch(0, 1)
-    assert model.new_scores(x, y).tolist() == pytest.approx([0.1])
+    assert model.buffer.scores_of(x, y).tolist() == pytest.approx([0.1])
     model.buffer.add_data(examples=x, labels=y)
-    assert float(model.new_scores(x, y)) == pytest.approx(2, abs=1e-5)
-    scores = model.new_scores(*batch(1, 30))
+    assert model.buffer.scores[0] == pytest.approx(0.1)
+    assert model.buffer.scores_of(x, y).tolist() == pytest.approx([2], abs=1e-5)
+    scores = model.buffer.scores_of(*batch(1, 30))
     assert float(scores.min()) >= 0 and float(scores.max()) <= 2 + 1e-5 and float(scores.std()) > 0.1
 
 
-def test_gss_replaces_in_proportion_to_scores():
+def test_gss_memory_asks_older_models_for_single_gradients():
+    """Mammoth's form: `get_grads` of a batch, called sample by sample."""
+    model = build(Gss, gss_gradients="all", minibatch_size=3)
+    older = type("Older", (), {"get_grads": lambda self, x, y: model.gradients(x, y).mean(0)})()
+    x, y = batch(0, 6)
+    assert torch.allclose(GssBuffer(4, "cpu", 3, older).gradients(x, y), model.gradients(x, y), atol=1e-6)
+
+
+def test_gss_replaces_in_proportion_to_scores(monkeypatch):
     """Only new samples with c < 1 enter; place i is taken with probability s_i / sum(s) * s_i / (s_i + c)."""
     np.random.seed(0)
     counts = np.zeros(3)
     for _ in range(600):
-        model = build(Gss, buffer_size=3)
-        model.buffer.add_data(examples=torch.zeros(3, 1, 2, 3), labels=torch.zeros(3).long())
-        model.scores.copy_(torch.tensor([0.1, 0.5, 1.4]))
-        model.new_scores = lambda images, labels: torch.tensor([0.5, 1.2])
-        model.offer(torch.ones(2, 1, 2, 3), torch.tensor([1, 2]))
-        counts += (model.buffer.labels == 1).numpy()
-        assert not (model.buffer.labels == 2).any()
+        buffer = GssBuffer(3)
+        buffer.add_data(examples=torch.zeros(3, 1, 2, 3), labels=torch.zeros(3).long())
+        buffer.scores[:] = 0.1, 0.5, 1.4
+        monkeypatch.setattr(buffer, "scores_of", lambda examples, labels: np.array([0.5, 1.2]))
+        buffer.add_data(torch.ones(2, 1, 2, 3), torch.tensor([1, 2]))
+        counts += (buffer.labels == 1).numpy()
+        assert not (buffer.labels == 2).any() and (buffer.scores[(buffer.labels == 1).numpy()] == 0.5).all()
     s = np.array([0.1, 0.5, 1.4])
     expected = s / s.sum() * s / (s + 0.5)
     assert np.abs(counts / 600 - expected).max() < 4 * (0.25 / 600) ** 0.5
