@@ -1,6 +1,6 @@
 """VQACL: questions about COCO pictures in ten tasks by what they ask for, a partition of VQAv2
 
-Zhang, Zhang and Xu, CVPR 2023, arXiv 2303.10437 (VQAv2: arXiv 1612.00837). Tasks in the paper's order: recognition, location,
+Zhang, Zhang and Xu, CVPR 2023 (VQAv2: arXiv 1612.00837). Tasks in the paper's order: recognition, location,
 judge, commonsense, count, action, color, type, subcategory, causal.
 
 Files under <base_path>/vqacl, one of

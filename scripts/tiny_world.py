@@ -33,7 +33,7 @@ from utils.results import read_record  # noqa: E402
 BEGIN, END = "<!-- ladder: written by scripts/tiny_world.py -->", "<!-- end of ladder -->"
 LOWER_BOUND_EPOCHS = 2  # of tuning on the first domain
 
-# stream, rung, what the issue of the world asks for, flags of the run, number read from its record
+# stream, rung, what the world is meant to show, flags of the run, number read from its record
 SEQ, MTIL, VQA, MM = "seq-tiny", "mtil-tiny", "clove-tiny-function", "mm-tiny"
 RUNS = [
     (SEQ, "zero-shot, one template", "30 to 65", "--model clip", "class_il_last"),
