@@ -9,7 +9,7 @@ from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_tuning_
 
 class FinetuneClip(ClipTuning):
     NAME = "finetune-clip"
-    TOY_ARGS = {"lr": 0.001, "avg_freq": 3}
+    TOY_ARGS = {"lr": 0.001, "n_epochs": 1, "avg_freq": 3}
 
     @staticmethod
     def get_parser(parser):

@@ -28,7 +28,7 @@ from utils.randomness import generator
 class IcarlClip(HeldTuning):
     NAME = "icarl-clip"
     COMPATIBILITY = ["class-il", "task-il"]
-    TOY_ARGS = {"lr": 0.001}
+    TOY_ARGS = {"lr": 0.001, "n_epochs": 1}
 
     @staticmethod
     def get_parser(parser):

@@ -15,7 +15,7 @@ from models.utils.clip_tuning import add_tuning_args
 
 class LwfClip(HeldTuning):
     NAME = "lwf-clip"
-    TOY_ARGS = {"lr": 0.001, "inter_alpha": 0.8}
+    TOY_ARGS = {"lr": 0.001, "n_epochs": 1, "inter_alpha": 0.8}
 
     @staticmethod
     def get_parser(parser):

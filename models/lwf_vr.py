@@ -14,7 +14,7 @@ from utils.flags import positive_int
 
 class LwfVr(HeldTuning):
     NAME = "lwf-vr"
-    TOY_ARGS = {"lr": 0.001, "n_sentences": 6}
+    TOY_ARGS = {"lr": 0.001, "n_epochs": 1, "n_sentences": 6}
 
     @staticmethod
     def get_parser(parser):

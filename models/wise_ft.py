@@ -15,7 +15,7 @@ from models.utils.clip_tuning import add_tuning_args
 class WiseFt(HeldTuning):
     NAME = "wise-ft"
     KEEPS_TEACHER = False
-    TOY_ARGS = {"lr": 0.001}
+    TOY_ARGS = {"lr": 0.001, "n_epochs": 1}
 
     @staticmethod
     def get_parser(parser):

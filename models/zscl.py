@@ -29,7 +29,7 @@ ROWS = 256  # reference images that the teacher encodes at once
 
 class Zscl(HeldTuning):
     NAME = "zscl"
-    TOY_ARGS = {"lr": 0.001, "avg_freq": 3, "n_reference": 8, "reference_batch": 4}
+    TOY_ARGS = {"lr": 0.001, "n_epochs": 1, "avg_freq": 3, "n_reference": 8, "reference_batch": 4}
 
     @staticmethod
     def get_parser(parser):
