@@ -43,6 +43,7 @@ class Both(Linear):
 
 def build(method, norm=False, **changes):
     args = toy_args(**{**FLAGS, **changes})
+    torch.manual_seed(0)
     stream = ToyStream(args)
     model = method(Both(6, stream.N_CLASSES, norm), F.cross_entropy, args, None, stream)
     return model
