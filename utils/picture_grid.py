@@ -29,4 +29,5 @@ def plot_pictures(
         cell.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray")
         cell.text(0.5, -0.03, text, transform=cell.transAxes, ha="center", va="top", fontsize=6)
     figure.suptitle(title, fontsize=8)
-    FigureCanvasAgg(figure).print_png(os.fspath(path))
+    FigureCanvasAgg(figure)
+    figure.savefig(os.fspath(path), format="png", bbox_inches="tight")  # tight: no line of the last row is cut off
