@@ -13,11 +13,12 @@ scale-and-shift adapters behind every layer of both towers (--tune ssf), the fus
 
 Choices: CLIP's towers and a fusion transformer stand in for ViLT. The paper's text at hand shows the shape of the text
 rule, not its formula: --text_rule union keeps words above the mean of either attention; --direction says who attends.
-Attention is that of the fusion's last block, mean over heads (--attn_source, --attn_layer, --attn_heads). Budget: as many
-bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among the classes seen.
---budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG. A record that does not fit ends the
-class (--budget_fill skip: smaller ones are tried). Augmentation (--exemplar_aug) is swap by default: the text of another exemplar
-of the class. --replay_fill zero or mean puts black or grey patches into the holes. Both heads are measured in every run:
+Attention is the mean of the towers' own class tokens and the fusion's, over all blocks and heads (--attn_source,
+--attn_layer, --attn_heads): the fusion's last block alone drops most nouns of the captions (docs/exemplar_masking.md).
+Budget: as many bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among
+the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG. A record that does not
+fit ends the class (--budget_fill skip: smaller ones are tried). Augmentation (--exemplar_aug) is swap by default: the
+text of another exemplar of the class. --replay_fill zero or mean puts black or grey patches into the holes. Both heads are measured in every run:
 --predict says which one answers, the record has the other as nme or linear. Nothing augments the stream's own pictures.
 """
 
@@ -76,8 +77,8 @@ class ExemplarMasking(VLMModel):
         )
         add("--tune", choices=TUNED, default="ssf", help="of the towers: scale-and-shift adapters, everything, nothing")
         add("--look_at", choices=["both", "image", "text"], default="both", help="image: no words; text: no patches")
-        add("--attn_source", choices=SOURCES, default="fusion", help="whose class token makes masks; mean: of both")
-        add("--attn_layer", choices=LAYERS, default="last", help="block whose attention makes masks; mean: of all")
+        add("--attn_source", choices=SOURCES, default="mean", help="whose class token makes masks; mean: of both")
+        add("--attn_layer", choices=LAYERS, default="mean", help="block whose attention makes masks; mean: of all")
         add("--attn_heads", choices=HEADS, default="mean", help="mean or largest over the heads")
         add_exemplar_args(parser)
         add(
