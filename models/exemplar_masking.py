@@ -16,10 +16,11 @@ rule, not its formula: --text_rule union keeps words above the mean of either at
 Attention is the mean of the towers' own class tokens and the fusion's, over all blocks and heads (--attn_source,
 --attn_layer, --attn_heads): the fusion's last block alone drops most nouns of the captions (docs/exemplar_masking.md).
 Budget: as many bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among
-the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG. A record that does not
-fit ends the class (--budget_fill skip: smaller ones are tried). Augmentation (--exemplar_aug) is swap by default: the
-text of another exemplar of the class. --replay_fill zero or mean puts black or grey patches into the holes. Both heads are measured in every run:
---predict says which one answers, the record has the other as nme or linear. Nothing augments the stream's own pictures.
+the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG. A record that does
+not fit ends the class (--budget_fill skip: smaller ones are tried). Augmentation (--exemplar_aug) is swap by default:
+the text of another exemplar of the class. --replay_fill zero or mean puts black or grey patches into the holes. Both
+heads are measured in every run: --predict says which one answers, the record has the other as nme or linear. Nothing
+augments the stream's own pictures.
 """
 
 import torch
@@ -303,7 +304,7 @@ class ExemplarMasking(VLMModel):
 
     @torch.no_grad()
     def end_eval(self, dataset, accs):
-        """Scores of the other head, and of every task's exemplars: how many a class, bytes, kept shares and attention."""
+        """Scores of the other head; of every task's exemplars: how many a class, bytes, kept shares and attention."""
         other = "nme" if self.args.predict == "linear" else "linear"
         scores = []
         for loader in dataset.test_loaders:
