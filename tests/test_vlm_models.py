@@ -17,8 +17,8 @@ from models.ridge import Ridge
 from models.slda import Slda
 from tests.clip_weights import write_tiny
 from utils.errors import UserError
-from utils.flags import sentence
 from utils.evaluate import evaluate_tasks
+from utils.flags import sentence
 from utils.pair import Pair
 
 NAMES = ["fish", "photo", "striped fish", "a", "of a fish", "photo fish", "striped"]
