@@ -316,6 +316,16 @@ def test_all_eleven_end_to_end(base, weights, tmp_path):
     assert any("are published" in str(row) for row in rows if row["type"] == "warning")
 
 
+def test_mulki_end_to_end(base, weights, tmp_path):
+    rows = launch(base, weights, tmp_path, "--model", "mulki", "--n_iters", "2", "--fitting_mode", "iters", "--batch_size", "4",
+                  "--avg_freq", "1", "--cache_teacher", "1", "--lr", "0.001", "--test_templates", "first")  # fmt: skip
+    R = np.array([row["scores"]["task_il"] for row in rows if row["type"] == "task"], dtype=float)
+    assert R.shape == (11, 11) and not np.isnan(R).any() and (R != R[0]).any(), "domains not yet trained are scored, too"
+    above = [R[:j, j].mean() for j in range(1, 11)]
+    assert rows[-1]["summary"]["mtil_transfer"] == pytest.approx(np.mean(above))
+    assert list(tmp_path.rglob("*.png")), "a heat map"
+
+
 @pytest.mark.parametrize("model", ["finetune-clip", "zscl"])
 def test_tuned_on_three_with_mixed_batches(model, base, weights, tmp_path):
     more = ["--reference", "synthetic", "--n_reference", "8", "--reference_batch", "4"] if model == "zscl" else []

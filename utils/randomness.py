@@ -28,9 +28,12 @@ def set_random_seed(seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(*key):
-    """Run a block under its own global random states, then put the old ones back."""
+    """Run a block under its own global CPU random states, then put the old ones back."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    set_random_seed(key_seed(*key))
+    seed = key_seed(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would visit every kind of device, for each sample
     try:
         yield
     finally:
