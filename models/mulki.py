@@ -22,7 +22,8 @@ Choices (all of them ours):
   learned less, because all relations ask to keep noise.
 - Snapshots every --avg_freq steps without the start (0: no mean); --inter_alpha .8; the anchor is the previous model.
 - Beyond the abstract, off by default: --text_bank seen adds relations of the images to sampled names of past tasks
-  (names only), --first_hold weakens distillation in the first task, --rel_equal gives all relations the size of `it`.
+  (names only; --bank_teacher previous has them from the model that learned these tasks, not from the first CLIP, too),
+  --first_hold weakens distillation in the first task, --rel_equal gives all relations the size of `it`.
 - --distill_data reference keeps `it` and `ti` on pictures and texts of no task instead, for comparison; there is no gate then,
   no label rule, and each step encodes a second batch.
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
@@ -88,6 +89,7 @@ def add_relation_args(add) -> None:
     add("--text_bank", choices=["current", "seen"], default="current", help="seen: names of past tasks, too")
     add("--bank_size", type=positive_int, default=24, help="past names, or reference texts, in a step")
     add("--bank_weight", type=non_negative, default=1.0, help="weight of the past names' relations")
+    add("--bank_teacher", choices=["both", "previous"], default="both", help="who teaches them")
     data = ["task", "reference"]
     add("--distill_data", choices=data, default="task", help="images and texts that it and ti are kept on")
     add("--reference", default="tiny", help="reference data: a folder with images and captions.txt, tiny, or synthetic")
@@ -323,7 +325,8 @@ class MulKI(ClipTuning):
         rows = torch.randperm(self.n_past_classes, generator=drawn)[: self.args.bank_size]
         with self.mixed():
             texts = self.text_rows(self.net, self.name_tokens[rows])[None]
-        known = self.bank[:, rows.to(self.device)]
+        last = slice(-1, None) if self.args.bank_teacher == "previous" else slice(None)
+        known, taught = self.bank[last, rows.to(self.device)], taught[last]
         T, s = self.args.temperature, self.scale
         loss = divergence(s * taught @ known.mT, s * images[None] @ texts.mT, T).mean()
         if len(rows) > 2:

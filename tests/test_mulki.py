@@ -47,6 +47,16 @@ def test_a_task_starts_at_the_previous_model_and_away_from_the_pretrained_one():
             assert term[0].item() > 1e-5, kind
 
 
+def test_names_of_past_tasks_are_taught_by_both_or_by_the_previous_model():
+    losses = {}
+    for who in ("both", "previous"):
+        model, inputs, *_ = begun(1, text_bank="seen", bank_size=3, bank_teacher=who)
+        pixels = model.clip_input(inputs)
+        losses[who] = model.relate_to_bank(model.image_rows(model.net, pixels), model.teach(pixels, None)).item()
+    assert losses["previous"] == pytest.approx(0, abs=1e-6), "the student starts as the previous model"
+    assert losses["both"] > 1e-5
+
+
 def test_in_the_first_task_the_teachers_are_one_and_agree_with_the_student():
     model, inputs, labels, _ = begun(0)
     found, images, texts, taught, y = terms_of(model, inputs, labels)
