@@ -10,7 +10,7 @@ results=${CLAIMS_PATH:-runs/claims_mulki}
 seeds=${1:-1992 1996 1997}
 only=${2:-.}
 
-# the same steps, batches, rate and images for every method that tunes weights
+# the same steps, batches, rate and images for every method that tunes weights; MulKI's own are in models/config/mulki.yaml
 tuned="--fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0"
 reference="--reference tiny --reference_batch 32 --avg_freq 10"
 arms=(
@@ -21,18 +21,20 @@ arms=(
     "WiSE-FT|wise-ft $tuned"
     "ZSCL|zscl $tuned $reference"
     "ZSCL, no l2|zscl $tuned $reference --l2 0"
+    "ZSCL, no l2, synthetic reference|zscl $tuned $reference --reference synthetic --l2 0"
     "LwF, merged and taught by the first CLIP|lwf-clip $tuned --teacher pretrained --inter_alpha 0.8"
-    "MulKI|mulki $tuned"
-    "MulKI, names of past tasks|mulki $tuned --text_bank seen"
-    "MulKI, no gate|mulki $tuned --kd_gate 0"
-    "MulKI, pre-trained teacher alone|mulki $tuned --teachers pretrained"
-    "MulKI, previous teacher alone|mulki $tuned --teachers previous"
-    "MulKI, constant shares|mulki $tuned --teacher_weight const"
-    "MulKI, no eliciting|mulki $tuned --elicit off"
-    "MulKI, inter-modal relations alone|mulki $tuned --rel it,ti,tv"
-    "MulKI, intra-modal relations alone|mulki $tuned --rel vv,tt"
-    "MulKI, weight connection alone|mulki $tuned --lambda_A 0 --lambda_E 0"
-    "MulKI, no weight connection|mulki $tuned --avg_freq 0 --inter_alpha 1"
+    "MulKI|mulki"
+    "MulKI, both teach the past names|mulki --bank_teacher both"
+    "MulKI, gate 1, no names of past tasks|mulki --kd_gate 1 --text_bank current"
+    "MulKI, no gate, no names of past tasks|mulki --kd_gate 0 --text_bank current"
+    "MulKI, pre-trained teacher alone|mulki --teachers pretrained"
+    "MulKI, previous teacher alone|mulki --teachers previous"
+    "MulKI, constant shares|mulki --teacher_weight const"
+    "MulKI, no eliciting|mulki --elicit off"
+    "MulKI, inter-modal relations alone|mulki --rel it,ti,tv"
+    "MulKI, intra-modal relations alone|mulki --rel vv,tt"
+    "MulKI, weight connection alone|mulki --lambda_A 0 --lambda_E 0"
+    "MulKI, no weight connection|mulki --avg_freq 0 --inter_alpha 1"
 )
 one() {
     IFS='|' read -r name flags <<<"$3"
