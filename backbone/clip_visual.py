@@ -6,6 +6,7 @@ from torch.nn.functional import normalize
 
 from backbone import MammothBackbone, answer, register_backbone
 from backbone.clip import CLIPBackbone, load_clip
+from backbone.tower_attention import patch_attention, word_attention
 from utils.errors import UserError
 from utils.pair import Inputs, Pair
 
@@ -32,6 +33,10 @@ class ClipVisual(MammothBackbone):
         features = self.visual(image.to(self.visual.conv1.weight.dtype)).float()
         return answer(returnt, self.classifier, features, [features])
 
+    def attention(self, x: Inputs) -> tuple[torch.Tensor, None]:
+        """(B, n) to the patches; texts are not looked at."""
+        return patch_attention(patches_of(self.visual), x.image if isinstance(x, Pair) else x), None
+
 
 class ClipFused(MammothBackbone):
     """Both towers and a linear classifier on [image, text, image * text]; the input is a Pair."""
@@ -50,6 +55,24 @@ class ClipFused(MammothBackbone):
         text = self.clip.encode_embeddings(self.clip.token_embeddings(x.text), x.text.argmax(dim=1))
         features = fuse(self.clip.encode_image(x.image).float(), text.float())
         return answer(returnt, self.classifier, features, [features])
+
+    def attention(self, x: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, n) to the patches and (B, L) to the words."""
+        return both_attentions(self.clip, x)
+
+
+def patches_of(visual: nn.Module) -> nn.Module:
+    """The image tower, if it has patches."""
+    if not hasattr(visual, "class_embedding"):
+        raise UserError("a ResNet image tower has no patches to mask: choose a ViT, e.g. --clip_backbone ViT-B/16")
+    return visual
+
+
+def both_attentions(clip: CLIPBackbone, x: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of both towers, the second None where there is no text."""
+    image, text = (x.image, x.text) if isinstance(x, Pair) else (x, None)
+    words = None if text is None else word_attention(clip.clip, text)
+    return patch_attention(patches_of(clip.clip.visual), image), words
 
 
 def check_size(image: torch.Tensor, resolution: int) -> None:

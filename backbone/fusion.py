@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from backbone import MammothBackbone, answer, register_backbone
 from backbone.clip import CLIPBackbone, load_clip
-from backbone.clip_visual import check_size
+from backbone.clip_visual import both_attentions, check_size
 from utils.errors import UserError
 from utils.pair import Inputs, Pair
 
@@ -173,6 +173,10 @@ class ClipFusion(MammothBackbone):
             image, states = self.clip.image_tokens(image).float(), self.clip.text_tokens(text).float()
         features = self.fusion(image, states, question_mask(text))
         return answer(returnt, self.classifier, features, [features])
+
+    def attention(self, x: Inputs) -> tuple[Tensor, Tensor | None]:
+        """(B, n) of the frozen towers to the patches, (B, L) to the words."""
+        return both_attentions(self.clip, x)
 
 
 @register_backbone("clip-fusion")

@@ -14,6 +14,7 @@ from backbone.adapters import add_ssf, layers_of
 from backbone.clip import CLIPBackbone
 from backbone.clip_visual import fuse
 from backbone.fusion import FusionTransformer
+from backbone.tower_attention import causal, run
 from utils.errors import UserError
 from utils.masked_records import Tokens
 
@@ -88,8 +89,7 @@ class MultimodalNet(nn.Module):
         text = self.clip.clip
         position = text.positional_embedding[tokens.word_places]
         x = (text.token_embedding(tokens.ids) + position).to(self.clip.dtype)
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)  # True: may not be seen
-        return run(text.transformer.resblocks, x, None, mask, attention)
+        return run(text.transformer.resblocks, x, None, causal(x.shape[1], x.device), attention)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Logits (B, C)."""
@@ -140,16 +140,3 @@ class MultimodalNet(nn.Module):
             ]
             found = found._replace(image=sum(shares[0]) / 2, text=sum(shares[1]) / 2)
         return self.mixed(image, seen, text, tokens), found
-
-
-def run(blocks, x: Tensor, padding: Tensor | None, mask: Tensor | None, attention: bool) -> tuple[Tensor, list[Tensor]]:
-    """CLIP's blocks on x (B, S, W), and maps (B, heads, S, S) when asked for; padding (B, S) is True where nothing is."""
-    x, maps = x.transpose(0, 1), []
-    for block in blocks:
-        h = block.ln_1(x)
-        h, found = block.attn(h, h, h, key_padding_mask=padding, attn_mask=mask, need_weights=attention,
-                              average_attn_weights=False)  # fmt: skip
-        x = x + h
-        x = x + block.mlp(block.ln_2(x))
-        maps.append(found)
-    return x.transpose(0, 1), maps if attention else []

@@ -14,7 +14,8 @@ clusters of letters, prompts that are not in the optimiser, the true task at tes
 
 Choices: CLIP's two towers and a small fusion transformer stand in for ALBEF, so the fusion has to be trained once
 (--fusion_train first: with the first task; never: with weights that were trained before; always: a copy is then kept
-as teacher). One pooled feature and one metric serve clustering and selection (--key_feature, --key_metric). At test
+as teacher). --vqa_backbone vilt or blip takes one that was: prompts then stand in ViLT's sequence, or among the words of
+BLIP's question encoder. One pooled feature and one metric serve clustering and selection (--key_feature, --key_metric). At test
 time the task is not known: its pool is that of the nearest centre c_t, the mean of a task's features, in both
 modalities together, each in units of its spread (mean squared distance to the own centre, averaged over the tasks
 seen). --route_rule nearest takes the nearest of all tasks' keys instead; the more keys a task has, the more that
@@ -81,7 +82,6 @@ class CluMo(FusedModel):
         add(
             "--head", choices=["shared", "routed"], default="shared", help="one head, or that of the routed pool's task"
         )
-        add("--fusion_train", choices=["first", "always", "never"], default="first", help="tasks that train the fusion")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -97,7 +97,6 @@ class CluMo(FusedModel):
         self.register_buffer("teacher", None)  # weight and bias (A, W + 1) of the previous head
         self.teacher_fusion = None
         self.measured: dict[str, list[float]] = {}
-        self.net.fusion.requires_grad_(args.fusion_train == "always")
 
     # stage 1 -----------------------------------------------------------------------------------------------------
 
@@ -205,7 +204,7 @@ class CluMo(FusedModel):
 
     def end_task(self, dataset):
         self.teacher = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1).detach().clone()
-        if self.args.fusion_train == "always" and self.args.kd_weight:
+        if self.fusion_train == "always" and self.args.kd_weight:
             self.teacher_fusion = copy.deepcopy(self.net.fusion).requires_grad_(False)
         if self.args.head == "routed":
             missing = len(self.teacher) - (self.head_bank.shape[1] if len(self.head_bank) else 0)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.flags import add_rehearsal_args, boolean, non_negative
+from utils.record_buffer import add_codec_args, replay_buffer
 
 
 class Derpp(ContinualModel):
@@ -23,6 +23,7 @@ class Derpp(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser)
+        add_codec_args(parser)
         parser.add_argument("--alpha", type=non_negative, required=True, help="weight of the stored logits")
         parser.add_argument("--beta", type=non_negative, required=True, help="weight of the stored labels")
         parser.add_argument("--single_forward", type=boolean, default=False, help="stream and memory as one batch")
@@ -30,7 +31,7 @@ class Derpp(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size)
+        self.buffer = replay_buffer(args, self.net, self.normalization_transform)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()

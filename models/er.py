@@ -6,8 +6,8 @@ Chaudhry et al. 2019, arXiv 1902.10486.
 import torch
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.flags import add_rehearsal_args
+from utils.record_buffer import add_codec_args, replay_buffer
 
 
 class Er(ContinualModel):
@@ -17,11 +17,12 @@ class Er(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser)
+        add_codec_args(parser)
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size)
+        self.buffer = replay_buffer(args, self.net, self.normalization_transform)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         real = len(inputs)

@@ -11,7 +11,8 @@ Lee, Lee, Chiu & Tsai, "Exemplar Masking for Multimodal Incremental Learning", a
 The image rule is the one of the published masks; a mask is made once, when its task ends, and never changes. Tuned are
 scale-and-shift adapters behind every layer of both towers (--tune ssf), the fusion transformer and a linear head.
 
-Choices: CLIP's towers and a fusion transformer stand in for ViLT. The paper's text at hand shows the shape of the text
+Choices: CLIP's towers and a fusion transformer stand in for ViLT, which --fusion vilt brings (its [CLS] token is then
+the only one: --attn_source and --fusion_lr say nothing). The paper's text at hand shows the shape of the text
 rule, not its formula: --text_rule union keeps words above the mean of either attention; --direction says who attends.
 Attention is the mean of the towers' own class tokens and the fusion's, over all blocks and heads (--attn_source,
 --attn_layer, --attn_heads): the fusion's last block alone drops most nouns of the captions (docs/exemplar_masking.md).
@@ -29,10 +30,13 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from backbone.clip_files import openai_clip
 from backbone.fusion import make_fusion
+from backbone.hub import HubBackbone, add_hub_args
 from backbone.multimodal import HEADS, LAYERS, SOURCES, TUNED, MultimodalNet
+from backbone.vilt import ViltNet
 from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.distillation import soft_divergence
+from utils.errors import UserError
 from utils.exemplar_memory import ExemplarMemory, add_exemplar_args
 from utils.exemplars import images_by_class
 from utils.flags import fraction, non_negative, positive, positive_int
@@ -76,6 +80,7 @@ class ExemplarMasking(VLMModel):
             default=0.1,
             help="factor on the fusion's learning rate after the first task",
         )
+        add_hub_args(parser, "fusion", ["vilt"])
         add("--tune", choices=TUNED, default="ssf", help="of the towers: scale-and-shift adapters, everything, nothing")
         add("--look_at", choices=["both", "image", "text"], default="both", help="image: no words; text: no patches")
         add("--attn_source", choices=SOURCES, default="mean", help="whose class token makes masks; mean: of both")
@@ -104,8 +109,13 @@ class ExemplarMasking(VLMModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         clip = self.net
-        fusion = make_fusion(clip, args.fusion_weights, args.fusion_width, args.fusion_layers, args.fusion_heads)
-        self.net = MultimodalNet(clip, fusion, self.num_classes, args.tune).to(self.device)
+        if isinstance(clip, HubBackbone):
+            if args.attn_source == "tower":
+                raise UserError("--attn_source tower is about CLIP's towers; ViLT has none: leave the flag out")
+            self.net = ViltNet(clip, self.num_classes, args.tune).to(self.device)
+        else:
+            fusion = make_fusion(clip, args.fusion_weights, args.fusion_width, args.fusion_layers, args.fusion_heads)
+            self.net = MultimodalNet(clip, fusion, self.num_classes, args.tune).to(self.device)
         self.null = clip.tokenize("")[:, :2]  # start and end: the text of pictures alone
         self.preprocess, self.tokenizer = clip.preprocess, clip.tokenizer
         clip.tokenizer = clip.preprocess = None

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.exemplars import class_means, fill_buffer, icarl_replay
 from utils.flags import add_memory_args, non_negative
+from utils.record_buffer import add_codec_args, replay_buffer
 
 
 class ICarl(ContinualModel):
@@ -29,12 +29,13 @@ class ICarl(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_memory_args(parser)
+        add_codec_args(parser, "uint8")
         parser.add_argument("--opt_wd", type=non_negative, default=1e-5, help="weight of the squared parameters in the loss")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, codec="uint8")
+        self.buffer = replay_buffer(args, self.net, self.normalization_transform, "uint8")
         self.old_net = None
         self.means = None  # (C, D) unit class means; None when the network has changed since
 

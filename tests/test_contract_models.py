@@ -29,6 +29,8 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     "clip_download": "tests have no network",
     "domain_lr": "the toy streams have no domains; tests/test_clip_tuning.py",
     "augment": "the toy streams do not augment; tests/test_mulki.py tries it",
+    **dict.fromkeys(["vqa_backbone", "fusion", "vilt_weights", "blip_weights", "vilt_resolution"],
+                    "no weights of ViLT and BLIP are embedded; tests/test_vilt.py and tests/test_blip.py make tiny ones"),
     "probe_input": "needs a stream with texts that CLIP reads; its own test has one",
     # of one method: these use the fusion only where pictures come with questions; tests/test_prompt_baselines.py
     **dict.fromkeys([f"{name} {flag}" for name in ("l2p", "dualprompt", "s-prompts") for flag in
@@ -49,7 +51,7 @@ NOT_TRIED = {  # flags whose effect no toy run can show
                      "mulki reference", "mulki n_reference"], "tests/test_mulki.py"),
 }
 TEXTS = {"prompt_template": "an image of a {}.", "rel": "vv", "reference": "self",
-         "buffer_bytes_per_class": "4x", "buffer_bytes": "60000", "mask_rule": "ratio:0.25"}  # fmt: skip
+         "buffer_bytes_per_class": "4x", "buffer_bytes": ["60000", "1500", "700"], "mask_rule": "ratio:0.25"}  # fmt: skip
 # another value for a flag that takes text
 
 
@@ -316,7 +318,8 @@ def bytes_beside_the_net(model: nn.Module) -> int:
 def other_values(action, value) -> list[str]:
     """Values of a flag that differ from `value` and that its type accepts."""
     if action.dest in TEXTS:
-        return [TEXTS[action.dest]]
+        texts = TEXTS[action.dest]
+        return texts if isinstance(texts, list) else [texts]
     if action.choices:
         return [str(c) for c in action.choices if c != value]
     if isinstance(value, bool) or action.type is boolean:

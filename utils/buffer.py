@@ -5,7 +5,7 @@ import torch
 
 from utils.buffer_strategies import STRATEGIES
 from utils.errors import UserError
-from utils.exemplars import fill_buffer, icarl_replay  # noqa: F401  (part of this module's interface)
+from utils.exemplars import as_unit, fill_buffer, icarl_replay  # noqa: F401  (part of this module's interface)
 from utils.pair import Inputs, Pair, collate
 
 ATTRIBUTES = ["examples", "labels", "logits", "task_labels", "true_labels", "attention_maps"]
@@ -97,7 +97,7 @@ class Buffer:
         for name, value in values.items():
             self._write(name, places.to(self.device), value)
 
-    def _limit_places(self, offered: dict[str, Inputs]) -> None:
+    def limit_places(self, offered: dict[str, Inputs]) -> None:
         """Lower buffer_size to what max_bytes holds of such samples."""
         if self.max_bytes is not None:
             sizes = [self._new(name, value, 1) for name, value in offered.items()]
@@ -108,7 +108,7 @@ class Buffer:
 
     def _allocate(self, offered: dict[str, Inputs]) -> None:
         if not self.data:
-            self._limit_places(offered)
+            self.limit_places(offered)
         for name, value in offered.items():
             if name not in self.data:
                 self.data[name] = self._new(name, value, self.capacity or self.buffer_size)
@@ -210,10 +210,16 @@ class Buffer:
         """Stored tensors by attribute."""
         return {name: value[: len(self)].to(out_device) for name, value in self.data.items()}
 
+    def rewrite(self, keep: torch.Tensor, fresh: dict[str, Inputs]) -> None:
+        """Replace the content by these rows of it with `fresh` behind them."""
+        stored = self.serialize(self.device)
+        old = {name: as_unit(stored[name][keep]) for name in fresh or stored if name in stored}
+        self.load({name: torch.cat([values[name] for values in (old, fresh) if name in values]) for name in old | fresh})
+
     def load(self, tensors: dict[str, Inputs]) -> None:
         """Replace the content by tensors such as `serialize` gives; all of them count as seen."""
         count = len(tensors["examples"])
-        self._limit_places(tensors)
+        self.limit_places(tensors)
         if count > self.buffer_size:
             raise UserError(f"{count} stored samples do not fit into a buffer of {self.buffer_size}")
         self.empty()

@@ -56,14 +56,15 @@ def fill_buffer(buffer, dataset, t_idx: int, net=None, use_herding: bool = False
     if set(names) - {"examples", "labels", "task_labels"}:
         raise UserError(f"fill_buffer keeps examples, labels and task_labels, not {', '.join(names)}")
     first, end = dataset.get_offsets(t_idx)
+    if getattr(buffer, "max_bytes", None) is not None:
+        images, labels = next(iter(dataset.train_loader.plain()))
+        buffer.limit_places({name: images if name == "examples" else labels for name in names})
     share = quotas(buffer.buffer_size, list(range(end)))
-    stored = buffer.serialize(buffer.device) if not buffer.is_empty() else {}
-    kept: dict[str, list] = {name: [] for name in names}
-    if stored:
-        keep = torch.cat([torch.nonzero(stored["labels"] == c).flatten()[: share[c]] for c in range(first)] or
-                         [torch.zeros(0, dtype=torch.long)])
-        for name in names:
-            kept[name].append(as_unit(stored[name][keep]))
+    keep = torch.zeros(0, dtype=torch.long)
+    if not buffer.is_empty():
+        labels = buffer.labels[: len(buffer)]
+        keep = torch.cat([keep.to(labels.device)] + [torch.nonzero(labels == c).flatten()[: share[c]] for c in range(first)])
+    fresh: dict[str, list] = {name: [] for name in names}
     for images, label in images_by_class(dataset.train_loader, first, end):
         count = min(share[label], len(images))
         if count == 0:
@@ -76,8 +77,8 @@ def fill_buffer(buffer, dataset, t_idx: int, net=None, use_herding: bool = False
             chosen = torch.randperm(len(images))[:count]
         found = {"examples": images[chosen], "labels": torch.full((count,), label), "task_labels": torch.full((count,), t_idx)}
         for name in names:
-            kept[name].append(found[name].to(buffer.device))
-    buffer.load({name: torch.cat(parts) for name, parts in kept.items()})
+            fresh[name].append(found[name].to(buffer.device))
+    buffer.rewrite(keep, {name: torch.cat(parts) for name, parts in fresh.items() if parts})
 
 
 def as_unit(values: Inputs) -> Inputs:

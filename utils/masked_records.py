@@ -202,6 +202,10 @@ class RecordMemory:
         """(R,) class of each record."""
         return self._number(self.starts[:-1], 1)
 
+    def cells(self, rows: Tensor) -> Tensor:
+        """Patches of the whole pictures of these records."""
+        return self._number(self.starts[rows], 3)
+
     def _number(self, start: Tensor, offset: int) -> Tensor:
         low, high = self.data[start + offset], self.data[start + offset + 1]
         return low.long() + 256 * high.long()
@@ -220,9 +224,9 @@ class RecordMemory:
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows stay, in this order."""
-        records = [self.record(row) for row in rows.tolist()]
-        self.data, self.starts = self.data[:0], self.starts[:1]
-        self.add(records)
+        starts = torch.cat([self.starts[:1], self.sizes[rows].cumsum(0)])
+        shift = (self.starts[rows] - starts[:-1]).repeat_interleave(self.sizes[rows])  # of each byte that stays
+        self.data, self.starts = self.data[torch.arange(len(shift)) + shift], starts
 
     def state(self) -> dict:
         return {"data": self.data, "starts": self.starts, "width": self.width}

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from backbone.clip import CLIPBackbone, ClipImageEncoder
 from backbone.clip_files import sha256_state
 from backbone.fusion import make_fusion, question_mask
+from backbone.hub import HubBackbone, HubImageEncoder, add_hub_args
 from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.conf import warn_once
 from utils.errors import UserError
@@ -42,8 +43,11 @@ def add_fused_args(parser: ArgumentParser, default: str = "ViT-B/16") -> Argumen
         "--key_feature",
         choices=["clip", "mean"],
         default="clip",
-        help="CLIP's own features, or means of tokens, find keys",
+        help="what finds keys: clip, the pooled features of CLIP (of ViLT or BLIP in its place); mean, means of tokens",
     )
+    add("--fusion_train", choices=["first", "always", "never"],
+        help="tasks that train the fusion (default: first; never with ViLT and BLIP, which are trained)")  # fmt: skip
+    add_hub_args(parser, "vqa_backbone", ("vilt", "blip"))
     return parser
 
 
@@ -78,9 +82,12 @@ class QuestionEncoder:
 
     deterministic, batch_size, precision = True, 256, HALF
 
-    def __init__(self, net: CLIPBackbone, length: int):
-        state = {k: v for k, v in net.clip.state_dict().items() if not k.startswith("visual.")}
+    def __init__(self, net: CLIPBackbone | HubBackbone, length: int):
         self.net, self.dim = net, length * net.text_width
+        if isinstance(net, HubBackbone):
+            self.key = f"{net.kind}|text tokens|{net.sha256}"
+            return
+        state = {k: v for k, v in net.clip.state_dict().items() if not k.startswith("visual.")}
         self.key = f"clip|text tokens|{sha256_state(state)}|{net.activation}|{net.dtype}"
 
     @torch.no_grad()
@@ -95,10 +102,14 @@ class FusedModel(VLMModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        net = self.net
-        net.fusion = make_fusion(net, args.fusion_weights, args.fusion_width, args.fusion_layers, args.fusion_heads)
-        net.fusion.to(self.device)
-        self.encoder = ClipImageEncoder(net, "tokens")
+        net, hub = self.net, isinstance(self.net, HubBackbone)
+        self.fusion_train = args.fusion_train or ("never" if hub else "first")
+        if hub:
+            net.fusion = net.make_fusion(trained=self.fusion_train != "never")
+        else:
+            net.fusion = make_fusion(net, args.fusion_weights, args.fusion_width, args.fusion_layers, args.fusion_heads)
+        net.fusion.to(self.device).requires_grad_(self.fusion_train == "always")
+        self.encoder = HubImageEncoder(net) if hub else ClipImageEncoder(net, "tokens")
         self.encoder.precision = HALF
         self.questions = FeatureStore(self.store.root, self.store.mode, progress=self.store.progress)
         self.sources = Sources()
@@ -107,7 +118,7 @@ class FusedModel(VLMModel):
 
     def set_fusion_training(self, first: bool) -> None:
         """Whether this task trains the fusion, by --fusion_train."""
-        when = self.args.fusion_train
+        when = self.fusion_train
         self.net.fusion.requires_grad_(when == "always" or (when == "first" and first))
         if first and when == "never" and self.net.fusion.fresh:
             warn_once("the fusion transformer is fresh and --fusion_train never leaves it random: give --fusion_train first")
@@ -117,6 +128,9 @@ class FusedModel(VLMModel):
 
     def checkpoint_skip(self):
         here = {"net.clip", "net.tokenizer", "net.preprocess", "net.causal_mask"}
+        if isinstance(self.net, HubBackbone):  # as loaded: all but a fusion that is trained
+            kept = {"fusion"} if self.fusion_train != "never" else set()
+            here |= {f"net.{name}" for name, _ in self.net.named_children() if name not in kept}
         return {"store", "questions", "sources", "encoder", "null", *here}
 
     @property
@@ -187,6 +201,8 @@ class FusedModel(VLMModel):
         if self.args.key_feature == "mean":
             visual = image.mean(1)
             textual = (text * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)
+        elif isinstance(self.net, HubBackbone):
+            visual, textual = normalize(image[:, 0], dim=1), normalize(text[:, 0], dim=1)
         else:
             end = text[torch.arange(len(text), device=text.device), tokens.argmax(1)]
             visual = normalize(self.net.project_image(image[:, 0].to(self.net.dtype)).float(), dim=1)

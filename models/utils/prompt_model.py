@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from backbone.clip import ClipImageEncoder
 from backbone.fusion import GrowingHead
+from backbone.hub import HubBackbone, chosen
 from backbone.prompted_vit import PromptedClip, prompted_timm
 from models.utils.continual_model import ContinualModel
 from models.utils.fused_model import EVAL_ROWS, FusedModel, add_fused_args
@@ -29,7 +30,6 @@ def add_prompt_args(parser: ArgumentParser) -> ArgumentParser:
     add(
         "--query", choices=["visual", "both"], default="visual", help="what finds prompts for a picture with a question"
     )
-    add("--fusion_train", choices=["first", "always", "never"], default="first", help="tasks that train the fusion")
     add("--clip_grad", type=non_negative, default=1.0, help="largest norm of a step's gradient, 0 for any")
     return parser
 
@@ -39,18 +39,22 @@ class PromptModel(FusedModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         self.uses = "timm" if args.vit else "clip"
+        if args.vit and chosen(args) != "clip":
+            raise UserError("--vit looks at pictures alone, --vqa_backbone reads questions: give one of them")
         if args.vit:
             net = prompted_timm(args.vit, args.vit_pretrained)
             ContinualModel.__init__(self, net, loss, args, transform, dataset)
             self.to(self.device)
         else:
             super().__init__(backbone, loss, args, transform, dataset)
-            self.net.tower = PromptedClip(self.net)
+            if isinstance(self.net, HubBackbone) and not self.dataset.HAS_TEXT:
+                raise UserError(f"--vqa_backbone {args.vqa_backbone} is for pictures with questions; {self.dataset.NAME} has "
+                                "none: leave the flag out")  # fmt: skip
+            self.net.tower = None if isinstance(self.net, HubBackbone) else PromptedClip(self.net)
         if self.dataset.HAS_TEXT:
             if args.vit:
                 raise UserError(f"--vit looks at pictures alone, {self.dataset.NAME} has questions: leave the flag out")
             self.uses = "fused"
-            self.net.fusion.requires_grad_(args.fusion_train == "always")
         elif not args.vit:
             self.encoder = ClipImageEncoder(self.net)  # of the queries
             self.net.fusion.requires_grad_(False)
@@ -70,7 +74,7 @@ class PromptModel(FusedModel):
     def query_dim(self) -> int:
         if self.uses == "timm":
             return self.width
-        if self.args.key_feature == "mean" and self.uses == "fused":
+        if self.uses == "fused" and (self.args.key_feature == "mean" or isinstance(self.net, HubBackbone)):
             return self.net.vision_width + (self.net.text_width if self.args.query == "both" else 0)
         return self.net.embed_dim * (2 if self.uses == "fused" and self.args.query == "both" else 1)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from backbone.clip import ClipImageEncoder, add_clip_args, load_clip
+from backbone.clip import CLIPBackbone, ClipImageEncoder, add_clip_args, load_clip
 from backbone.clip_visual import fuse
+from backbone.hub import chosen, load_hub
 from models.utils.continual_model import ContinualModel
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.errors import UserError
@@ -44,8 +45,11 @@ class VLMModel(ContinualModel):
         return add_vlm_args(parser)
 
     def __init__(self, backbone, loss, args: Namespace, transform, dataset=None):
-        net = load_clip(args.clip_backbone, getattr(args, "device", None) or "cpu", args.clip_dtype,
-                        getattr(args, "base_path", None), bool(args.clip_download))
+        if chosen(args) == "clip":
+            net = load_clip(args.clip_backbone, getattr(args, "device", None) or "cpu", args.clip_dtype,
+                            getattr(args, "base_path", None), bool(args.clip_download))
+        else:
+            net = load_hub(args)
         if self.FROZEN_TOWER:
             net.requires_grad_(False)
         super().__init__(net, loss, args, transform, dataset)
@@ -57,7 +61,7 @@ class VLMModel(ContinualModel):
         mode = getattr(args, "features", "ram") or "ram"
         root = Path(getattr(args, "base_path", None) or "./data") / "features"
         self.store = FeatureStore(root, mode, progress=not getattr(args, "non_verbose", False))
-        self.encoder = ClipImageEncoder(net) if self.FROZEN_TOWER else None
+        self.encoder = ClipImageEncoder(net) if self.FROZEN_TOWER and isinstance(net, CLIPBackbone) else None
 
     def touches_task_start(self) -> bool:
         return True  # the loaders' transforms

@@ -1,0 +1,95 @@
+"""BLIP: the states of a picture tower, and a question encoder that looks at them by cross-attention in every block.
+
+Li, Li, Xiong & Hoi, "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and
+Generation", ICML 2022, arXiv 2201.12086. The weights are transformers' `BlipForQuestionAnswering` without its answer
+decoder: `vision_model`, and `text_encoder`, whose sequence is put together here so that prompts can stand in it.
+
+    picture     states of all patches after the tower's last norm                             -> `image_tokens`
+    question    [CLS] prompts words [SEP]: word + position, norm; prompts come behind that    -> `BlipFusion`
+    feature     state of [CLS] after the last block
+
+Choices: the pooled feature of a picture is the tower's class token, that of a question is [CLS] of the question encoder
+without its cross-attention, as BLIP's contrastive loss has it. Prompts have no position.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from backbone.clip_files import OPENAI_MEAN, OPENAI_STD
+from backbone.fusion import question_mask
+from backbone.hub import HubBackbone, WordPieces, in_front, mix
+from utils.errors import UserError
+
+
+def attended(attention: nn.Module, x: Tensor, at: Tensor, seen: Tensor | None, prefix: Tensor | None = None) -> Tensor:
+    """x (B, R, W) after attention to `at` (B, S, W'), residual and norm."""
+    own = attention.self
+    mixed, _ = mix(own.query(x), own.key(at), own.value(at), own.num_attention_heads, seen, prefix)
+    return attention.output(mixed, x)
+
+
+def run(layers: nn.ModuleList, x: Tensor, seen: Tensor, image: Tensor | None = None, rows: int | None = None,
+        prefixes: dict[int, Tensor] | None = None) -> Tensor:  # fmt: skip
+    """All post-norm blocks on x (B, S, W), with cross-attention to `image` (B, P, Wi) where it is given.
+
+    The last block computes and returns the first `rows` only.
+    """
+    for number, layer in enumerate(layers):
+        asking = x[:, :rows] if number + 1 == len(layers) and rows else x
+        h = attended(layer.attention, asking, x, seen, (prefixes or {}).get(number))
+        if image is not None:
+            h = attended(layer.crossattention, h, image, None)
+        x = layer.output(layer.intermediate(h), h)
+    return x
+
+
+class BlipBackbone(HubBackbone):
+    """The picture tower and the question encoder of a transformers BlipForQuestionAnswering."""
+
+    kind = "blip"
+
+    def __init__(self, blip: nn.Module, words: WordPieces, name: str):
+        vision, text = blip.config.vision_config, blip.config.text_config
+        super().__init__(words, name, vision.image_size, vision.patch_size, (OPENAI_MEAN, OPENAI_STD),
+                         text.max_position_embeddings)  # fmt: skip
+        self.vision, self.words, self.layers = blip.vision_model, blip.text_encoder.embeddings, blip.text_encoder.encoder.layer
+        if not all(hasattr(layer, "crossattention") for layer in self.layers):
+            raise UserError(f"{name}: its question encoder does not look at pictures; give one with is_decoder in text_config")
+        self.vision_width, self.text_width, self.embed_dim = vision.hidden_size, text.hidden_size, vision.hidden_size
+        self.seal()
+
+    def image_tokens(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, R, R) -> (B, 1 + P, Wi); row 0, the class token, is the pooled feature as well."""
+        return self.vision(pixel_values=x).last_hidden_state
+
+    def text_tokens(self, ids: Tensor) -> Tensor:
+        """Ids (N, L) -> (N, L, W): the pooled feature, then the words in front of the first block."""
+        ids = ids.to(self.device)
+        states = self.words(input_ids=self.word_ids(ids))
+        return torch.cat([run(self.layers, states, question_mask(ids), rows=1), states[:, 1:]], dim=1)
+
+    def make_fusion(self, trained: bool) -> "BlipFusion":
+        return BlipFusion(self, trained)
+
+
+class BlipFusion(nn.Module):
+    """[CLS ; prompts ; words] looking at the picture -> state (B, W) of [CLS]: takes the place of a FusionTransformer."""
+
+    fresh = False
+
+    def __init__(self, blip: BlipBackbone, trained: bool):
+        super().__init__()
+        self.layers = copy.deepcopy(blip.layers) if trained else blip.layers
+        self.width, self.n_layers = blip.text_width, len(self.layers)
+        with torch.no_grad():
+            first = blip.words(input_ids=torch.full((1, 1), blip.start, device=blip.device))
+        self.register_buffer("first_word", first, persistent=False)  # (1, 1, W), the same for all questions
+
+    def forward(self, image: Tensor, text: Tensor, text_seen: Tensor, prompts: Tensor | None = None,
+                prefixes: dict[int, Tensor] | None = None, prompt_states: bool = False):  # fmt: skip
+        """Of `image_tokens` (B, 1 + P, Wi) and `text_tokens` (B, L, W): the state, also those (B, n, W) of the prompts."""
+        x, seen, front = in_front(self.first_word, prompts, text, text_seen)
+        x = run(self.layers, x, seen, image, front if prompt_states else 1, prefixes)
+        return (x[:, 0], x[:, 1:]) if prompt_states else x[:, 0]

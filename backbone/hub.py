@@ -1,0 +1,254 @@
+"""ViLT and BLIP of the library transformers: where their files come from, their words, and what both share.
+
+The library is imported when one of them is chosen. Its modules hold the weights; sequences and attention are ours, so
+prompts, prefixes and dropped patches go in, and attention comes out. A text is token ids of BERT's word pieces whose
+end has the largest id of all, as CLIP's texts have: [SEP] is written as one id above the vocabulary.
+
+Both networks take the pictures of CLIP's preparation with their own mean, spread and size: square, the centre cut out.
+"""
+
+import functools
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
+
+from backbone.clip import BICUBIC, CLIPBackbone, to_rgb
+from backbone.clip_files import sha256_state
+from utils.errors import UserError
+from utils.flags import positive_int
+from utils.settings import option
+
+HUB_NAMES = {"vilt": "dandelin/vilt-b32-mlm", "blip": "Salesforce/blip-vqa-base"}
+HALF = "<f2"
+OWN_FUSION = ("fusion_width", "fusion_layers", "fusion_heads")  # flags of the fusion transformer on CLIP
+
+
+def add_hub_args(parser: ArgumentParser, flag: str, kinds: Sequence[str]) -> None:
+    """`--<flag> clip` or one of `kinds`, and where the weights of these are."""
+    words = {"vilt": "ViLT's one transformer", "blip": "BLIP's picture tower and question encoder"}
+    offered = "; ".join(f"{kind}: {words[kind]}" for kind in kinds)
+    parser.add_argument(f"--{flag}", choices=["clip", *kinds], default="clip",
+                        help=f"where picture and text meet. clip: a fusion transformer on CLIP's towers; {offered}")  # fmt: skip
+    for kind in kinds:
+        parser.add_argument(f"--{kind}_weights", default=HUB_NAMES[kind],
+                            help="a folder that transformers saved, or a name of its Hub (fetched with --clip_download 1)")  # fmt: skip
+    parser.add_argument("--vilt_resolution", type=positive_int,
+                        help="side of ViLT's square pictures (default: that of the weights)")  # fmt: skip
+
+
+def chosen(args: Namespace) -> str:
+    """clip, vilt or blip, by --vqa_backbone or --fusion."""
+    asked = (option(args, "vqa_backbone"), option(args, "fusion"))
+    return next((kind for kind in HUB_NAMES if kind in asked), "clip")
+
+
+def load_hub(args: Namespace) -> "HubBackbone":
+    """The network of the flags, in eval mode and without dropout."""
+    from backbone.blip import BlipBackbone
+    from backbone.vilt import ViltBackbone
+
+    kind = chosen(args)
+    given = [name for name in OWN_FUSION if option(args, name) is not None]
+    given += ["fusion_weights"] if option(args, "fusion_weights", "auto") != "auto" else []
+    if given:
+        raise UserError(f"--{given[0]} is about the fusion transformer on CLIP, {kind} has none: leave the flag out")
+    if option(args, "clip_dtype", "fp32") != "fp32":
+        raise UserError(f"--clip_dtype is about CLIP; {kind} runs in fp32: leave the flag out")
+    place, download = place_of(args), bool(option(args, "clip_download", 0))
+    words = read_words(place, download)
+    if kind == "blip":
+        return BlipBackbone(read_model("BlipForQuestionAnswering", place, download), words, place)
+    return ViltBackbone(read_model("ViltModel", place, download), words, place, option(args, "vilt_resolution"))
+
+
+def place_of(args: Namespace) -> str:
+    """The folder or Hub name of the chosen network."""
+    kind = chosen(args)
+    return str(Path(option(args, f"{kind}_weights", HUB_NAMES[kind])).expanduser())
+
+
+def library() -> ModuleType:
+    """The package transformers, told to be quiet."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("ViLT and BLIP need one more package: pip install transformers") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def fetch(cls, place: str, download: bool, **options):
+    """`cls.from_pretrained`, from disk alone unless `download`; one line on what is absent or damaged."""
+    if not Path(place).is_dir() and ("\\" in place or place.startswith((".", "/")) or place.count("/") > 1):
+        raise UserError(f"{place}: no such folder; give one that transformers saved (config.json, model.safetensors, "
+                        "vocab.txt), or a name of its Hub")  # fmt: skip
+    try:
+        with torch.random.fork_rng(devices=[]):  # loading leaves every seeded stream alone
+            return cls.from_pretrained(place, local_files_only=not download, **options)
+    except Exception as error:  # the library raises many kinds for absent, damaged and foreign files
+        problem = " ".join(str(error).split())[:160] or type(error).__name__
+        remedy = ("give a folder that transformers saved (config.json, model.safetensors, vocab.txt)" if Path(place).is_dir()
+                  else "add --clip_download 1 to fetch it, or give a folder that holds it")  # fmt: skip
+        raise UserError(f"no weights or words of {place} can be read ({problem}); {remedy}") from None
+
+
+def read_model(class_name: str, place: str, download: bool) -> nn.Module:
+    """A network of transformers with every weight found, without dropout."""
+    cls = getattr(library(), class_name)
+    net, report = fetch(cls, place, download, output_loading_info=True, dtype=torch.float32)
+    absent = sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])})
+    if absent:
+        raise UserError(f"{place} is no {class_name}: it lacks {len(absent)} of its weights, {absent[0]} first; give "
+                        f"weights such as {' or '.join(HUB_NAMES.values())}")  # fmt: skip
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net.eval()
+
+
+class WordPieces:
+    """BERT's tokenizer: [CLS] words end, padded with 0; `end` stands for [SEP] and is above all ids."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.start, self.sep = tokenizer, tokenizer.cls_token_id, tokenizer.sep_token_id
+        if self.start is None or self.sep is None:
+            raise UserError(f"{tokenizer.name_or_path} has no [CLS] and [SEP]: give a folder with BERT's vocab.txt")
+        self.end = len(tokenizer)
+
+    def tokenize(self, texts: Sequence[str], length: int, truncate: bool = False) -> Tensor:
+        """Ids (N, length)."""
+        found = torch.zeros(len(texts), length, dtype=torch.long)
+        for row, text in zip(found, texts, strict=True):
+            ids = [self.start, *self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end]
+            if len(ids) > length and not truncate:
+                raise UserError(f"text of {len(ids)} tokens, but the network reads {length}: {text!r}; shorten the text")
+            ids = ids[: length - 1] + ids[-1:] if len(ids) > length else ids
+            row[: len(ids)] = torch.tensor(ids)
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; start, end and padding are left out."""
+        return self.tokenizer.decode([i for i in ids if i not in (0, self.start, self.end)])
+
+
+@functools.lru_cache(maxsize=4)
+def read_words(place: str, download: bool = False) -> WordPieces:
+    """The tokenizer that comes with the weights."""
+    return WordPieces(fetch(library().AutoTokenizer, place, download))
+
+
+@functools.lru_cache(maxsize=4)
+def text_length(place: str, download: bool = False) -> int:
+    """How many word pieces the network at a place reads."""
+    config = fetch(library().AutoConfig, place, download)
+    return getattr(config, "text_config", config).max_position_embeddings
+
+
+def hub_tokens(texts: Sequence[str], args: Namespace, cut: int | None = None) -> Tensor:
+    """Ids of texts for the chosen network; with `cut`, longer texts lose their tail, else they are refused."""
+    place, download = place_of(args), bool(option(args, "clip_download", 0))
+    longest = text_length(place, download)
+    return read_words(place, download).tokenize(texts, min(cut or longest, longest), truncate=cut is not None)
+
+
+class HubBackbone(nn.Module):
+    """Stands where methods expect a CLIPBackbone: pictures and words prepared, tokens of both, pooled features.
+
+    `image_tokens` and `text_tokens` are what `make_fusion` takes; they depend on frozen weights alone. Row 0 of either
+    is the pooled feature of that modality by itself: the token that belongs there is the same for all inputs, and the
+    fusion knows it.
+    """
+
+    normalize_images = CLIPBackbone.normalize_images
+    kind: str
+
+    def __init__(self, words: WordPieces, name: str, resolution: int, side: int, mean_std: tuple, n_words: int):
+        super().__init__()
+        self.tokenizer, self.name, self.resolution, self.side = words, name, resolution, side
+        self.start, self.sep, self.end = words.start, words.sep, words.end
+        self.grid, self.context_length = resolution // side, n_words
+        if resolution % side:
+            raise UserError(f"pictures of {resolution} pixels are no whole number of patches of {side}: choose a multiple")
+        self.n_image_tokens = 1 + self.grid**2
+        self.mean, self.std = mean_std
+        crop = [Resize(resolution, BICUBIC), CenterCrop(resolution)]
+        self.preprocess = Compose([*crop, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
+
+    def seal(self) -> None:
+        """Once the weights are in place: their checksum, and no gradients."""
+        self.requires_grad_(False)
+        self.sha256 = sha256_state(self.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def tokenize(self, texts: str | list[str]) -> Tensor:
+        """Texts -> ids (N, context_length) on the CPU."""
+        return self.tokenizer.tokenize([texts] if isinstance(texts, str) else texts, self.context_length)
+
+    def word_ids(self, ids: Tensor) -> Tensor:
+        """Ids as the network's embedding knows them."""
+        ids = ids.to(self.device)
+        return torch.where(ids == self.end, self.sep, ids)
+
+    def make_fusion(self, trained: bool) -> nn.Module:
+        """The transformer in which both meet: a copy where it is to be trained, as pooled features stay."""
+        raise NotImplementedError
+
+
+class HubImageEncoder:
+    """`image_tokens` of a frozen network as an encoder of the FeatureStore, in half precision."""
+
+    deterministic, precision, batch_size = True, HALF, 32
+
+    def __init__(self, net: HubBackbone):
+        self.net, self.shape = net, (net.n_image_tokens, net.vision_width)
+        self.dim = self.shape[0] * self.shape[1]
+        self.key = f"{net.kind}|{net.sha256}|tokens|bicubic {net.resolution} {net.mean} {net.std}"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor | list[Image.Image]) -> Tensor:
+        """uint8 or float [0, 1] images (B, C, H, W), or B PIL images -> (B, dim)."""
+        if isinstance(images, Tensor):
+            x = self.net.normalize_images(images.to(self.net.device))
+        else:
+            x = torch.stack([self.net.preprocess(image) for image in images]).to(self.net.device)
+        return self.net.image_tokens(x).flatten(1).float().cpu()
+
+
+def mix(query: Tensor, key: Tensor, value: Tensor, heads: int, seen: Tensor | None, prefix: Tensor | None = None,
+        attention: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Attention of rows (B, R, W) to keys and values (B, S, W), seen (B, S); with `attention` its map (B, heads, R, S).
+
+    prefix (B, 2, P, W): P keys and P values in front, seen by all rows.
+    """
+    if prefix is not None:
+        key, value = torch.cat([prefix[:, 0], key], dim=1), torch.cat([prefix[:, 1], value], dim=1)
+        seen = torch.cat([seen.new_ones(len(seen), prefix.shape[2]), seen], dim=1)
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    mask = None if seen is None else seen[:, None, None]
+    if not attention:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2), None
+    scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
+    shares = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+    return (shares @ v).transpose(1, 2).flatten(2), shares
+
+
+def in_front(first: Tensor, prompts: Tensor | None, rest: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, int]:
+    """[first ; prompts ; rest without its row 0] of rest (B, L, W), what is seen of it, and the rows before the rest."""
+    parts = [first.expand(len(rest), 1, -1), *([] if prompts is None else [prompts]), rest[:, 1:]]
+    front = 1 + (0 if prompts is None else prompts.shape[1])
+    return torch.cat(parts, dim=1), torch.cat([seen.new_ones(len(seen), front), seen[:, 1:]], dim=1), front

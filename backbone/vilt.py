@@ -1,0 +1,194 @@
+"""ViLT: words and patches in one transformer, on any choice of them, with prompts and with attention shown.
+
+Kim, Son & Kim, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", ICML 2021, arXiv
+2102.03334. The weights are transformers' `ViltModel`; the sequence is put together here:
+
+    [CLS] words [SEP]   word + position of the word in its text + type 0, as BERT embeds them      -> `word_states`
+    class, patches      linear map of a patch + position of its cell + type 1                      -> `patch_states`
+    feature             pooler of the first [CLS] after all blocks                                 -> `pool`
+
+`ViltModel.forward` cannot be used where patches are dropped: it draws a random order of the patches, reads the
+picture's size off the first row and column of the pixel mask, and numbers the words anew. Positions of a grid that the
+weights do not have are interpolated as there: bilinear, corners aligned.
+
+Choices: pictures are square. The pooled feature of a picture, or text, alone is the mean state of its patches, or words,
+after a pass without the other half. Prompts have neither position nor type.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone.adapters import add_ssf, layers_of
+from backbone.fusion import question_mask
+from backbone.hub import HubBackbone, WordPieces, in_front, mix
+from backbone.multimodal import Attention, MultimodalNet, reduce
+from utils.errors import UserError
+from utils.masked_records import Tokens
+
+MEAN_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+ADAPTED = ("patch", "layers", "norm")  # parts with adapters: not the words' embedding, not the pooler
+
+
+def block(layer: nn.Module, x: Tensor, seen: Tensor, rows: int | None = None, prefix: Tensor | None = None,
+          attention: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """A pre-norm block on x (B, S, W), and its map; with `rows` only the first so many are computed and returned."""
+    own, h = layer.attention.attention, layer.layernorm_before(x)
+    x = x if rows is None else x[:, :rows]
+    mixed, shares = mix(own.query(h[:, : x.shape[1]]), own.key(h), own.value(h), own.num_attention_heads, seen, prefix,
+                        attention)  # fmt: skip
+    x = x + layer.attention.output.dense(mixed)
+    return layer.output(layer.intermediate(layer.layernorm_after(x)), x), shares
+
+
+def run(layers: nn.ModuleList, x: Tensor, seen: Tensor, rows: int | None = None,
+        prefixes: dict[int, Tensor] | None = None, attention: bool = False) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """All blocks; `rows` is about the last one. Maps (B, heads, S, S) when asked for."""
+    maps = []
+    for number, layer in enumerate(layers):
+        wanted = rows if number + 1 == len(layers) else None
+        x, shares = block(layer, x, seen, wanted, (prefixes or {}).get(number), attention)
+        maps.append(shares)
+    return x, maps if attention else []
+
+
+class ViltBackbone(HubBackbone):
+    """The parts of a transformers ViltModel."""
+
+    kind = "vilt"
+
+    def __init__(self, vilt: nn.Module, words: WordPieces, name: str, resolution: int | None = None):
+        config, parts = vilt.config, vilt.embeddings
+        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        super().__init__(words, name, resolution or size, parts.patch_embeddings.projection.kernel_size[0], MEAN_STD,
+                         config.max_position_embeddings)  # fmt: skip
+        self.words, self.patch, self.types = parts.text_embeddings, parts.patch_embeddings.projection, parts.token_type_embeddings
+        self.first, self.cells = parts.cls_token, parts.position_embeddings
+        self.layers, self.norm, self.pooler = vilt.encoder.layer, vilt.layernorm, vilt.pooler
+        self.vision_width = self.text_width = self.embed_dim = config.hidden_size
+        self.seal()
+
+    def positions(self) -> Tensor:
+        """(1 + P, W): of the class token and of the cells, row after row."""
+        table = self.cells[0]
+        side = round((len(table) - 1) ** 0.5)
+        if side == self.grid:
+            return table
+        grid = table[1:].T.reshape(1, -1, side, side)
+        grid = F.interpolate(grid, size=(self.grid, self.grid), mode="bilinear", align_corners=True)
+        return torch.cat([table[:1], grid.flatten(2)[0].T])
+
+    def word_states(self, ids: Tensor, places: Tensor) -> Tensor:
+        """Words (B, m) at places (B, m) -> (B, m, W) in front of the first block."""
+        return self.words(input_ids=self.word_ids(ids), position_ids=places) + self.types.weight[0]
+
+    def patch_states(self, patches: Tensor, places: Tensor) -> Tensor:
+        """Linear maps of patches (B, n, W) at cells (B, n) -> (B, 1 + n, W), the class token first."""
+        position = self.positions()
+        first = (self.first[0] + position[:1]).expand(len(patches), 1, -1)
+        return torch.cat([first, patches + position[1 + places]], dim=1) + self.types.weight[1]
+
+    def pool(self, states: Tensor) -> Tensor:
+        """States (B, S, W) after the last block -> features (B, W)."""
+        return self.pooler(self.norm(states))
+
+    def image_tokens(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, R, R) -> (B, 1 + P, W): the pooled feature, then the patches in front of the first block."""
+        patches = self.patch(x).flatten(2).transpose(1, 2)
+        places = torch.arange(patches.shape[1], device=x.device).expand(len(x), -1)
+        states = self.patch_states(patches, places)
+        after, _ = run(self.layers, states, states.new_ones(states.shape[:2], dtype=torch.bool))
+        return torch.cat([self.norm(after)[:, 1:].mean(1, keepdim=True), states[:, 1:]], dim=1)
+
+    def text_tokens(self, ids: Tensor) -> Tensor:
+        """Ids (N, L) -> (N, L, W): the pooled feature, then the words in front of the first block."""
+        ids = ids.to(self.device)
+        if ids.shape[1] > self.context_length:
+            raise UserError(f"a text of {ids.shape[1]} word pieces; {self.name} reads {self.context_length}: shorten it")
+        states = self.word_states(ids, torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1))
+        seen = question_mask(ids)
+        after, _ = run(self.layers, states, seen)
+        pooled = (self.norm(after) * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
+        return torch.cat([pooled[:, None], states[:, 1:]], dim=1)
+
+    def make_fusion(self, trained: bool) -> "ViltFusion":
+        return ViltFusion(self, trained)
+
+
+class ViltFusion(nn.Module):
+    """[CLS ; prompts ; words ; class ; patches] -> pooled state (B, W): takes the place of a FusionTransformer."""
+
+    fresh = False
+
+    def __init__(self, vilt: ViltBackbone, trained: bool):
+        super().__init__()
+        own = (vilt.layers, vilt.norm, vilt.pooler)
+        self.layers, self.norm, self.pooler = copy.deepcopy(own) if trained else own
+        self.width, self.n_layers = vilt.text_width, len(self.layers)
+        with torch.no_grad():
+            start = torch.full((1, 1), vilt.start, device=vilt.device)
+            word = vilt.word_states(start, torch.zeros_like(start))
+            cell = vilt.patch_states(word[:, :0], start[:, :0])
+        for name, value in (("first_word", word), ("first_cell", cell)):  # (1, 1, W), the same for all inputs
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, image: Tensor, text: Tensor, text_seen: Tensor, prompts: Tensor | None = None,
+                prefixes: dict[int, Tensor] | None = None, prompt_states: bool = False):  # fmt: skip
+        """Of `image_tokens` (B, 1 + P, W) and `text_tokens` (B, L, W): the pooled state, also those (B, n, W) of prompts."""
+        x, seen, front = in_front(self.first_word, prompts, text, text_seen)
+        x = torch.cat([x, self.first_cell.expand(len(image), 1, -1), image[:, 1:]], dim=1)
+        seen = torch.cat([seen, seen.new_ones(image.shape[:2])], dim=1)
+        x = self.norm(run(self.layers, x, seen, front if prompt_states else 1, prefixes)[0])
+        return (self.pooler(x), x[:, 1:]) if prompt_states else self.pooler(x)
+
+
+class ViltNet(MultimodalNet):
+    """Tokens -> features (B, W) by ViLT and a linear classifier: what MultimodalNet is on CLIP."""
+
+    def __init__(self, vilt: ViltBackbone, num_classes: int, tune: str = "ssf"):
+        nn.Module.__init__(self)
+        self.vilt, self.fusion = vilt, nn.ModuleList()  # there is no transformer beside its own
+        self.side, self.cells, self.patch_width = vilt.side, vilt.n_image_tokens - 1, 3 * vilt.side**2
+        self.feature_dim = self.embed_dim = vilt.text_width
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
+        for name, value in (("mean", vilt.mean), ("std", vilt.std)):
+            self.register_buffer(name, torch.tensor(value).repeat_interleave(self.side**2), persistent=False)
+        vilt.requires_grad_(tune == "full")
+        if tune == "ssf":
+            add_ssf(vilt, ssf_layers(vilt))
+
+    @property
+    def clip(self) -> ViltBackbone:
+        """What prepares pictures and words."""
+        return self.vilt
+
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        """Patches (B, n, 3 P P) -> (B, n, W): what the convolution gives at their cells."""
+        conv = self.vilt.patch
+        return F.linear(self.normalized(patches), conv.weight.flatten(1), conv.bias)
+
+    def sequence(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """(B, m + 1 + n, W) words, class token and patches in front of the first block, and which are real."""
+        words = self.vilt.word_states(tokens.ids, tokens.word_places)
+        patches = self.vilt.patch_states(self.embed_patches(tokens.patches), tokens.places)
+        return torch.cat([words, patches], dim=1), torch.cat([tokens.word_seen, F.pad(tokens.seen, (1, 0), value=True)], dim=1)
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """(B, W) of which the classifier is a linear function."""
+        return self.vilt.pool(run(self.vilt.layers, *self.sequence(tokens), rows=1)[0])
+
+    @torch.no_grad()
+    def attend(self, tokens: Tokens, source: str = "mean", layer: str = "last", heads: str = "mean"):
+        """Features (B, W) and the Attention from which masks are made: that of [CLS], whichever `source` is named."""
+        states, maps = run(self.vilt.layers, *self.sequence(tokens), attention=True)
+        joint, m = reduce(maps, layer, heads), tokens.ids.shape[1]
+        n = m + 1  # the picture's own class token is in between
+        found = Attention(joint[:, 0, n:], joint[:, 0, :m], joint[:, n:, :m], joint[:, :m, n:])
+        return self.vilt.pool(states), found
+
+
+def ssf_layers(vilt: ViltBackbone) -> list[str]:
+    """Weights that get scale-and-shift adapters: the patches' map, all of the blocks, the last norm."""
+    return [name for name in layers_of(vilt) if name.partition(".")[0] in ADAPTED]

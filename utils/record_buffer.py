@@ -1,0 +1,231 @@
+"""The replay memory with images as records of bytes: JPEG, or only the patches and words that the network attends to.
+
+A record is made once, when its sample is stored, and never changes. Each sample offered draws a random key, and those
+with the smallest keys are kept as far as the bytes reach: a uniform sample of all that were offered, as a reservoir's.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.buffer import ATTRIBUTES, Buffer
+from utils.errors import UserError
+from utils.flags import positive_int
+from utils.masked_records import RecordMemory, Tokens, fill_grid, full_tokens, patchify, special, to_bytes, unpatchify
+from utils.masks import image_mask, text_mask
+from utils.pair import Inputs, Pair
+from utils.settings import option
+
+CODECS = ("float", "uint8", "jpeg", "masked")
+QUALITY = 50  # of JPEG records
+GREY = 127  # where a patch was dropped
+KEY_BYTES = 16  # of a record's key and place
+
+
+def add_codec_args(parser: ArgumentParser, default: str = "float") -> None:
+    """How a memory holds its images, and how many bytes it may take."""
+    group = parser.add_argument_group("bytes of the replay buffer")
+    group.add_argument("--exemplar_codec", choices=CODECS, default=default,
+                       help="images in memory: floats, bytes, JPEG, or bytes of the patches (and words) that CLIP's towers attend to")  # fmt: skip
+    group.add_argument("--buffer_bytes", type=positive_int, help="most bytes in memory (default: what --buffer_size samples take)")
+
+
+def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | None, default: str = "float") -> Buffer:
+    """The memory of `add_codec_args`; masks are made by `net`, which has to show its attention."""
+    codec, most = option(args, "exemplar_codec", default), option(args, "buffer_bytes")
+    if codec in {"float", "uint8"}:
+        return Buffer(args.buffer_size, codec=codec, max_bytes=most)
+    if codec == "jpeg":
+        return RecordBuffer(args.buffer_size, most)
+    if not hasattr(net, "attention"):
+        raise UserError("--exemplar_codec masked: this network shows no attention; choose --backbone clip-visual, clip-fused "
+                        "or clip-fusion, or --exemplar_codec jpeg")  # fmt: skip
+
+    def attention(examples: Inputs) -> tuple[Tensor, Tensor | None]:
+        image = examples.image if isinstance(examples, Pair) else examples
+        image = image if normalization is None else normalization(image)
+        device = next(net.parameters()).device
+        return net.attention((Pair(image, examples.text) if isinstance(examples, Pair) else image).to(device))
+
+    return RecordBuffer(args.buffer_size, most, attention)
+
+
+class RecordBuffer(Buffer):
+    """At most `buffer_size` records and `max_bytes` bytes, with all that belongs to them. `attention` maps samples to the
+    attention of their patches (B, n) and words (B, L) or None; without it records are JPEGs. Dropped patches are grey and
+    dropped words are gone when samples are read."""
+
+    def __init__(self, buffer_size: int, max_bytes: int | None = None, attention: Callable | None = None, device="cpu"):
+        super().__init__(buffer_size, device, max_bytes=max_bytes)
+        self.attention = attention
+        self.records: RecordMemory | None = None
+        self.keys = np.zeros(0)
+        self.limit = np.inf  # the smallest key that did not fit
+        self.text_length = 0
+
+    def __len__(self) -> int:
+        return 0 if self.records is None else len(self.records)
+
+    def is_full(self) -> bool:
+        return np.isfinite(self.limit)
+
+    @property
+    def used_attributes(self) -> list[str]:
+        return [name for name in ATTRIBUTES if name in self.data or (name == "examples" and len(self))]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the records and all that is stored with them."""
+        return int(self.records.sizes.sum()) + len(self) * self._rest() if len(self) else 0
+
+    def _rest(self) -> int:
+        """Bytes that go with each record."""
+        return KEY_BYTES + sum(t.element_size() * t[:1].numel() for t in self.data.values())
+
+    # writing -------------------------------------------------------------------------------------------------------
+
+    def add_data(self, examples: Inputs, labels=None, logits=None, task_labels=None, attention_maps=None, true_labels=None,
+                 sample_selection_scores=None) -> None:
+        offered = {"labels": labels, "logits": logits, "task_labels": task_labels, "true_labels": true_labels,
+                   "attention_maps": attention_maps}  # fmt: skip
+        offered = {name: value for name, value in offered.items() if value is not None}
+        for name, value in offered.items():
+            if len(value) != len(examples):
+                raise UserError(f"add_data got {len(examples)} examples but {len(value)} {name}: give one of each per sample")
+        keys = np.random.rand(len(examples))
+        self.num_seen_examples += len(examples)
+        chosen = torch.from_numpy(np.nonzero(keys < self.limit)[0])
+        if not len(chosen):
+            return
+        fresh = self.encode(examples[chosen.to(examples.device)])
+        values = {name: value[chosen.to(value.device)] for name, value in offered.items()}
+        for name, value in values.items():
+            if name not in self.data:
+                self.data[name] = self._new(name, value, 0)
+        every = np.concatenate([self.keys, keys[chosen.numpy()]])
+        order = every.argsort(kind="stable")
+        sizes = np.concatenate([self.records.sizes.numpy(), [len(r) for r in fresh]])[order] + self._rest()
+        fits = np.arange(len(order)) < self.buffer_size
+        if self.max_bytes is not None:
+            fits &= sizes.cumsum() <= self.max_bytes
+        count = int(fits.sum())  # fits is true up to here, and false from here on
+        if not count:
+            raise UserError(f"one sample takes {sizes[0]} bytes, more than the buffer's {self.max_bytes}: raise --buffer_bytes")
+        if count < len(order):
+            self.limit = every[order[count]]
+        self._put(np.sort(order[:count]), fresh, values, every)
+
+    def _put(self, rows: np.ndarray, fresh: list[bytes], values: dict[str, Tensor], keys: np.ndarray) -> None:
+        """Keep these rows of the stored ones with the fresh ones behind them."""
+        held = len(self)
+        old, new = rows[rows < held], rows[rows >= held] - held
+        if len(old) < held:
+            self.records.keep(torch.from_numpy(old))
+        self.records.add([fresh[i] for i in new])
+        for name, value in values.items():
+            self.data[name] = torch.cat([self.data[name][old], value[new].detach().to(self.device, self.data[name].dtype)])
+        self.keys = keys[rows]
+
+    def encode(self, examples: Inputs) -> list[bytes]:
+        """Records of plain [0, 1] images, or Pairs of them."""
+        image = examples.image if isinstance(examples, Pair) else examples
+        bytes_ = image.detach().cpu().mul(255).round().clamp(0, 255).to(torch.uint8)
+        if bytes_.shape[1] != 3:
+            raise UserError(f"records hold colour images, these have {bytes_.shape[1]} channel: choose --exemplar_codec uint8")
+        patches, words = (None, None) if self.attention is None else self.attention(examples)
+        side = bytes_.shape[-1] if patches is None else bytes_.shape[-1] // round(patches.shape[1] ** 0.5)
+        ids = examples.text.cpu() if isinstance(examples, Pair) else None
+        tokens = tokens_of(patchify(bytes_, side), ids)
+        if self.records is None:
+            self.records, self.text_length = RecordMemory(3 * side * side), 0 if ids is None else ids.shape[1]
+        kept = tokens.seen if patches is None else image_mask(patches.cpu(), tokens.seen)
+        if words is not None:
+            own = tokens.word_seen & ~special(tokens)
+            kept_words = text_mask(words.cpu(), words.cpu(), own, "class_only") | special(tokens)
+            tokens = tokens._replace(word_seen=tokens.word_seen & kept_words)
+        tokens, kind = tokens._replace(seen=kept), "jpeg" if patches is None else "masked"
+        cells = tokens.places.shape[1]
+        return [to_bytes(tokens.rows(i), 0, cells, kind, QUALITY) for i in range(len(bytes_))]
+
+    def rewrite(self, keep: Tensor, fresh: dict[str, Inputs]) -> None:
+        """Keep these rows as they are, and add all of `fresh`, which are classes in order of importance.
+
+        With a budget every class has the same share of it, and gives up its last samples first."""
+        records = self.encode(fresh["examples"]) if fresh else []
+        values = {name: value for name, value in fresh.items() if name != "examples"}
+        for name, value in values.items():
+            if name not in self.data:
+                self.data[name] = self._new(name, value, 0)
+        sizes = np.concatenate([self.records.sizes.numpy(), [len(r) for r in records]]) + self._rest()
+        labels = torch.cat([part["labels"].to(self.device) for part in (self.data, values) if part]).cpu().numpy()
+        rows = np.concatenate([keep.cpu().numpy(), len(self) + np.arange(len(records))])
+        if self.max_bytes is not None:
+            share = self.max_bytes // len(np.unique(labels[rows]))
+            own = [rows[labels[rows] == c] for c in np.unique(labels[rows])]
+            rows = np.sort(np.concatenate([r[sizes[r].cumsum() <= share] for r in own]))
+            if len(np.unique(labels[rows])) < len(own):
+                raise UserError(f"{self.max_bytes} bytes do not hold a sample of each of {len(own)} classes: raise --buffer_bytes")
+        self._put(rows, records, values, np.zeros(len(labels)))
+        self.num_seen_examples = len(self)
+
+    def limit_places(self, offered: dict[str, Inputs]) -> None:
+        """Nothing: records have no size of their own, `rewrite` looks at each."""
+
+    def load(self, tensors: dict[str, Inputs]) -> None:
+        self.empty()
+        self.rewrite(torch.zeros(0, dtype=torch.long), tensors)
+
+    def replace(self, places: Tensor, **values: Inputs) -> None:
+        if "examples" in values:
+            raise UserError("a stored record does not change: choose --exemplar_codec float or uint8")
+        for name, value in values.items():
+            self.data[name][places.to(self.device)] = value.detach().to(self.device, self.data[name].dtype)
+
+    def empty(self) -> None:
+        super().empty()
+        self.records, self.keys, self.limit = None, np.zeros(0), np.inf
+
+    # reading -------------------------------------------------------------------------------------------------------
+
+    def _read(self, name: str, rows: Tensor, device) -> Inputs:
+        return super()._read(name, rows, device) if name != "examples" else self.decode(rows.cpu()).to(device)
+
+    def decode(self, rows: Tensor) -> Inputs:
+        """Images in [0, 1] (or Pairs) of these records."""
+        tokens = self.records.decode(rows)
+        side = round((self.records.width / 3) ** 0.5)
+        cells = int(self.records.cells(rows[:1]))
+        images = unpatchify(fill_grid(tokens, cells, GREY).patches, side).float() / 255
+        if not self.text_length:
+            return images
+        text = torch.zeros(len(rows), self.text_length, dtype=torch.long)
+        text[:, : tokens.ids.shape[1]] = tokens.ids
+        return Pair(images, text)
+
+    def serialize(self, out_device="cpu") -> dict[str, Inputs]:
+        every = torch.arange(len(self))
+        return {name: self._read(name, every, out_device) for name in self.used_attributes}
+
+    def state(self) -> dict:
+        held = None if self.records is None else self.records.state()
+        return super().state() | {"records": held, "keys": self.keys, "limit": float(self.limit), "text_length": self.text_length}
+
+    def load_state(self, state: dict) -> None:
+        super().load_state(state)
+        self.records = None
+        if state["records"] is not None:
+            self.records = RecordMemory(state["records"]["width"])
+            self.records.load_state(state["records"])
+        self.keys, self.limit, self.text_length = np.asarray(state["keys"]), state["limit"], state["text_length"]
+
+
+def tokens_of(patches: Tensor, ids: Tensor | None) -> Tokens:
+    """Tokens of patches (B, n, D) with words (B, L), or with none."""
+    if ids is not None:
+        return full_tokens(patches, ids)
+    none = torch.zeros(len(patches), 0, dtype=torch.long)
+    places = torch.arange(patches.shape[1]).expand(len(patches), -1)
+    return Tokens(patches, places, torch.ones_like(places, dtype=torch.bool), none, none, none.bool())
