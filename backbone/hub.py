@@ -49,6 +49,17 @@ def chosen(args: Namespace) -> str:
     return next((kind for kind in HUB_NAMES if kind in asked), "clip")
 
 
+def refuse_idle(args: Namespace) -> None:
+    """Weights or a resolution of a network that is not chosen are a mistake, not a wish."""
+    flag, kind = "fusion" if hasattr(args, "fusion") else "vqa_backbone", chosen(args)
+    idle = [f"{other}_weights" for other, name in HUB_NAMES.items()
+            if other != kind and option(args, f"{other}_weights", name) != name]  # fmt: skip
+    if kind != "vilt" and option(args, "vilt_resolution") is not None:
+        idle.append("vilt_resolution")
+    if idle:
+        raise UserError(f"--{idle[0]} is read with --{flag} {idle[0].partition('_')[0]} only: add that, or leave it out")
+
+
 def load_hub(args: Namespace) -> "HubBackbone":
     """The network of the flags, in eval mode and without dropout."""
     from backbone.blip import BlipBackbone

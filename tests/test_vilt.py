@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -18,6 +21,7 @@ from utils.errors import UserError
 from utils.masked_records import full_tokens, patchify, select, special
 
 pytest.importorskip("transformers")
+ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["a photo of a red cup in the sea.", "a fish.", "where is the big boat?"]
 
 
@@ -216,6 +220,44 @@ def test_weights_of_another_network_and_damaged_ones_are_refused(tmp_path):
     (tmp_path / "vocab.txt").unlink()
     with pytest.raises(UserError, match="vocab.txt"):
         vilt(vilt_weights=str(tmp_path))
+
+
+def test_weights_under_a_head_are_found(tmp_path):
+    """Published weights are those of ViLT with a head, under names with a prefix."""
+    from transformers import ViltConfig, ViltForMaskedLM
+
+    torch.manual_seed(0)
+    whole = ViltForMaskedLM(ViltConfig(**tiny_hub.TEXT | {"image_size": 48, "patch_size": 16}))
+    whole.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes((tiny_hub.vilt_folder() / "vocab.txt").read_bytes())
+    net = vilt(vilt_weights=str(tmp_path))
+    assert torch.equal(net.layers[1].output.dense.weight, whole.vilt.encoder.layer[1].output.dense.weight)
+    assert torch.equal(net.pooler.dense.weight, whole.vilt.pooler.dense.weight)
+    assert net.sha256 != vilt().sha256 == vilt().sha256
+
+
+def test_nothing_of_transformers_is_imported_unasked():
+    code = "import sys, models.clumo, models.exemplar_masking, datasets.mm_tiny; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_loading_draws_no_random_numbers():
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    vilt()
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [("clumo", {"vilt_weights": "/some/folder"}, "--vqa_backbone vilt only"), ("clumo", {"vilt_resolution": 96}, "--vqa_backbone vilt"),
+     ("exemplar-masking", {"vilt_weights": "/some/folder"}, "--fusion vilt only")],
+)  # fmt: skip
+def test_weights_of_a_network_that_is_not_chosen_are_told(name, changes, said):
+    with contract.toys(), pytest.raises(UserError, match=said):
+        contract.build(name, **changes)
 
 
 def test_without_the_package_it_is_named():

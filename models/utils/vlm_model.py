@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from backbone.clip import CLIPBackbone, ClipImageEncoder, add_clip_args, load_clip
 from backbone.clip_visual import fuse
-from backbone.hub import chosen, load_hub
+from backbone.hub import chosen, load_hub, refuse_idle
 from models.utils.continual_model import ContinualModel
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.errors import UserError
@@ -45,6 +45,7 @@ class VLMModel(ContinualModel):
         return add_vlm_args(parser)
 
     def __init__(self, backbone, loss, args: Namespace, transform, dataset=None):
+        refuse_idle(args)
         if chosen(args) == "clip":
             net = load_clip(args.clip_backbone, getattr(args, "device", None) or "cpu", args.clip_dtype,
                             getattr(args, "base_path", None), bool(args.clip_download))
