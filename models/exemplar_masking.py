@@ -17,11 +17,11 @@ rule, not its formula: --text_rule union keeps words above the mean of either at
 Attention is the mean of the towers' own class tokens and the fusion's, over all blocks and heads (--attn_source,
 --attn_layer, --attn_heads): the fusion's last block alone drops most nouns of the captions (docs/exemplar_masking.md).
 Budget: as many bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among
-the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG. A record that does
-not fit ends the class (--budget_fill skip: smaller ones are tried). Augmentation (--exemplar_aug) is swap by default:
-the text of another exemplar of the class. --replay_fill zero or mean puts black or grey patches into the holes. Both
-heads are measured in every run: --predict says which one answers, the record has the other as nme or linear. Nothing
-augments the stream's own pictures.
+the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG, exemplars counts
+records: what a mask changes at equal count. A record that does not fit ends the class (--budget_fill skip: smaller ones
+are tried). Augmentation (--exemplar_aug) is swap by default: the text of another exemplar of the class. --replay_fill
+zero or mean puts black or grey patches into the holes. Both heads are measured in every run: --predict says which one
+answers, the record has the other as nme or linear. Nothing augments the stream's own pictures.
 """
 
 import torch

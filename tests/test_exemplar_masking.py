@@ -149,6 +149,8 @@ def test_bad_budgets_and_rules_are_refused(text):
 def fill(memory: ExemplarMemory, label: int, n: int = 12, n_seen: int = 1):
     _, tokens = batch(n, seed=label)
     patches, words = some(tokens, seed=label + 50)
+    if memory.args.exemplar_codec == "raw":
+        patches, words = tokens.seen, tokens.word_seen
     features = torch.nn.functional.normalize(torch.randn(n, 8, generator=draw(label)), dim=1)
     memory.add_class(tokens, label, features, patches, words, torch.rand(n, CELLS, generator=draw(9)), n_seen)
     return tokens, features
@@ -159,14 +161,24 @@ def fill(memory: ExemplarMemory, label: int, n: int = 12, n_seen: int = 1):
 def test_the_budget_of_a_class_is_kept_in_every_unit(unit, codec):
     memory = ExemplarMemory(memory_args(budget_unit=unit, exemplar_codec=codec), 192, CELLS)
     for label in range(3):
-        tokens, _ = fill(memory, label)
+        tokens, features = fill(memory, label)
         own = memory.records.labels == label
-        budget = 2 * memory.full_cost(tokens)
+        budget = float(memory.full_costs(tokens.rows(herd(features, 2))).sum())
+        if codec == "raw":
+            assert int(own.sum()) == 2 and float(memory.notes[own, 0].sum()) == budget, "exactly the samples named"
         assert 0 < float(memory.notes[own, 0].sum()) <= budget
         if unit != "tokens":
             assert int(memory.records.sizes[own].sum()) == float(memory.notes[own, 0].sum())
         if codec == "masked" and unit != "bytes_jpeg":
             assert int(own.sum()) >= 4, "at least twice as many as full ones"
+
+
+@pytest.mark.parametrize("codec", ["masked", "raw", "box", "jpeg"])
+def test_a_count_of_exemplars_is_the_same_whatever_they_hold(codec):
+    memory = ExemplarMemory(memory_args(budget_unit="exemplars", exemplar_codec=codec), 192, CELLS)
+    for label in range(2):
+        fill(memory, label)
+    assert memory.records.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_a_total_budget_trims_old_classes_from_the_tail():

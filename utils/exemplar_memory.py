@@ -1,6 +1,7 @@
 """A memory of masked exemplars under a budget of bytes: flags, masks, selection, what is kept and what it costs."""
 
 import argparse
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from utils.masks import DIRECTIONS, IMAGE_RULES, TEXT_RULES, context_attention, 
 from utils.picture_grid import plot_pictures
 
 CODECS = ("masked", "box", "jpeg", "raw")
-UNITS = ("bytes_raw", "bytes_jpeg", "tokens")
+UNITS = ("bytes_raw", "bytes_jpeg", "tokens", "exemplars")
 FULL_QUALITY = 95  # of JPEGs where the unit is bytes_jpeg
 SHOWN = 6  # exemplars of a task on the sheet
 GREY = 127
@@ -56,10 +57,15 @@ def add_exemplar_args(parser: ArgumentParser) -> None:
         "--buffer_bytes_per_class",
         type=samples_or_number,
         default="5x",
-        help="budget of a class: 5x full samples' worth, or bytes",
+        help="budget of a class: 5x, what five samples take in full, or bytes",
     )
     add("--buffer_bytes", type=positive_int, help="budget of all classes together, instead")
-    add("--budget_unit", choices=UNITS, default="bytes_raw", help="raw pixels, JPEG, or count of patches and words")
+    add(
+        "--budget_unit",
+        choices=UNITS,
+        default="bytes_raw",
+        help="raw pixels, JPEG, number of patches and words, or of exemplars",
+    )
     add(
         "--budget_fill",
         choices=["stop", "skip"],
@@ -142,38 +148,43 @@ class ExemplarMemory:
             kind, quality = codec, self.args.jpeg_quality
         return to_bytes(tokens, label, tokens.places.shape[0], kind, quality, patches)
 
-    def full_cost(self, tokens: Tokens) -> float:
-        """Mean cost of an unmasked sample of these."""
-        words = tokens.word_seen.sum(1).float().mean()
-        if self.args.budget_unit == "tokens":
-            return float(tokens.seen.sum(1).float().mean() + words)
-        if self.args.budget_unit == "bytes_jpeg":
-            rows = range(len(tokens.ids))
-            sizes = [len(to_bytes(tokens.rows(i), 0, tokens.places.shape[1], "jpeg", FULL_QUALITY)) for i in rows]
-            return sum(sizes) / len(sizes)
-        return HEADER + float(tokens.patches.shape[1] * self.records.width + 2 * words)
+    def full_costs(self, tokens: Tokens) -> Tensor:
+        """(B,) budget units that these samples cost unmasked."""
+        unit, words = self.args.budget_unit, tokens.word_seen.sum(1)
+        if unit == "exemplars":
+            return torch.ones(len(words))
+        if unit == "tokens":
+            return tokens.seen.sum(1) + words
+        if unit == "bytes_jpeg":
+            rows, cells = range(len(words)), tokens.places.shape[1]
+            return torch.tensor([len(to_bytes(tokens.rows(i), 0, cells, "jpeg", FULL_QUALITY)) for i in rows])
+        return HEADER + tokens.patches.shape[1] * self.records.width + 2 * words
 
-    def budget(self, tokens: Tokens, n_seen: int) -> float:
-        """What a class may take, in budget units."""
+    def budget(self, tokens: Tokens, order: Tensor, n_seen: int) -> float:
+        """What a class may take, in budget units: with 5x, what the first five of the herding order take in full."""
         if self.args.buffer_bytes:
             return self.args.buffer_bytes / n_seen
         text = self.args.buffer_bytes_per_class
-        return float(text.removesuffix("x")) * (self.full_cost(tokens) if text.endswith("x") else 1.0)
+        if not text.endswith("x"):
+            return float(text)
+        worth, first = float(text.removesuffix("x")), order[: math.ceil(float(text.removesuffix("x")))]
+        return float(self.full_costs(tokens.rows(first)).sum()) * (worth / len(first))
 
     def add_class(self, full: Tokens, label: int, features: Tensor, patches: Tensor, words: Tensor, attention: Tensor,
                   n_seen: int) -> None:  # fmt: skip
         """Records of a class in herding order until its budget is spent."""
-        left, chosen, notes = self.budget(full, n_seen), [], []
+        order, chosen, notes = herd(features, len(features)).to(full.ids.device), [], []
+        left = self.budget(full, order, n_seen)
         all_words = (full.word_seen & ~special(full)).sum(1).clamp(min=1)
         kept_words = (words & full.word_seen & ~special(full)).sum(1)
         shares = torch.stack([
             patches.sum(1) / full.seen.sum(1).clamp(min=1), kept_words / all_words,
             (attention * patches).sum(1) / attention.sum(1).clamp(min=1e-12),
         ], dim=1)  # fmt: skip
-        for row in herd(features, len(features)).tolist():
+        for row in order.tolist():
             record = self.record(full.rows(row), label, patches[row], words[row])
             count = int(patches[row].sum() + (words[row] & full.word_seen[row]).sum())
-            cost = count if self.args.budget_unit == "tokens" else len(record)
+            cost = {"tokens": count, "exemplars": 1}.get(self.args.budget_unit, len(record))
             if cost <= left:
                 left -= cost
                 chosen.append(record)
