@@ -1,4 +1,5 @@
-"""Accuracy, exemplars and bytes of each arm (the --notes of a run) as a table, and a plot of accuracy against bytes."""
+"""Accuracy, exemplars and bytes of each arm (the --notes of a run), the claims as paired differences, and a plot of accuracy
+against bytes."""
 
 import argparse
 import re
@@ -9,15 +10,69 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from claims import read  # noqa: E402
+from claims import interval, read  # noqa: E402
 
 COLUMNS = {"class_il_avg": "average", "class_il_last": "last", "class_il_forgetting": "forgetting", "nme_last": "last, nearest mean",
            "exemplars_last": "exemplars a class", "exemplar_bytes_last": "bytes each", "kept_patches_last": "patches %",
-           "kept_words_last": "words %", "kept_attention_last": "attention %", "wall_s": "seconds"}  # fmt: skip
+           "kept_words_last": "words %", "kept_attention_last": "attention %", "stored_bytes": "stored KiB", "wall_s": "seconds"}  # fmt: skip
+# arm, arm it is compared with, what the difference of the average accuracy should be: at least, or at most
+CLAIMS = [
+    ("masked 5x", "full 5x", ">=", 1.0),
+    ("masked 5x", "random mask 5x", ">=", 0.0),
+    ("masked + swap 5x", "masked 5x", ">=", 0.0),
+    ("masked 5x", "class words alone 5x", ">=", 0.0),
+    ("masked, 5 exemplars", "full 5x", "<=", 1.0),
+    ("masked 5x", "box 5x", ">=", 0.0),
+    ("masked 5x", "jpeg 5x", ">=", 0.0),
+    ("er, masked", "er, full", ">=", 0.0),
+    ("masked + swap 5x", "l2p", ">=", 0.0),
+    ("masked, of JPEG bytes", "full, of JPEG bytes", ">=", 0.0),
+]
+Arms = dict[str, dict[int, dict[str, float]]]
 
 
-def plot(arms: dict, path: Path) -> None:
-    """One line for each arm with several budgets: mean average accuracy over seeds against samples' worth."""
+def gaps(arms: Arms, first: str, second: str, key: str) -> list[float]:
+    """Differences of two arms, of every seed that both have."""
+    one, other = arms.get(first, {}), arms.get(second, {})
+    return [one[s][key] - other[s][key] for s in sorted(one) if s in other and key in one[s] and key in other[s]]
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± half the 95 % interval; one value has no interval."""
+    if not values:
+        return ""
+    return f"{np.mean(values):+.1f}" + (f" ± {interval(values):.1f}" if len(values) > 1 else "")
+
+
+def table(arms: Arms) -> None:
+    print("| arm | seeds | " + " | ".join(COLUMNS.values()) + " |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    for name, seeds in arms.items():
+        values = {k: [s[k] / (1024 if k == "stored_bytes" else 1) for s in seeds.values() if k in s] for k in COLUMNS}
+        print(f"| {name} | {len(seeds)} | " + " | ".join(f"{np.mean(v):.1f}" if v else "" for v in values.values()) + " |")
+
+
+def claims(arms: Arms) -> None:
+    """One line for each claim whose two arms were run with a common seed."""
+    print("\n| average accuracy | claimed | per seed | mean ± 95 % | mean as claimed | last, nearest mean |")
+    print("|---" * 6 + "|")
+    for first, second, sign, bound in CLAIMS:
+        found = gaps(arms, first, second, "class_il_avg")
+        if found:
+            holds = np.mean(found) >= bound if sign == ">=" else np.mean(found) <= bound
+            each = " ".join(f"{g:+.1f}" for g in found)
+            print(f"| {first} minus {second} | {sign} {bound:g} | {each} | {spread(found)} | {'yes' if holds else 'no'} | "
+                  f"{spread(gaps(arms, first, second, 'nme_last'))} |")  # fmt: skip
+    masked, full = (arms.get(name, {}) for name in ("masked 5x", "full 5x"))
+    ratios = [masked[s]["exemplars_last"] / full[s]["exemplars_last"] for s in sorted(masked) if s in full]
+    if ratios:
+        each = " ".join(f"{r:.2f}" for r in ratios)
+        print(f"| exemplars a class, masked 5x over full 5x | >= 2 | {each} | {np.mean(ratios):.2f} | "
+              f"{'yes' if np.mean(ratios) >= 2 else 'no'} | |")  # fmt: skip
+
+
+def plot(arms: Arms, path: Path) -> None:
+    """A line for each kind of exemplar with several budgets: average accuracy, mean over seeds, and each seed as a dot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -25,16 +80,23 @@ def plot(arms: dict, path: Path) -> None:
     for name, seeds in arms.items():
         found = re.fullmatch(r"(.*) ([\d.]+)x", name)
         if found:
-            values = [s["class_il_avg"] for s in seeds.values()]
-            lines.setdefault(found[1], {})[float(found[2])] = values
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
+            lines.setdefault(found[1], {})[float(found[2])] = [s["class_il_avg"] for s in seeds.values()]
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
-    for name, points in lines.items():
+    for i, (name, points) in enumerate(sorted(lines.items(), key=lambda line: -np.mean(line[1][max(line[1])]))):
         worth = sorted(points)
-        axes.plot(worth, [np.mean(points[w]) for w in worth], marker="o", markersize=4, label=name)
-    axes.set_xlabel("budget of a class in full samples")
+        if len(worth) > 1:
+            axes.plot(worth, [np.mean(points[w]) for w in worth], color=f"C{i}", marker="o", markersize=5, label=name)
+            for w in worth:
+                axes.plot([w] * len(points[w]), points[w], ".", color=f"C{i}", markersize=4, alpha=0.5)
+    if not axes.lines:
+        print(f"no kind of exemplar was run with two budgets: {path} is not drawn", file=sys.stderr)
+        return
+    axes.set_xticks(sorted({w for points in lines.values() for w in points}))
+    axes.set_xlabel("bytes of a class, in full samples")
     axes.set_ylabel("average incremental accuracy, %")
-    axes.legend(fontsize=6)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path))
 
@@ -42,18 +104,12 @@ def plot(arms: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="a --results_path")
-    parser.add_argument("--reference", default="full 5x", help="the arm that the others are compared with")
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     arms = read(args.results)
-    print("| arm | seeds | " + " | ".join(COLUMNS.values()) + f" | average minus {args.reference}, per seed |")
-    print("|---" * (len(COLUMNS) + 3) + "|")
-    for name, seeds in arms.items():
-        cells = [f"{np.mean(v):.1f}" if (v := [s[key] for s in seeds.values() if key in s]) else "" for key in COLUMNS]
-        base = arms.get(args.reference, {})
-        gaps = [f"{s['class_il_avg'] - base[k]['class_il_avg']:+.1f}" for k, s in seeds.items() if k in base]
-        print(f"| {name} | {len(seeds)} | " + " | ".join(cells) + f" | {' '.join(gaps)} |")
-    if args.plot and arms:
+    table(arms)
+    claims(arms)
+    if args.plot:
         plot(arms, args.plot)
 
 

@@ -1,53 +1,80 @@
 #!/usr/bin/env bash
 # ExemplarMasking against full exemplars, random masks and compressed pictures at equal bytes, on the picture world's
-# pictures with captions. Every seed has pictures and initialisation of its own. Prints a table and draws accuracy against
-# bytes (docs/img/exemplar_masking.png). Runs that are there already are not repeated.
-# Usage: claims_exemplar_masking.sh [seeds, default "0 1 2"] [phases, default "5 10"] [arms: a pattern on their names]
-# LAUNCH is put in front of each run; JOBS of them run at a time (default 2).
+# pictures with captions. Every seed has pictures and initialisation of its own; all arms train three epochs a task.
+# Prints a table of arms, one of claims (paired over seeds, 95 % intervals), and draws accuracy against bytes
+# (docs/img/exemplar_masking.png). Runs that are there already are not repeated.
+# Usage: claims_exemplar_masking.sh [seeds, default "0 1 2"] [phases, default "5 10"] [groups, default "claims curve more"]
+# claims: an arm for each claim and rival. curve: other budgets. more: other settings. The last two with 5 phases alone.
+# LAUNCH is put in front of each run; JOBS of them run at a time (default 2); ARMS is a pattern on the names of arms;
+# MORE are flags added to every run (for a try: "--stop_after 1"); PLOT is where the plot goes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export OMP_NUM_THREADS=1
-export results=${CLAIMS_PATH:-runs/claims_exemplar_masking} launch=${LAUNCH:-}
+export results=${CLAIMS_PATH:-runs/claims_exemplar_masking} launch=${LAUNCH:-} more_flags=${MORE:-}
 seeds=${1:-0 1 2}
 phases=${2:-5 10}
-pattern=${3:-.}
+groups=${3:-claims curve more}
 
 em="exemplar-masking --buffer_bytes_per_class"
-arms=(
+plain="--exemplar_aug none" # of exemplars; the default swaps texts within a class
+full="--exemplar_codec raw $plain"
+chance="--mask_rule random --text_rule random $plain"
+# a reservoir of 694700 bytes: 100 full samples, five for each of 20 classes
+er="er --backbone clip-fused --optimizer adamw --lr 0.001 --buffer_size 100000 --buffer_bytes 694700"
+claims=(
     "masked + swap 5x|$em 5x"
-    "masked 5x|$em 5x --exemplar_aug none"
-    "full 5x|$em 5x --exemplar_codec raw --exemplar_aug none"
-    "full + swap 5x|$em 5x --exemplar_codec raw"
-    "random mask 5x|$em 5x --mask_rule random --text_rule random --exemplar_aug none"
-    "box 5x|$em 5x --exemplar_codec box --exemplar_aug none"
-    "jpeg 5x|$em 5x --budget_unit bytes_jpeg --exemplar_codec jpeg --exemplar_aug none"
-    "class words alone 5x|$em 5x --exemplar_aug none --text_rule class_only"
-    "tower attention 5x|$em 5x --exemplar_aug none --attn_source tower"
-    "full fine-tuning 5x|$em 5x --tune full --lr 0.0001"
-    "image alone 5x|$em 5x --look_at image --exemplar_aug none"
-    "text alone 5x|$em 5x --look_at text --exemplar_aug none"
+    "masked 5x|$em 5x $plain"
+    "full 5x|$em 5x $full"
+    "random mask 5x|$em 5x $chance"
+    "class words alone 5x|$em 5x $plain --text_rule class_only"
+    "masked, 5 exemplars|$em 5x $plain --budget_unit exemplars"
+    "box 5x|$em 5x --exemplar_codec box $plain"
+    "jpeg 5x|$em 5x --exemplar_codec jpeg $plain"
+    "er, full|$er --exemplar_codec uint8"
+    "er, masked|$er --exemplar_codec masked"
+    "l2p|l2p --fusion_train never --lr 0.024 --batch_size 32 --prompt_range 0.1"
 )
+curve=()
 for worth in 1 3 7 10; do
-    arms+=("masked + swap ${worth}x|$em ${worth}x" "full ${worth}x|$em ${worth}x --exemplar_codec raw --exemplar_aug none")
-    arms+=("random mask ${worth}x|$em ${worth}x --mask_rule random --text_rule random --exemplar_aug none")
-    arms+=("box ${worth}x|$em ${worth}x --exemplar_codec box --exemplar_aug none")
+    curve+=("masked ${worth}x|$em ${worth}x $plain" "full ${worth}x|$em ${worth}x $full")
+    curve+=("random mask ${worth}x|$em ${worth}x $chance" "box ${worth}x|$em ${worth}x --exemplar_codec box $plain")
+    curve+=("jpeg ${worth}x|$em ${worth}x --exemplar_codec jpeg $plain")
 done
+more=(
+    "full + swap 5x|$em 5x --exemplar_codec raw"
+    "tower attention 5x|$em 5x $plain --attn_source tower"
+    "full fine-tuning 5x|$em 5x --tune full --lr 0.0001"
+    "image alone 5x|$em 5x --look_at image $plain"
+    "text alone 5x|$em 5x --look_at text $plain"
+    # a full sample is a JPEG of quality 95 here, and the masked ones hold their patches as JPEG of that quality
+    "full, of JPEG bytes|$em 5x $full --budget_unit bytes_jpeg"
+    "masked, of JPEG bytes|$em 5x $plain --budget_unit bytes_jpeg"
+    "jpeg 50, of JPEG bytes|$em 5x --exemplar_codec jpeg $plain --budget_unit bytes_jpeg"
+)
 one() {
     local seed=$1 phase=$2
     IFS='|' read -r name flags <<<"$3"
     # shellcheck disable=SC2086
     $launch .venv/bin/python main.py --model $flags --dataset mm-tiny --phases "$phase" --seed "$seed" --picture_seed "$seed" \
-        --resume auto --non_verbose 1 --device cpu --notes "$name" --results_path "$results/$phase" >/dev/null
+        --n_epochs 3 --resume auto --non_verbose 1 --device cpu --notes "$name" --results_path "$results/$phase" $more_flags >/dev/null
 }
 export -f one
-for arm in "${arms[@]}"; do
-    [[ ${arm%%|*} =~ $pattern ]] || continue
+for group in $groups; do
+    declare -n arms=$group
     for seed in $seeds; do
-        for phase in $phases; do printf '%s\0' "$seed" "$phase" "$arm"; done
+        for phase in $phases; do
+            [[ $group == claims || $phase == 5 ]] || continue
+            for arm in "${arms[@]}"; do
+                [[ ${arm%%|*} =~ ${ARMS:-.} ]] || continue
+                printf '%s\0' "$seed" "$phase" "$arm"
+            done
+        done
     done
-done | xargs -0 -n 3 -P "${JOBS:-2}" bash -c 'one "$@"' _
+done | xargs -0 -r -n 3 -P "${JOBS:-2}" bash -c 'one "$@"' _
 for phase in $phases; do
     echo "== $phase phases"
-    .venv/bin/python scripts/claims_exemplar_masking.py "$results/$phase" --plot "docs/img/exemplar_masking_$phase.png"
+    drawn=()
+    [[ $phase == 5 ]] && drawn=(--plot "${PLOT:-docs/img/exemplar_masking.png}")
+    .venv/bin/python scripts/claims_exemplar_masking.py "$results/$phase" "${drawn[@]}"
 done
