@@ -79,6 +79,13 @@ BY_HAND = {
     "stanford_cars": "Stanford Cars, from a mirror named in github.com/pytorch/vision/issues/7545",
     "SUN397": "SUN397, from a mirror named in github.com/pytorch/vision/pull/9528",
 }
+# the lists of Zhou et al. that xtail reads (mtil with --split coop, too), below base_path
+COOP_LISTS = (
+    "caltech101/split_zhou_Caltech101.json", "dtd/dtd/split_zhou_DescribableTextures.json",
+    "eurosat/split_zhou_EuroSAT.json", "flowers-102/split_zhou_OxfordFlowers.json", "food-101/split_zhou_Food101.json",
+    "oxford-iiit-pet/split_zhou_OxfordPets.json", "stanford_cars/split_zhou_StanfordCars.json",
+    "SUN397/split_zhou_SUN397.json",
+)  # fmt: skip
 
 
 def md5_of(path: Path) -> str:
@@ -129,24 +136,29 @@ def prepare_archives(dataset: str, base_path: Path) -> Path:
     return base_path
 
 
-def prepare_cross_domain(base_path: Path) -> Path:
-    """The nine data sets that can be fetched; the other two, whose hosts are gone, are asked for by name."""
+def prepare_cross_domain(base_path: Path, dataset: str = "mtil") -> Path:
+    """The data sets that can be fetched; the two whose hosts are gone and, for xtail, the lists are asked for by name."""
     from torchvision import datasets
 
     for name, folder in CROSS_DOMAIN.items():
+        if dataset == "xtail" and name == "CIFAR100":
+            continue  # no domain of X-TAIL
         root = base_path / folder
         root.mkdir(parents=True, exist_ok=True)
         getattr(datasets, name)(str(root), download=True)
     missing = [f"{what} as {base_path / folder}" for folder, what in BY_HAND.items() if not (base_path / folder).is_dir()]
+    lists = [str(base_path / name) for name in COOP_LISTS if dataset == "xtail" and not (base_path / name).is_file()]
+    if lists:
+        missing.append(f"the lists linked in DATASETS.md of github.com/KaiyangZhou/CoOp as {', '.join(lists)}")
     if missing:
-        raise OSError(f"these have no public host any more and go there by hand: {'; '.join(missing)}")
+        raise OSError(f"these cannot be fetched from here and go there by hand: {'; '.join(missing)}")
     return base_path
 
 
 def prepare(dataset: str, base_path: Path) -> Path:
     """Fetch, check and unpack; does nothing where the files are there and whole."""
     if dataset in {"mtil", "xtail"}:
-        return prepare_cross_domain(base_path)
+        return prepare_cross_domain(base_path, dataset)
     if dataset in ARCHIVES or dataset in THEN_BY_HAND:
         if dataset in ARCHIVES:
             prepare_archives(dataset, base_path)

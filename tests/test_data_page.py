@@ -34,3 +34,16 @@ def test_domains_stand_where_they_are_read(domain):
     row = re.search(rf"^\| {domain} \|(.*)$", TEXT, re.M).group(1)
     assert f"`{DOMAINS[domain].place}`" in row and DOMAINS[domain].source in row
     assert not DOMAINS[domain].coop or f"`{DOMAINS[domain].coop[0]}`" in row
+
+
+@pytest.mark.parametrize("dataset,asks", [("mtil", False), ("xtail", True)])
+def test_the_lists_of_xtail_are_asked_for(dataset, asks, tmp_path, monkeypatch):
+    fetched = []
+    for name in prepare_data.CROSS_DOMAIN:
+        monkeypatch.setattr(f"torchvision.datasets.{name}", lambda *_, name=name, **__: fetched.append(name))
+    with pytest.raises(OSError, match="by hand") as failure:
+        prepare_data.prepare(dataset, tmp_path)
+    wanted = [domain.coop[0] for domain in DOMAINS.values() if domain.coop]
+    assert sorted(wanted) == sorted(prepare_data.COOP_LISTS)
+    assert all((str(tmp_path / path) in str(failure.value)) == asks for path in wanted)
+    assert ("CIFAR100" in fetched) != asks
