@@ -1,8 +1,9 @@
 """Speed and memory of masked exemplars: a step at 25 % of the patches against all, decoding, bytes in memory.
 
-    OMP_NUM_THREADS=1 python scripts/bench_exemplar_masking.py [--layers 12] [--batch 4]
+    OMP_NUM_THREADS=1 python scripts/bench_exemplar_masking.py [--layers 12] [--batch 4] [--vilt]
 
-The image tower has the shape of ViT-B/16 (width 768, 12 heads, 196 patches of 16 pixels) and random weights.
+The image tower has the shape of ViT-B/16 (width 768, 12 heads, 196 patches of 16 pixels) and random weights. --vilt: the
+step of ViLT-B/32 with adapters instead (144 patches of 32 pixels and 20 words), and nothing else.
 """
 
 import argparse
@@ -40,6 +41,21 @@ def step_time(layers: int, batch: int, patches: int) -> float:
     return seconds(lambda: run(tower.resblocks, x, padding, None, False)[0].sum().backward())
 
 
+def vilt_step_times(batch: int) -> tuple[float, float]:
+    """One forward and backward of ViLT-B/32 with scale-and-shift adapters on all patches, and on every fourth."""
+    from transformers import ViltConfig, ViltModel
+
+    from backbone.vilt import ViltBackbone, ViltNet
+
+    words = argparse.Namespace(start=101, sep=102, end=30522)
+    net = ViltNet(ViltBackbone(ViltModel(ViltConfig()).eval(), words, "ViLT-B/32"), 200)
+    ids = torch.randint(1000, 30000, (batch, 20))
+    ids[:, 0], ids[:, -1] = words.start, words.end
+    full = full_tokens(torch.randint(0, 256, (batch, net.cells, net.patch_width), dtype=torch.uint8), ids)
+    quarter = select(full, torch.arange(net.cells).expand(batch, -1) % 4 == 0, full.word_seen)
+    return tuple(seconds(lambda part=part: net(part).sum().backward()) for part in (full, quarter))
+
+
 def records(n: int, share: float) -> tuple[RecordMemory, int]:
     """Memory with n masked exemplars, and the sum of their bytes."""
     draw = torch.Generator().manual_seed(0)
@@ -58,7 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--vilt", action="store_true")
     args = parser.parse_args()
+    if args.vilt:
+        full, quarter = vilt_step_times(args.batch)
+        print(f"step of ViLT-B/32, batch {args.batch}: {full:.2f} s with 144 patches, {quarter:.2f} s with 36: {quarter / full:.2f}x")
+        return
     full, quarter = (step_time(args.layers, args.batch, n) for n in (CELLS, CELLS // 4))
     print(
         f"step, batch {args.batch}, {args.layers} layers: {full:.2f} s with 196 patches, {quarter:.2f} s with 49: {quarter / full:.2f}x"
