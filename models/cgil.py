@@ -60,7 +60,7 @@ class CGIL(VLMModel):
         add("--vae_std_quirk", type=boolean, default=True, help="spread of the posterior is exp(logvar), as released")
         add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) in a prompt")
         add("--combo_context", type=boolean, default=True, help="V_c and g(t_c) together")
-        add("--general_context", type=natural, default=0, help="one V for all classes; with --combo_context 0")
+        add("--general_context", type=natural, default=0, help="any number but 0: one V of n_context vectors for all classes; with --combo_context 0")
         add("--generated_context", type=boolean, default=False, help="g(t_c) alone; with --combo_context 0")
         add("--cocoop", type=boolean, default=False, help="g(image) instead of g(t_c); with --generated_context 1")
         add("--future_scoring", choices=["normalised", "mammoth"], default="normalised", help="length of unseen keys")

@@ -134,6 +134,8 @@ def test_a_file_alone_a_flat_folder_and_nothing_left_behind(tmp_path):
     assert "alone" not in registry.names("model")
     with pytest.raises(UserError, match="unknown model"):
         registry.load("model", "alone")
+    with pytest.raises(UserError, match="no plug-in brings a model 'er': name its file or folder with --plugins"):
+        registry.load("model", "plugin:er")
 
 
 def test_a_name_that_our_module_lacks_is_taken_from_theirs(tmp_path):

@@ -74,7 +74,7 @@ def config_folders(kind: str, name: str) -> list[Path]:
 _NAME = re.compile(r"""^[ \t]+NAME(?:\s*:\s*str)?\s*=\s*["']([^"']+)["']""", re.M)
 _SETTING = re.compile(r"""^[ \t]+SETTING(?:\s*:\s*str)?\s*=\s*["']([^"']+)["']""", re.M)
 _DOC = re.compile(r'^\s*(?:#.*\n|\s*\n)*[rR]?"""(.*?)(?:\n|""")')
-_DEF_DOC = re.compile(r'(?:def|class)\s+\w+[^"]*?:\s*\n\s+[rR]?"""(.*?)(?:\n|""")')
+_DEF_DOC = re.compile(r'(?:def|class)\s+\w+(?:[^"]|"[^"\n]+")*?:\s*\n\s+[rR]?"""(.*?)(?:\n|""")')
 
 
 def _scan_file(kind: str, path: Path) -> list[Entry]:
@@ -117,10 +117,10 @@ def plugin_index(kind: str) -> dict[str, Entry]:
 
 
 def plain_name(kind: str, name: str) -> str:
-    """The name without "plugin:" where the prefix makes no difference."""
-    key = canonical(name)
+    """The name without "plugin:" where only a plug-in has it."""
+    key, entries = canonical(name), index(kind)
     bare = key.removeprefix(PLUGIN)
-    return bare if bare in index(kind) and key not in index(kind) else key
+    return bare if key not in entries and bare in entries and plugins.owns(entries[bare].path) else key
 
 
 def file_of(kind: str, name: str) -> Path | None:
@@ -137,6 +137,8 @@ def names(kind: str) -> list[str]:
 def unknown(kind: str, name: str) -> UserError:
     """The error for a name that does not exist, with the closest ones that do."""
     known = names(kind)
+    if canonical(name).startswith(PLUGIN):
+        return UserError(f"no plug-in brings a {kind} '{canonical(name).removeprefix(PLUGIN)}': name its file or folder with --plugins")
     close = difflib.get_close_matches(canonical(name), known, n=3, cutoff=0.5)
     hint = f" Closest: {', '.join(close)}." if close else ""
     return UserError(f"unknown {kind} '{name}'.{hint} `python main.py --list {kind}s` shows all {len(known)}.")
