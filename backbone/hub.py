@@ -105,7 +105,7 @@ def fetch(cls, place: str, download: bool, **options):
         with torch.random.fork_rng(devices=[]):  # loading leaves every seeded stream alone
             return cls.from_pretrained(place, local_files_only=not download, **options)
     except Exception as error:  # the library raises many kinds for absent, damaged and foreign files
-        problem = " ".join(str(error).split())[:160] or type(error).__name__
+        problem = " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__  # the first sentence
         remedy = ("give a folder that transformers saved (config.json, model.safetensors, vocab.txt)" if Path(place).is_dir()
                   else "add --clip_download 1 to fetch it, or give a folder that holds it")  # fmt: skip
         raise UserError(f"no weights or words of {place} can be read ({problem}); {remedy}") from None
