@@ -35,6 +35,7 @@ class ResNet(MammothBackbone):
     def __init__(self, blocks: list[int], num_classes: int, num_filters: int = 64):
         super().__init__()
         self.return_prerelu = False
+        self.num_classes, self.nf = num_classes, num_filters  # under the names method files read
         widths = [num_filters * k for k in (1, 2, 4, 8)]
         self.conv1 = nn.Conv2d(3, num_filters, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(num_filters)

@@ -17,8 +17,9 @@ MAY_IMPORT = {
 }
 # a model without a dataset makes one, as Mammoth's does; a stream of texts numbers tokens as the CLIP at hand does; the
 # picture world is reference data
+# the prompt templates of data sets are kept with the data sets
 # utils.args names ContinualModel and get_model_names, as Mammoth's does, fetched when asked for
-ALLOWED = {("utils/args.py", "models"), ("models/utils/continual_model.py", "datasets"), ("datasets/utils/tokens.py", "backbone"),
+ALLOWED = {("utils/args.py", "models"), ("utils/mammoth/prompt_templates.py", "datasets"), ("models/utils/continual_model.py", "datasets"), ("datasets/utils/tokens.py", "backbone"),
            ("models/utils/reference.py", "datasets")}  # fmt: skip
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")) + [ROOT / "main.py"]
 

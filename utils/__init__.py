@@ -5,6 +5,8 @@ import random
 import string
 import sys
 
+__path__ = [*__path__, os.path.join(os.path.dirname(__file__), "mammoth")]  # see utils.plugins
+
 
 def binary_to_boolean_type(value: str | int | bool) -> bool:
     """Argument type: true/1/t/y/yes or false/0/f/n/no, in any case."""

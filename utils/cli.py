@@ -98,7 +98,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     if problems or first.help:
         return Parsed(first, origins, model_class, dataset_class, problems)
     try:
-        args = parser.parse_args(tokens)
+        args = parser.parse_args(tokens, flags.Arguments())
     except (SystemExit, argparse.ArgumentError) as error:
         raise UserError(f"the command line cannot be read: {error}; see --help") from None
     option = {a.dest: a.option_strings for a in parser._actions}

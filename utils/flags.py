@@ -197,5 +197,16 @@ REFUSED = {
     "disable_noisy_labels_cache": "has nothing to switch off: noisy labels are drawn from the seed, not cached",
     "cache_path_noisy_labels": "has nothing to place: noisy labels are drawn from the seed, not cached",
 }
+
+
+class Arguments(argparse.Namespace):
+    """The values of a run. Flags that are refused read as off, for files that ask; being no values, no record holds them."""
+
+    load_best_args = disable_noisy_labels_cache = False
+    save_checkpoint_mode, distributed, cache_path_noisy_labels = "safe", "no", "noisy_labels"
+    wandb_name = wandb_entity = wandb_project = wandb_url = None
+    nowand = 1
+
+
 # Flags whose default is accepted when typed out, because scripts written for Mammoth pass it.
 REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "load_best_args": set()}

@@ -3,6 +3,11 @@
 The folders are appended to the `__path__` of our packages, so the files keep their import lines: `from utils.buffer
 import Buffer` finds ours, `from models.foo_utils import bar` finds theirs. Names that a module of ours lacks are taken
 from their module of the same name. Standard library only; nothing is imported until a name is chosen.
+
+Modules that nothing here imports, only files from elsewhere (`utils.triplet`, `backbone.vit`), lie in the folder `mammoth/`
+of the package they are imported from. These folders stand last on the `__path__`, behind the plug-ins: a reader of utils/
+does not meet them, a file dropped into models/ finds them without --plugins, and a checkout that brings its own module of
+the name has its own.
 """
 
 import contextlib
@@ -22,14 +27,13 @@ from utils.errors import UserError
 TOP = ("models", "datasets", "backbone", "utils")
 EXTENDED = (*TOP, "models.utils", "datasets.utils", "datasets.transforms")
 HOUSE = Path(__file__).resolve().parent.parent
-# modules of Mammoth under another name here; a checkout's own file of that name comes first
-ALIASES = {"backbone.MNISTMLP": "backbone.mnistmlp", "backbone.ResNetBlock": "backbone.resnet",
-           "utils.no_bn": "utils.batch_norm", "utils.checkpoints": "utils"}  # fmt: skip
 REFUSED = {
     "utils.loggers": "is not offered: results are in record.jsonl, and accs reach end_eval(dataset, accs)",
     "utils.wandb": "is not offered: results are in record.jsonl",
     "utils.main": "is not offered: start runs with python main.py",
     "utils.best_args": "is not offered: write models/config/<model>.yaml and use --model_config best",
+    "utils.buffer_lws": "is not offered: it is the memory of one method, lws; pass the checkout that has it as --plugins",
+    "utils.bias": "is not offered: there is no biased-class-il stream here; pass the checkout that has it as --plugins",
 }
 PIP_NAMES = {"sklearn": "scikit-learn", "cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "clip": "openai-clip",
              "open_clip": "open_clip_torch", "kmeans_pytorch": "kmeans-pytorch", "skimage": "scikit-image"}  # fmt: skip
@@ -69,8 +73,8 @@ def use(paths: list[str] | None) -> None:
     for package in _folders:
         if package in sys.modules:
             sys.modules[package].__path__ = search_path(package, sys.modules[package].__path__)
-    if _roots and _FALLBACK not in sys.meta_path:
-        sys.meta_path.append(_FALLBACK)
+    if _roots and _REFUSALS not in sys.meta_path:
+        sys.meta_path.append(_REFUSALS)
     importlib.invalidate_caches()
 
 
@@ -92,7 +96,7 @@ def _forget() -> None:
             module.__path__ = [p for p in module.__path__ if Path(p) not in folders]
     for module, name in _filled:
         vars(module).pop(name, None)
-    for name in [n for n, m in sys.modules.items() if n.split(".")[0] in TOP and owns(getattr(m, "__file__", None))]:
+    for name in [n for n, m in sys.modules.items() if n.split(".")[0] in TOP and replaceable(getattr(m, "__file__", None))]:
         module = sys.modules.pop(name)
         parent, _, last = name.rpartition(".")
         if getattr(sys.modules.get(parent), last, None) is module:
@@ -102,8 +106,21 @@ def _forget() -> None:
 
 
 def search_path(package: str, own: list[str]) -> list[str]:
-    """The `__path__` of a package of ours, with the folders of the plug-ins behind it."""
-    return [*own, *(str(f) for f in _folders.get(package, []) if str(f) not in own)]
+    """The `__path__` of a package of ours: itself, the folders of the plug-ins, its folder `mammoth/`."""
+    theirs, last = [str(f) for f in _folders.get(package, [])], surface(package)
+    return [*(p for p in own if p not in theirs and p not in last), *theirs, *last]
+
+
+def surface(package: str) -> list[str]:
+    """The folder of modules that only files from elsewhere import, where the package has one."""
+    folder = HOUSE.joinpath(*package.split("."), "mammoth")
+    return [str(folder)] if folder.is_dir() else []
+
+
+def replaceable(path: str | Path | None) -> bool:
+    """Whether other plug-ins may put another module in the place of this one; a folder without __init__.py has no path."""
+    folder = Path(path).parent if path else None
+    return folder is None or owns(path) or (HOUSE in folder.parents and "mammoth" in folder.relative_to(HOUSE).parts)
 
 
 def folders(package: str) -> list[Path]:
@@ -235,17 +252,13 @@ def _fill(name: str, module: str, path: Path, what: str) -> None:
     )
 
 
-class _Fallback(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Last in line for modules of our packages that no file holds: other names of ours, and refusals with a reason."""
+class _Refusals(importlib.abc.MetaPathFinder):
+    """Last in line for modules of our packages that no file holds: refusals with a reason."""
 
     def find_spec(self, name, path=None, target=None):
         if name in REFUSED:
             raise UserError(f"module {name} {REFUSED[name]}")
-        return importlib.util.spec_from_loader(name, self) if name in ALIASES else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        held = vars(importlib.import_module(ALIASES[module.__name__]))
-        vars(module).update({k: v for k, v in held.items() if not k.startswith("__")})
+        return None
 
 
-_FALLBACK = _Fallback()
+_REFUSALS = _Refusals()

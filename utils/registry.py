@@ -40,7 +40,7 @@ def register(kind: str, name: str) -> Callable:
     """Decorator: make a class or function available under `name`."""
 
     def decorate(obj):
-        if plugins.owns(getattr(sys.modules.get(obj.__module__), "__file__", None)):
+        if plugins.replaceable(getattr(sys.modules.get(obj.__module__), "__file__", __file__)):
             if not hasattr(obj, "NAME"):
                 obj.NAME = canonical(name)
             return obj  # found in its file when asked for; it never takes the place of a name of ours
@@ -59,7 +59,7 @@ def search_folders(kind: str) -> list[Path]:
     """Folders that hold the files of a kind, ours first; a package whose `__path__` was extended adds its own."""
     package = PACKAGES[kind]
     if package in sys.modules:
-        return [Path(p) for p in sys.modules[package].__path__]
+        return [Path(p) for p in sys.modules[package].__path__ if p not in plugins.surface(package)]
     return [ROOT / package, *plugins.folders(package)]
 
 
@@ -104,6 +104,9 @@ def index(kind: str) -> dict[str, Entry]:
     for name, entry in plugin_index(kind).items():
         name = PLUGIN + name if name in own else name
         entries[name] = replace(entry, name=name, line=f"{entry.line} [{entry.path}]".strip())
+    for path in [p for folder in plugins.surface(PACKAGES[kind]) for p in sorted(Path(folder).glob("*.py"))]:
+        for entry in _scan_file(kind, path):
+            entries.setdefault(entry.name, entry)  # what a checkout has too is the checkout's
     return entries
 
 

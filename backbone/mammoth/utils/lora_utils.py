@@ -1,0 +1,3 @@
+"""Layers with additive low-rank terms."""
+
+from backbone.mammoth.additive import LoRAAttention, LoRALayer, LoRAMlp  # noqa: F401
