@@ -35,12 +35,24 @@ class Split(Dataset):
     def indexes(self) -> torch.Tensor:
         return self.rows
 
+    def __getattr__(self, name: str):
+        """What only a foreign torch dataset has: its root, its list of classes."""
+        source = getattr(self.__dict__.get("samples"), "dataset", None)
+        if source is None or name.startswith("__"):
+            raise AttributeError(f"a split has no attribute '{name}'")
+        return getattr(source, name)
+
     @property
     def data(self):
         data = self.samples.data
         if isinstance(data, np.ndarray):
             return data[self.rows.numpy()]
         return data[self.rows] if isinstance(data, (torch.Tensor, Pair)) else [data[int(r)] for r in self.rows]
+
+    @data.setter
+    def data(self, value) -> None:
+        """Other images in place of these; `targets` are set next to it."""
+        self.samples, self.rows = self.samples.with_data(value), torch.arange(len(value))
 
     @property
     def transform(self):

@@ -1,5 +1,6 @@
 """Where samples come from: arrays in memory, image files, or a foreign torch dataset. Splits are index views of these."""
 
+import copy
 import hashlib
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,10 @@ class ArraySamples:
 
     def inputs(self, rows: torch.Tensor) -> Inputs:
         return self.data[rows]
+
+    def with_data(self, data: Inputs) -> "ArraySamples":
+        """Other images under placeholder labels, since a split has its own."""
+        return ArraySamples(data, torch.zeros(len(data)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,6 +69,10 @@ class FileSamples:
 
     def images(self, rows: torch.Tensor) -> list[Image.Image]:
         return [self.open(int(row)) for row in rows]
+
+    def with_data(self, data: list) -> "FileSamples":
+        """Other files under placeholder labels, since a split has its own."""
+        return FileSamples(data, torch.zeros(len(data)))
 
     @cached_property
     def data(self) -> list[str]:
@@ -131,6 +140,12 @@ class ForeignSamples:
             data = data.numpy()
         content = data.tobytes() if hasattr(data, "tobytes") else "\n".join(map(str, data)).encode()
         return hashlib.sha256(content).hexdigest()
+
+    def with_data(self, data) -> "ForeignSamples":
+        """A copy of the dataset around other images; its labels are placeholders, since a split has its own."""
+        dataset = copy.copy(self.dataset)
+        dataset.data, dataset.targets = data, [0] * len(data)
+        return ForeignSamples(dataset)
 
     def images(self, rows: torch.Tensor) -> list:
         from torchvision.transforms.functional import to_pil_image

@@ -349,6 +349,8 @@ class ForwardCounter:
 class PerImage:
     """A per-image transform, called on batches."""
 
+    takes_batches = True
+
     def __init__(self, transform: Callable):
         self.transform = transform
 
