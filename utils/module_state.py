@@ -64,6 +64,11 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _subclasses(kind: type) -> list[type]:
+    """Those imported by now, the newest first."""
+    return [found for child in reversed(kind.__subclasses__()) for found in (child, *_subclasses(child))]
+
+
 def _holds_scheduler(packed) -> bool:
     kind, content = packed
     if kind in {"list", "tuple", "dict"}:
@@ -354,9 +359,9 @@ class _Restorer:
 
     def _scheduler(self, content, old, path):
         if _name(type(old)) != content["class"]:
-            cls = getattr(lr_scheduler, content["class"].rpartition(".")[2], None)
+            cls = next((k for k in _subclasses(lr_scheduler.LRScheduler) if _name(k) == content["class"]), None)
             inner = {"_schedulers", "lr_lambdas", "lr_lambda"} & set(content["state"])
-            if cls is None or _name(cls) != content["class"] or inner or content["optimizer"] is None:
+            if cls is None or inner or content["optimizer"] is None:
                 raise UserError(f"{path} ({content['class']}) cannot be built anew; build it in the constructor")
             old = cls.__new__(cls)
         if content["optimizer"] is not None:
