@@ -305,6 +305,9 @@ class ContinualModel(nn.Module):
         self.end_task(dataset)
         self._current_task += 1
 
+    def autolog_wandb(self, locals: dict, extra: dict | None = None) -> None:
+        """Nothing: losses are in the progress bar and the record. Files written for Mammoth may call it."""
+
     def meta_end_eval(self, dataset, accs: tuple[list[float], list[float]]) -> None:
         """end_eval speaks of the task just evaluated, so the counter is back on it meanwhile."""
         self._current_task -= 1

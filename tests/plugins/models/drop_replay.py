@@ -35,5 +35,6 @@ class DropReplay(ContinualModel):
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
         self.opt.step()
+        self.autolog_wandb(locals())
         self.buffer.add_data(examples=not_aug_inputs, labels=labels[:real_batch_size], true_labels=true_labels)
         return loss.item()
