@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torchvision import transforms
 
 import main
+from models.utils.continual_model import augmentation_of
 from tests.conftest import comparable, newest_record
 from utils import cli, plugins, registry
+from utils.buffer import Buffer
 from utils.errors import UserError
 
 HERE = Path(__file__).resolve().parent / "plugins"
@@ -30,7 +34,9 @@ def start(tmp_path, capfd):
     def run(*argv: str) -> tuple[int, list[str], list[dict]]:
         capfd.readouterr()
         narrow = [] if "drop-pictures" in argv else ["--num_filters", "2"]  # its network has no such flag
-        code = main.main([*argv, *FLAGS, *narrow, "--results_path", str(tmp_path / "runs"), "--base_path", str(tmp_path)])
+        code = main.main(
+            [*argv, *FLAGS, *narrow, "--results_path", str(tmp_path / "runs"), "--base_path", str(tmp_path)]
+        )
         told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
         return code, told, newest_record(tmp_path / "runs")
 
@@ -100,13 +106,7 @@ def test_defaults_of_a_yaml_beside_the_file():
     ("drop-projection", MEMORY),
     ("drop-lipschitz", [*MEMORY, "--beta_lip_lambda", "0.5"]),  # a parameter made in the first task
     ("drop-loops", ["--collect", "1"]),  # arrays kept in lists
-    ("drop-loops", []),
-    ("drop-masked", MEMORY),
-    ("drop-contrast", MEMORY),
-    ("drop-parallel", MEMORY),
-    ("drop-schedule", []),
-    ("drop-schedule", ["--plain_schedule", "1", "--lr_scheduler", "cosine"]),
-    ("drop-newhead", []),
+    ("drop-schedule", []),  # a schedule made in begin_task
     ("drop-future", []),
 ])  # fmt: skip
 def test_a_run_that_broke_goes_on_to_the_same_numbers(start, tmp_path, model, more):
@@ -135,6 +135,41 @@ def test_a_split_of_their_dataset_is_theirs():
     assert split.data.shape == (24, 16, 16, 3) and split.targets.tolist() == [0, 1] * 12
     assert split.not_aug_transform(split.data[0]).shape == (3, 16, 16) and len(split[0]) == 3
     assert dataset.get_denormalization_transform().mean.tolist() == pytest.approx([0.4] * 3)
+
+
+def test_a_split_takes_other_images_and_shows_what_their_dataset_has():
+    plugins.use([str(HERE)])
+    args = cli.parse(["--plugins", str(HERE), "--model", "sgd", "--dataset", "drop-digits", "--lr", "0.1"]).args
+    args.seed, args.class_order = 0, None
+    dataset = registry.load("dataset", "drop-digits")(args)
+    loader = dataset.get_data_loaders()[0]
+    split, before = loader.dataset, loader.dataset.data
+    split.data = np.concatenate([before[:3], 255 - before[:2]])
+    split.targets = torch.tensor([5, 4, 3, 2, 1])
+    assert len(split) == 5 and split.data.shape == (5, 16, 16, 3) and np.array_equal(split.data[:3], before[:3])
+    batch = next(iter(loader))
+    assert sorted(batch[1].tolist()) == [1, 2, 3, 4, 5] and batch[2].shape == (5, 3, 16, 16)
+    plain = batch[2][batch[1].tolist().index(1)]
+    assert torch.allclose(plain, 1 - torch.from_numpy(before[1]).permute(2, 0, 1) / 255, atol=1e-6)
+    assert split.root.endswith("DRAWN") and not hasattr(split, "no_such_thing")
+    assert len(dataset.get_data_loaders()[0].dataset) == 24  # the stream itself is as it was
+
+
+def test_replay_with_a_transform_that_has_no_batch_form():
+    """What makes images one by one is not taken for a transform of one image."""
+    steps = transforms.Compose([transforms.RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1)), transforms.ToTensor(),
+                                transforms.Normalize((0.5,) * 3, (0.5,) * 3)])  # fmt: skip
+    buffer = Buffer(4)
+    buffer.add_data(torch.rand(4, 3, 8, 8), torch.arange(4))
+    images, labels = buffer.get_data(3, transform=augmentation_of(steps))
+    want = (torch.round(buffer.examples[labels] * 255) / 255 - 0.5) / 0.5  # through bytes, as torchvision does it
+    assert torch.allclose(images, want, atol=0.02)
+
+
+def test_a_dataset_whose_files_are_absent_says_what_it_wanted(start):
+    code, told, _ = start("--plugins", str(HERE), "--model", "sgd", "--dataset", "drop-pictures")
+    assert code == 2 and told[0].startswith("error: download_from_hub somebody/pictures")
+    assert "nothing is downloaded unasked" in told[0]
 
 
 def theirs(folder: Path, text: str = "", name: str = "er") -> Path:

@@ -55,7 +55,7 @@ class DropSchedule(ContinualModel):
         self.epochs_seen.append(epoch)
 
     def end_epoch(self, epoch, dataset):
-        assert self.epoch_iteration == len(dataset.train_loader) and self.task_iteration >= self.epoch_iteration
+        assert 0 < self.epoch_iteration <= len(dataset.train_loader) and self.task_iteration >= self.epoch_iteration
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         assert epoch == self.epochs_seen[-1]
