@@ -86,9 +86,9 @@ run = open_run(sys.argv[1], "d", "m", {"seed": 0})
 run.start({})
 child = os.fork()  # as a loader's worker is: must not keep the lock of a dead parent
 if child == 0:
+    print(os.getpid(), flush=True)  # by now it has let go of what it was born with
     time.sleep(20)
     os._exit(0)
-print(child, flush=True)
 time.sleep(20)
 """
 
