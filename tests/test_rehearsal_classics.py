@@ -18,7 +18,7 @@ from models.hal import Hal
 from models.mer import Mer
 from models.rpc import simplex
 from models.xder import XDer, contrast, implant
-from tests.test_regularisation_classics import Both
+from tests.classic_toys import Both
 from tests.toys import ToyStream, toy_args
 from utils.errors import UserError
 from utils.gss_buffer import Buffer as GssBuffer
