@@ -10,7 +10,7 @@ from backbone.multimodal import MultimodalNet
 from datasets.tiny_world import world
 from datasets.tiny_world.render import render
 from datasets.tiny_world.streams import BANK_SEED, NAMES
-from tests.test_exemplar_masking import CELLS, SIDE, memory_args
+from tests.multimodal_toys import CELLS, SIDE, memory_args
 from utils.exemplar_memory import ExemplarMemory
 from utils.masked_records import full_tokens, patchify, special
 
