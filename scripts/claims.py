@@ -24,8 +24,15 @@ def read(results: Path) -> dict[str, dict[int, dict[str, float]]]:
     for path in sorted(results.rglob("record.jsonl"), key=lambda p: p.parent.name):
         rows = read_record(path)
         if rows and rows[-1].get("status") == "done":
-            arms.setdefault(rows[0]["args"]["notes"], {})[rows[0]["args"]["seed"]] = rows[-1]["summary"]
+            arms.setdefault(rows[0]["args"]["notes"], {})[rows[0]["args"]["seed"]] = averages(rows) | rows[-1]["summary"]
     return arms
+
+
+def averages(rows: list[dict]) -> dict[str, float]:
+    """`<score>_avg` of each score: mean over the tasks of its mean over the tasks seen by then."""
+    tasks = [r["scores"] for r in rows if r["type"] == "task"]
+    return {f"{name}_avg": float(np.mean([np.mean(scores[name][: t + 1]) for t, scores in enumerate(tasks)]))
+            for name in (tasks[0] if tasks else ()) if all(name in scores for scores in tasks)}  # fmt: skip
 
 
 def interval(values: list[float]) -> float:
