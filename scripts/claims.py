@@ -40,6 +40,11 @@ def interval(values: list[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
+def spread(values: list[float]) -> str:
+    """Mean ± half the 95 % interval; one value has no interval."""
+    return f"{np.mean(values):+.1f}" + (f" ± {interval(values):.1f}" if len(values) > 1 else "") if values else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="a --results_path")
@@ -57,7 +62,7 @@ def main() -> None:
             cells.append(f"{np.mean(values):.1f}" if values else "")
         common = [s for s in seeds if s in arms.get(args.reference, {})]
         gaps = [arms[args.reference][s][last] - seeds[s][last] for s in common]
-        paired = [" ".join(f"{g:+.1f}" for g in gaps), f"{np.mean(gaps):+.1f} ± {interval(gaps):.1f}"] if gaps and name != args.reference else ["", ""]
+        paired = [" ".join(f"{g:+.1f}" for g in gaps), spread(gaps)] if gaps and name != args.reference else ["", ""]
         print(f"| {name} | {len(seeds)} | " + " | ".join(cells + paired) + " |")
 
 

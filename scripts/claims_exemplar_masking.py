@@ -10,7 +10,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from claims import interval, read  # noqa: E402
+from claims import read, spread  # noqa: E402
 
 COLUMNS = {"class_il_avg": "average", "class_il_last": "last", "class_il_forgetting": "forgetting", "nme_avg": "average, nearest mean",
            "nme_last": "last, nearest mean", "exemplars_last": "exemplars a class", "exemplar_bytes_last": "bytes each", "kept_patches_last": "patches %",
@@ -35,13 +35,6 @@ def gaps(arms: Arms, first: str, second: str, key: str) -> list[float]:
     """Differences of two arms, of every seed that both have."""
     one, other = arms.get(first, {}), arms.get(second, {})
     return [one[s][key] - other[s][key] for s in sorted(one) if s in other and key in one[s] and key in other[s]]
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± half the 95 % interval; one value has no interval."""
-    if not values:
-        return ""
-    return f"{np.mean(values):+.1f}" + (f" ± {interval(values):.1f}" if len(values) > 1 else "")
 
 
 def table(arms: Arms) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.claims import interval  # noqa: E402
+from scripts.claims import spread  # noqa: E402
 from utils.results import read_record  # noqa: E402
 
 SCORES = ("Transfer", "Average", "Last")
@@ -45,10 +45,6 @@ def read(results: Path) -> dict[str, dict[tuple[int, str], dict]]:
             "x": summary["class_il_last"], "seconds": np.mean(seconds), "stored": summary["stored_bytes"] / 2**20,
         }  # fmt: skip
     return arms
-
-
-def spread(values: list[float]) -> str:
-    return f"{np.mean(values):+.1f} ± {interval(values):.1f}" if len(values) > 1 else f"{values[0]:+.1f}"
 
 
 def main() -> None:
