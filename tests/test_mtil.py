@@ -173,9 +173,13 @@ def test_coop_lists_and_xtail(tmp_path):
     path.write_text(json.dumps({"train": [], "test": []}))
     assert "has 0 classes" in refused(tmp_path, name="xtail", task_order="dtd")
     path.write_text("{")
-    assert "truncated or corrupt" in refused(tmp_path, name="xtail", task_order="dtd")
+    text = refused(tmp_path, name="xtail", task_order="dtd")
+    assert f"{path} is truncated or corrupt" in text and "KaiyangZhou/CoOp" in text and "prepare_data" not in text
     path.unlink()
-    assert str(path) in refused(tmp_path, name="xtail", task_order="dtd")
+    for name in ("xtail", "mtil"):
+        text = refused(tmp_path, name=name, task_order="dtd", split="coop")
+        assert f"{path} does not exist" in text and "KaiyangZhou/CoOp" in text and "\n" not in text
+        assert "prepare_data" not in text and DOMAINS["dtd"].source not in text
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -27,6 +27,7 @@ SPLIT_SEED, TRAIN_SHARE = 42, 0.8  # of Caltech101, EuroSAT and SUN397, which co
 Rows = list[tuple[Path, int]]
 LIST_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, NotImplementedError, EOFError,
                MatReadError, zlib.error)  # fmt: skip
+COOP_SOURCE = "DATASETS.md of github.com/KaiyangZhou/CoOp links it"
 
 
 def read_domain(
@@ -147,8 +148,14 @@ def _flowers(base: Path) -> tuple[Rows, Rows, list[str]]:
 
 def _coop(base: Path, listed: str, images: str) -> tuple[Rows, Rows, list[str]]:
     """The train and test rows [path, label, name] of a list of Zhou et al. (CoOp); its validation part is not used."""
-    table = json.loads((base / listed).read_text(encoding="utf-8"))
-    parts = [[(str(path), int(label), str(name)) for path, label, name in table[part]] for part in ("train", "test")]
+    try:
+        table = json.loads((base / listed).read_text(encoding="utf-8"))
+        parts = [[(str(path), int(label), str(name)) for path, label, name in table[part]] for part in ("train", "test")]
+    except FileNotFoundError:
+        raise UserError(f"{base / listed} does not exist: {COOP_SOURCE}; put that file there") from None
+    except (*LIST_ERRORS, OSError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{base / listed} is truncated or corrupt ({reason}): {COOP_SOURCE}; fetch it anew") from None
     for path, _, _ in (*parts[0], *parts[1]):
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise UserError(f"{base / listed} lists {path}, which leaves {base / images}: mend or remove that row")
