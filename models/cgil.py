@@ -12,10 +12,11 @@ Frascaroli et al., BMVC 2024, "CLIP with Generative Latent Replay", arXiv 2407.1
 Choices the sources leave open: unseen keys have unit length like the others (--future_scoring normalised; mammoth
 leaves them raw, as the released code does, and the record holds both); in domain-il the generators of older domains
 stay as components of a class's mixture, weighted by their number of images; the generator's exp(logvar) reading of
-its spread is the released one (--vae_std_quirk 0 for exp(logvar / 2)); --align_chunk bounds the memory of alignment
-and is exact. Beyond the paper, off by default: --g_models full_gauss; --level_weight holds the mean logit of the seen names
-at that of the hand-written prompts, and --future_keys generated gives unseen names the learned context too (g(t_c),
-and where V_c is in use the mean V_c of the classes seen).
+its spread is the released one (--vae_std_quirk 0 for exp(logvar / 2)), and so are two habits of the diffusion
+(--diffusion_noise_quirk 0 for one normal as its noise, --diffusion_renoise_quirk 0 for draws from the posterior);
+--align_chunk bounds the memory of alignment and is exact. Beyond the paper, off by default: --g_models full_gauss;
+--level_weight holds the mean logit of the seen names at that of the hand-written prompts, and --future_keys generated
+gives unseen names the learned context too (g(t_c), and where V_c is in use the mean V_c of the classes seen).
 """
 
 import torch
@@ -58,6 +59,8 @@ class CGIL(VLMModel):
         add("--gr_vae_n_iters", type=positive_int, default=500, help="epochs of a VAE, steps of a diffusion network")
         add("--lr_vae", type=positive, default=2e-4, help="learning rate of a VAE")
         add("--vae_std_quirk", type=boolean, default=True, help="spread of the posterior is exp(logvar), as released")
+        add("--diffusion_noise_quirk", type=boolean, default=True, help="training noise is a product of two normals, as released")
+        add("--diffusion_renoise_quirk", type=boolean, default=True, help="a reverse step adds fresh noise, as released; 0: posterior")
         add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) in a prompt")
         add("--combo_context", type=boolean, default=True, help="V_c and g(t_c) together")
         add("--general_context", type=natural, default=0, help="any number but 0: one V of n_context vectors for all classes; with --combo_context 0")
@@ -275,6 +278,7 @@ def make_generator(args):
         "vae": {"hidden_dim": args.gr_vae_hidden_dim, "latent_dim": args.gr_vae_latent_dim, "n_iters": iterations,
                 "lr": args.lr_vae, "std_quirk": args.vae_std_quirk},
         "mog": {"n_components": args.gr_mog_n_components, "n_iters": 1 if args.debug_mode else args.gr_mog_n_iters},
-        "diffusion": {"hidden_dim": args.gr_vae_latent_dim, "n_iters": iterations},
+        "diffusion": {"hidden_dim": args.gr_vae_latent_dim, "n_iters": iterations,
+                      "noise_quirk": args.diffusion_noise_quirk, "renoise_quirk": args.diffusion_renoise_quirk},
     }
     return GENERATORS[args.g_models](**options.get(args.g_models, {}))

@@ -240,6 +240,18 @@ def test_every_generator_runs_and_survives_a_checkpoint(build, kind, tmp_path):
     assert torch.equal(*draws)
 
 
+def test_habits_of_the_diffusion_are_flags(build):
+    def drawn(**flags):
+        model, dataset = build(g_models="diffusion", num_epochs_alignment=0, **flags)
+        train(model, dataset, 1)
+        return model.generator.sample(torch.tensor([0]), 3, torch.Generator().manual_seed(0))
+
+    usual = drawn()
+    assert torch.equal(usual, drawn(diffusion_noise_quirk=True, diffusion_renoise_quirk=True))
+    assert not torch.allclose(usual, drawn(diffusion_noise_quirk=False))
+    assert not torch.allclose(usual, drawn(diffusion_renoise_quirk=False))
+
+
 class Domains(Pictures):
     """Two domains with the same two classes; the second one's pictures are dark."""
 

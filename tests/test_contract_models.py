@@ -41,7 +41,8 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     "route": "the true task is known to evaluation only; tests/test_clumo.py compares both ways",
     # cgil: flags that act with another flag's value, or are exact; tests/test_cgil.py tries each
     **dict.fromkeys(["g_models", "gr_mog_n_components", "gr_mog_n_iters", "general_context", "generated_context", "cocoop",
-                     "align_chunk", "future_scoring", "future_keys", "lambda_ortho_first_stage", "optim_alignment_wd"],
+                     "align_chunk", "future_scoring", "future_keys", "lambda_ortho_first_stage", "optim_alignment_wd",
+                     "diffusion_noise_quirk", "diffusion_renoise_quirk"],
                     "tests/test_cgil.py"),
     # exemplar-masking: flags that act with another flag's value, or on texts
     **dict.fromkeys(["sum_beta", "jpeg_quality", "box_threshold", "budget_fill", "direction", "text_rule", "look_at",
