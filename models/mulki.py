@@ -143,6 +143,9 @@ class MulKI(ClipTuning):
             if args.teacher_weight in {"label", "proto"}:
                 text = f"--teacher_weight {args.teacher_weight} needs labels, which reference data has not"
                 raise UserError(f"{text}; give const, entropy or snd with --distill_data reference")
+            if args.rel and not {"it", "ti"} & set(args.rel):
+                text = f"--rel {','.join(args.rel)}: reference data has texts but no prototypes"
+                raise UserError(f"{text}; name it or ti with --distill_data reference")
             self.pictures, self.sentences = reference_data(
                 args.reference, self.net, args.n_reference, option(args, "seed", 0)
             )

@@ -305,7 +305,8 @@ def test_low_rank_tasks_move_only_the_adapted_weights_by_their_rank():
 
 
 @pytest.mark.parametrize("flags, message", [({"clip_dtype": "fp16"}, "trains CLIP's weights"), ({"lr_scheduler": "cosine"}, "schedule of its own"),
-                                            ({"rel": "it,xy"}, "xy"), ({"rel": "it=-1"}, "out of range"), ({"w_min": 0.6}, "out of range")])  # fmt: skip
+                                            ({"rel": "it,xy"}, "xy"), ({"rel": "it=-1"}, "out of range"), ({"w_min": 0.6}, "out of range"),
+                                            ({"distill_data": "reference", "teacher_weight": "const", "rel": "vv,tt"}, "--rel")])  # fmt: skip
 def test_what_cannot_work_is_refused(flags, message):
     with pytest.raises(UserError, match=message):
         toy(**flags)
