@@ -61,7 +61,7 @@ def _folder(root: Path, net: CLIPBackbone, n: int, seed: int) -> tuple[Tensor, T
     if not captions.is_file():
         raise UserError(
             f"--reference {root}: {captions} does not exist; put images below {root} and a text a line into that file, or "
-            "choose tiny, self or synthetic"
+            "choose tiny or synthetic"
         )
     texts = list(dict.fromkeys(t.strip() for t in captions.read_text(encoding="utf-8").splitlines() if t.strip()))
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
