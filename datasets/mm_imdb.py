@@ -45,6 +45,8 @@ class MmImdb(CaptionedFiles):
         self.movies = {part: self.movies_of(base_path(args) / "mmimdb", part == "train") for part in ("train", "test")}
         counts = {part: {g: sum(m[2] == g for m in movies) for g in GENRES} for part, movies in self.movies.items()}
         self.genres = [g for g in GENRES if counts["train"][g] >= min_movies and counts["test"][g]]
+        if not self.genres:
+            raise UserError(f"--min_movies {min_movies}: no genre has so many training movies that stand alone; lower it")
         super().__init__(args, phases, len(self.genres))
 
     def movies_of(self, root: Path, train: bool) -> list[Movie]:

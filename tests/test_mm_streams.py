@@ -117,6 +117,7 @@ def test_genres_that_do_not_stand_alone(tmp_path):
     assert "western" in make("mm-imdb", tmp_path, min_movies=2).get_class_names()
     assert "6 classes; give fewer phases" in refused("mm-imdb", tmp_path, phases=10)
     assert "at least 1" in refused("mm-imdb", tmp_path, min_movies=0)
+    assert "--min_movies 10000: no genre" in refused("mm-imdb", tmp_path, min_movies=10000)
 
 
 def test_captions_of_almost_all(tmp_path):
