@@ -139,6 +139,12 @@ def test_a_bad_caption_line_is_named(line, tmp_path):
     assert f"{path} line 3" in refused("mm-imagenet-r", tmp_path)
 
 
+def test_captions_that_are_no_utf8_are_named(tmp_path):
+    path = mm.mm_imagenet_r(tmp_path) / "captions.jsonl"
+    path.write_bytes(path.read_bytes() + '{"file": "x", "caption": "café"}'.encode("latin-1"))
+    assert f"{path} cannot be read as UTF-8 text" in refused("mm-imagenet-r", tmp_path)
+
+
 @pytest.mark.parametrize("spoil, told", [
     ("columns", "train_titles.csv line 2"), ("quote", "train_titles.csv line"), ("picture", "dish3_3.jpg, which does not exist"),
     ("class", "100 classes, 101 are published"), ("name", "test_titles.csv line 1"),

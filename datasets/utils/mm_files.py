@@ -87,7 +87,10 @@ class CaptionedFiles(FileStream):
 def read_captions(path: Path) -> dict[str, str]:
     """File name -> caption, from one {"file", "caption", ..} a line, or one object {file: caption}. Of two lines about one
     file the last counts."""
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error}); save it as that, or make it anew") from None
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:
