@@ -69,7 +69,7 @@ class Vqacl(QuestionFiles):
     def question(self, row: dict, source: Path) -> Question:
         """A row of the partition, whose picture has to be there."""
         name, text = row["img_id"], row.get("sent") or row["question"]
-        folder = name.split("_")[1]
+        folder = name.removeprefix("COCO_").partition("_")[0]
         if not name.startswith("COCO_") or "/" in name or folder not in {"train2014", "val2014"}:
             raise ValueError(f"img_id '{name}' is none of COCO's")
         image = self.root / folder / f"{name}.jpg"
@@ -99,8 +99,11 @@ class Vqacl(QuestionFiles):
         found = {}
         for part in PARTS.values():
             path = self.root / f"v2_mscoco_{part}2014_annotations.json"
-            for row in self.table(path)["annotations"] if path.is_file() else ():
-                found[int(row["question_id"])] = [answer["answer"] for answer in row["answers"]]
+            try:
+                for row in self.table(path)["annotations"] if path.is_file() else ():
+                    found[int(row["question_id"])] = [answer["answer"] for answer in row["answers"]]
+            except (KeyError, TypeError, ValueError) as error:
+                raise self.broken(path, f"an annotation or its list: {error!r}") from None
         return found
 
     def questions_path(self, part: str) -> Path:
@@ -112,10 +115,13 @@ class Vqacl(QuestionFiles):
 
     def mapped(self, name: str, part: str) -> list[dict]:
         """VQAv2's questions that the map gives to a task; the part of COCO is what the file says."""
-        table = self.table(self.questions_path(part))
-        return [{"img_id": f"COCO_{table['data_subtype']}_{int(row['image_id']):012d}", "question": row["question"],
-                 "question_id": row["question_id"], "label": {}}
-                for row in table["questions"] if self.task_of.get(str(row["question_id"])) in {name, f"q_{name}"}]  # fmt: skip
+        table = self.table(path := self.questions_path(part))
+        try:
+            return [{"img_id": f"COCO_{table['data_subtype']}_{int(row['image_id']):012d}", "question": row["question"],
+                     "question_id": row["question_id"], "label": {}}
+                    for row in table["questions"] if self.task_of.get(str(row["question_id"])) in {name, f"q_{name}"}]  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.broken(path, f"a question or its list: {error!r}") from None
 
     def table(self, path: Path) -> dict:
         if not path.is_file():

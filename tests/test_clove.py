@@ -214,3 +214,22 @@ def test_vqacl_partition_and_map(tmp_path):
     picture = next((tmp_path / "a/vqacl/val2014").iterdir())
     picture.unlink()
     assert str(picture) in refused("vqacl", tmp_path / "a", min_answer_freq=1)
+
+
+@pytest.mark.parametrize("spoil", ["img_id", "data_subtype", "questions", "row", "annotations"])
+def test_bad_vqacl_files_are_named(spoil, tmp_path):
+    mm.vqacl(tmp_path, "partition" if spoil == "img_id" else "map")
+    root = tmp_path / "vqacl"
+    path = root / {
+        "img_id": "Partition_Q/karpathy_train_q_count.json", "annotations": "v2_mscoco_train2014_annotations.json",
+    }.get(spoil, "v2_OpenEnded_mscoco_train2014_questions.json")  # fmt: skip
+    table = json.loads(path.read_text())
+    if spoil == "img_id":
+        table[0]["img_id"] = "COCO"
+    elif spoil == "row":
+        table["questions"][0] = 3
+    else:
+        del table[spoil]
+    path.write_text(json.dumps(table))
+    text = refused("vqacl", tmp_path, min_answer_freq=1)
+    assert str(path) in text and ("COCO" if spoil == "img_id" else "corrupt") in text
