@@ -219,6 +219,12 @@ def test_a_flag_of_masks_and_records_changes_what_is_kept(flag, value, base):
     assert kept[0] != kept[1]
 
 
+@pytest.mark.parametrize("flags", [{"exemplar_codec": "jpeg"}, {"budget_unit": "bytes_jpeg"}])
+def test_jpeg_of_texts_alone_is_refused(flags):
+    with contract.toys(), pytest.raises(UserError, match="--look_at text keeps no patches"):
+        contract.run("exemplar-masking", "toy-pairs", n_epochs=1, look_at="text", **flags)
+
+
 def test_pictures_or_texts_alone_and_augmentation_on_pairs():
     """--look_at leaves one half out; each --exemplar_aug and its probability change what is replayed."""
     with contract.toys():
