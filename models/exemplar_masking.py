@@ -111,6 +111,9 @@ class ExemplarMasking(VLMModel):
         if args.look_at == "text" and "jpeg" in {args.exemplar_codec, args.budget_unit.removeprefix("bytes_")}:
             raise UserError("--look_at text keeps no patches that JPEG could hold: leave out --exemplar_codec jpeg and "
                             "--budget_unit bytes_jpeg")  # fmt: skip
+        if args.exemplar_aug == "background" and args.replay_fill != "drop":
+            raise UserError("--exemplar_aug background puts patches into the holes: leave out --replay_fill, or choose another "
+                            "augmentation")  # fmt: skip
         clip = self.net
         if isinstance(clip, HubBackbone):
             if args.attn_source == "tower":

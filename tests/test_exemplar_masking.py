@@ -225,6 +225,11 @@ def test_jpeg_of_texts_alone_is_refused(flags):
         contract.run("exemplar-masking", "toy-pairs", n_epochs=1, look_at="text", **flags)
 
 
+def test_two_ways_to_fill_holes_are_refused():
+    with contract.toys(), pytest.raises(UserError, match="leave out --replay_fill"):
+        contract.build("exemplar-masking", "toy-pairs", exemplar_aug="background", replay_fill="zero")
+
+
 def test_pictures_or_texts_alone_and_augmentation_on_pairs():
     """--look_at leaves one half out; each --exemplar_aug and its probability change what is replayed."""
     with contract.toys():
