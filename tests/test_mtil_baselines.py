@@ -353,7 +353,7 @@ def test_sources_of_reference_data(net, tmp_path):
     (tmp_path / "captions.txt").write_text("\n")
     with pytest.raises(UserError, match="holds 4 images and 0 texts"):
         reference.reference_data(str(tmp_path), net, 4, 0)
-    with pytest.raises(UserError, match="nowhere.captions.txt does not exist; .*choose tiny, self or synthetic"):
+    with pytest.raises(UserError, match="nowhere.captions.txt does not exist; .*choose tiny or synthetic"):
         contract.build("zscl", reference=str(tmp_path / "nowhere"))
 
 
