@@ -69,6 +69,12 @@ class MultimodalNet(nn.Module):
         """Patches of bytes as the tower takes them; floats are so already."""
         return patches if patches.is_floating_point() else (patches / 255 - self.mean) / self.std
 
+    def in_bytes(self, patches: Tensor) -> Tensor:
+        """The other way: patches as the tower takes them in bytes."""
+        return patches if patches.dtype == torch.uint8 else (
+            ((patches * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        )  # fmt: skip
+
     def embed_patches(self, patches: Tensor) -> Tensor:
         """Patches (B, n, 3 P P) -> (B, n, Wv): what the convolution gives at their cells."""
         conv = self.clip.clip.visual.conv1

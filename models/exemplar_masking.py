@@ -19,8 +19,9 @@ Attention is the mean of the towers' own class tokens and the fusion's, over all
 Budget: as many bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among
 the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG, exemplars counts
 records: what a mask changes at equal count. A record that does not fit ends the class (--budget_fill skip: smaller ones
-are tried). Augmentation (--exemplar_aug) is swap by default: the text of another exemplar of the class. --replay_fill
-zero or mean puts black or grey patches into the holes. Both heads are measured in every run: --predict says which one
+are tried). Augmentation (--exemplar_aug) is background by default: patches that a new picture's mask drops fill the
+holes of an exemplar, so that holes do not tell old classes from new ones (docs/exemplar_masking.md compares; swap takes the text of
+another exemplar of the class). --replay_fill zero or mean puts black or grey patches into what is still empty. Both heads are measured in every run: --predict says which one
 answers, the record has the other as nme or linear. Nothing augments the stream's own pictures.
 """
 
@@ -99,7 +100,7 @@ class ExemplarMasking(VLMModel):
             default=0.0,
             help="exemplars per new sample in a batch (0: each once an epoch)",
         )
-        add("--exemplar_aug", choices=AUGMENTATIONS, default="swap", help="augmentation of exemplars")
+        add("--exemplar_aug", choices=AUGMENTATIONS, default="background", help="augmentation of exemplars")
         add("--aug_p", type=fraction, default=0.5, help="probability of the augmentation")
         add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation")
         add("--kd_temperature", type=positive, default=2.0, help="of the distillation")
@@ -111,9 +112,6 @@ class ExemplarMasking(VLMModel):
         if args.look_at == "text" and "jpeg" in {args.exemplar_codec, args.budget_unit.removeprefix("bytes_")}:
             raise UserError("--look_at text keeps no patches that JPEG could hold: leave out --exemplar_codec jpeg and "
                             "--budget_unit bytes_jpeg")  # fmt: skip
-        if args.exemplar_aug == "background" and args.replay_fill != "drop":
-            raise UserError("--exemplar_aug background puts patches into the holes: leave out --replay_fill, or choose another "
-                            "augmentation")  # fmt: skip
         clip = self.net
         if isinstance(clip, HubBackbone):
             if args.attn_source == "tower":
@@ -161,14 +159,10 @@ class ExemplarMasking(VLMModel):
     def tokens(self, x, as_bytes: bool = False) -> Tokens:
         """Pictures (B, 3, R, R) as the tower takes them, or Pairs; `as_bytes`: pictures in [0, 1], patches of bytes."""
         image, ids = (x.image, x.text) if isinstance(x, Pair) else (x, self.null.expand(len(x), -1))
-        if as_bytes:
-            mean, std = (
-                torch.tensor(v, device=image.device).view(3, 1, 1) for v in (self.net.clip.mean, self.net.clip.std)
-            )
-            image = (self.net.clip.normalize_images(image) * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
         if self.args.look_at == "image":
             ids = self.null.expand(len(image), -1)
-        found = full_tokens(patchify(image, self.net.side), ids).to(self.device)
+        patches = patchify(self.net.clip.normalize_images(image) if as_bytes else image, self.net.side).to(self.device)
+        found = full_tokens(self.net.in_bytes(patches) if as_bytes else patches, ids.to(self.device))
         if self.args.look_at == "text":
             found = found._replace(patches=found.patches[:, :0], places=found.places[:, :0], seen=found.seen[:, :0])
         return found
@@ -189,13 +183,11 @@ class ExemplarMasking(VLMModel):
         elif kind == "background" and fresh.patches.shape[1]:
             lent = fresh.rows(torch.arange(len(rows)) % len(fresh.ids))
             self.forward_counter.images += len(rows)
-            spare = ~self.memory.masks(*self.attend(lent)[1:], lent)[0].cpu()
-            found = background(
-                found._replace(patches=self.net.normalized(found.patches)), lent.patches.cpu(), spare, use
-            )
+            spare = ~self.memory.masks(*self.attend(lent)[1:], lent)[0]
+            found = background(found, self.net.in_bytes(lent.patches).cpu(), spare.cpu(), use)
         elif kind == "token_drop":
             found = token_drop(found, self.args.aug_p * MASKED_WORD_RATE * 2)
-        if self.args.replay_fill != "drop" and self.args.look_at != "text" and not found.patches.is_floating_point():
+        if self.args.replay_fill != "drop" and self.args.look_at != "text":
             found = fill_grid(found, self.net.cells, {"zero": 0, "mean": 127}[self.args.replay_fill])
         return found.to(self.device), labels[rows].to(self.device)
 

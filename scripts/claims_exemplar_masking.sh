@@ -17,18 +17,20 @@ phases=${2:-5 10}
 groups=${3:-claims curve more}
 
 em="exemplar-masking --buffer_bytes_per_class"
-plain="--exemplar_aug none" # of exemplars; the default swaps texts within a class
+plain="--exemplar_aug none" # of exemplars; the default fills holes with patches that new pictures' masks drop
 full="--exemplar_codec raw $plain"
-chance="--mask_rule random --text_rule random $plain"
+chance="--mask_rule random --text_rule random"
 # a reservoir of 694700 bytes: 100 full samples, five for each of 20 classes
 er="er --backbone clip-fused --optimizer adamw --lr 0.001 --buffer_size 100000 --buffer_bytes 694700"
 claims=(
-    "masked + swap 5x|$em 5x"
-    "masked 5x|$em 5x $plain"
+    "masked 5x|$em 5x"
     "full 5x|$em 5x $full"
     "random mask 5x|$em 5x $chance"
-    "class words alone 5x|$em 5x $plain --text_rule class_only"
-    "masked, 5 exemplars|$em 5x $plain --budget_unit exemplars"
+    "class words alone 5x|$em 5x --text_rule class_only"
+    "masked, 5 exemplars|$em 5x --budget_unit exemplars"
+    "masked, not augmented 5x|$em 5x $plain"
+    "random mask, not augmented 5x|$em 5x $chance $plain"
+    "masked + swap 5x|$em 5x --exemplar_aug swap"
     "box 5x|$em 5x --exemplar_codec box $plain"
     "jpeg 5x|$em 5x --exemplar_codec jpeg $plain"
     "er, full|$er --exemplar_codec uint8"
@@ -37,19 +39,21 @@ claims=(
 )
 curve=()
 for worth in 1 3 7 10; do
-    curve+=("masked ${worth}x|$em ${worth}x $plain" "full ${worth}x|$em ${worth}x $full")
+    curve+=("masked ${worth}x|$em ${worth}x" "full ${worth}x|$em ${worth}x $full")
     curve+=("random mask ${worth}x|$em ${worth}x $chance" "box ${worth}x|$em ${worth}x --exemplar_codec box $plain")
     curve+=("jpeg ${worth}x|$em ${worth}x --exemplar_codec jpeg $plain")
 done
 more=(
-    "full + swap 5x|$em 5x --exemplar_codec raw"
-    "tower attention 5x|$em 5x $plain --attn_source tower"
+    "full + swap 5x|$em 5x --exemplar_codec raw --exemplar_aug swap"
+    "random words, not augmented 5x|$em 5x $plain --text_rule random"
+    "random patches, not augmented 5x|$em 5x $plain --mask_rule random"
+    "tower attention 5x|$em 5x --attn_source tower"
     "full fine-tuning 5x|$em 5x --tune full --lr 0.0001"
-    "image alone 5x|$em 5x --look_at image $plain"
-    "text alone 5x|$em 5x --look_at text $plain"
+    "image alone 5x|$em 5x --look_at image"
+    "text alone 5x|$em 5x --look_at text"
     # a full sample is a JPEG of quality 95 here, and the masked ones hold their patches as JPEG of that quality
     "full, of JPEG bytes|$em 5x $full --budget_unit bytes_jpeg"
-    "masked, of JPEG bytes|$em 5x $plain --budget_unit bytes_jpeg"
+    "masked, of JPEG bytes|$em 5x --budget_unit bytes_jpeg"
     "jpeg 50, of JPEG bytes|$em 5x --exemplar_codec jpeg $plain --budget_unit bytes_jpeg"
 )
 one() {

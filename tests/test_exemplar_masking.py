@@ -7,7 +7,7 @@ import torch
 from backbone.clip import load_clip
 from backbone.multimodal import Attention
 from tests import contract
-from tests.multimodal_toys import CELLS, SIDE, batch, draw, memory_args, some
+from tests.multimodal_toys import CELLS, SIDE, batch, draw, memory_args, net, some
 from utils import token_augment
 from utils.distillation import soft_divergence
 from utils.errors import UserError
@@ -155,6 +155,13 @@ def test_a_total_budget_trims_old_classes_from_the_tail():
     assert memory.nbytes == memory.records.nbytes + memory.notes.numel() * 4
 
 
+def test_a_total_budget_that_leaves_a_class_nothing_is_refused():
+    memory = ExemplarMemory(memory_args(buffer_bytes_per_class=None, buffer_bytes=8000), 192, CELLS)
+    fill(memory, 0, n_seen=1)
+    with pytest.raises(UserError, match="leaves some of 40 classes no exemplar"):
+        memory.make_room(40)
+
+
 def test_records_are_in_herding_order_and_skip_fits_more():
     memory = ExemplarMemory(memory_args(), 192, CELLS)
     tokens, features = fill(memory, 0)
@@ -225,9 +232,27 @@ def test_jpeg_of_texts_alone_is_refused(flags):
         contract.run("exemplar-masking", "toy-pairs", n_epochs=1, look_at="text", **flags)
 
 
-def test_two_ways_to_fill_holes_are_refused():
-    with contract.toys(), pytest.raises(UserError, match="leave out --replay_fill"):
-        contract.build("exemplar-masking", "toy-pairs", exemplar_aug="background", replay_fill="zero")
+def test_what_the_background_leaves_empty_is_filled():
+    """Every cell has a patch then: the exemplar's own, a new picture's, or grey."""
+    with contract.toys():
+        toy = contract.run("exemplar-masking", "toy-pairs", n_epochs=1, exemplar_aug="background", aug_p=1.0)
+    model, (x, _) = toy.model, contract.images_of(toy)
+    fresh, rows = model.tokens(x[:4]), torch.arange(len(model.memory))
+    holes, _ = model.replayed(rows, fresh)
+    model.args.replay_fill = "mean"
+    filled, _ = model.replayed(rows, fresh)
+    own = model.memory.records.decode(rows)
+    assert own.seen.sum() < holes.seen.sum() < filled.seen.sum() == filled.seen.numel() == len(rows) * CELLS
+    for i in range(len(rows)):
+        cells = holes.places[i, holes.seen[i]]
+        assert torch.equal(filled.patches[i, cells], holes.patches[i, holes.seen[i]])
+        assert (filled.patches[i].index_fill(0, cells, 127) == 127).all()
+
+
+def test_bytes_and_tower_values_of_patches_are_inverse():
+    images, tokens = batch()
+    assert torch.equal(net().in_bytes(net().normalized(tokens.patches)), tokens.patches)
+    assert torch.equal(net().in_bytes(tokens.patches), tokens.patches)
 
 
 def test_pictures_or_texts_alone_and_augmentation_on_pairs():

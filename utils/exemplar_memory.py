@@ -209,6 +209,8 @@ class ExemplarMemory:
             own = labels == label
             used[own] = costs[own].cumsum(0)
         keep = (used <= share).nonzero().flatten()
+        if len(labels[keep].unique()) < len(labels.unique()):
+            raise UserError(f"--buffer_bytes {self.args.buffer_bytes} leaves some of {n_seen} classes no exemplar: raise it")
         self.records.keep(keep)
         self.notes = self.notes[keep]
 
