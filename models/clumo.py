@@ -22,7 +22,8 @@ seen). --route_rule nearest takes the nearest of all tasks' keys instead; the mo
 follows what a picture shows rather than where it comes from (docs/clumo.md has both). --route oracle uses the true
 task, as the released code does; the record holds the scores of both ways and route_acc. --head routed keeps the head
 of each task with its pool. Prompts start uniform in ±prompt_init: the released ±1 is large beside normalised states.
---kd_type kl compares softmaxes over the old answers at temperature 2. --answer_loss bce trains on the annotators'
+--kd_type kl compares softmaxes over the old answers at temperature 2. The decay of .02 is on biases and norms, too, which
+the released code leaves out. --answer_loss bce trains on the annotators'
 soft scores. Streams of pictures alone get a null question and one textual key.
 """
 

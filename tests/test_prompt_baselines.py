@@ -205,3 +205,9 @@ def test_pictures_are_encoded_once_for_queries():
     for _ in range(2):
         loss_of_a_batch(toy)
     assert toy.model.store.forwards == n
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_query_of_both_needs_questions(name):
+    with pytest.raises(UserError, match="--query both is for pictures with questions"):
+        contract.build(name, query="both")

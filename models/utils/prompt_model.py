@@ -55,6 +55,8 @@ class PromptModel(FusedModel):
             if args.vit:
                 raise UserError(f"--vit looks at pictures alone, {self.dataset.NAME} has questions: leave the flag out")
             self.uses = "fused"
+        elif args.query == "both":
+            raise UserError(f"--query both is for pictures with questions; {self.dataset.NAME} has none: leave the flag out")
         elif not args.vit:
             self.encoder = ClipImageEncoder(self.net)  # of the queries
             self.net.fusion.requires_grad_(False)
