@@ -12,16 +12,16 @@ only=${2:-.}
 
 # the same steps, batches, rate and images for every method that tunes weights; MulKI's own are in models/config/mulki.yaml
 tuned="--fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0"
-reference="--reference tiny --reference_batch 32 --avg_freq 10"
+held="--reference_batch 32 --avg_freq 10"
 arms=(
     "zero-shot|clip --use_templates 1"
     "sequential fine-tuning|finetune-clip $tuned"
     "LwF|lwf-clip $tuned"
     "LwF-VR|lwf-vr $tuned"
     "WiSE-FT|wise-ft $tuned"
-    "ZSCL|zscl $tuned $reference"
-    "ZSCL, no l2|zscl $tuned $reference --l2 0"
-    "ZSCL, no l2, synthetic reference|zscl $tuned $reference --reference synthetic --l2 0"
+    "ZSCL|zscl $tuned $held --reference tiny"
+    "ZSCL, no l2|zscl $tuned $held --reference tiny --l2 0"
+    "ZSCL, no l2, synthetic reference|zscl $tuned $held --reference synthetic --l2 0"
     "LwF, merged and taught by the first CLIP|lwf-clip $tuned --teacher pretrained --inter_alpha 0.8"
     "MulKI|mulki"
     "MulKI, both teach the past names|mulki --bank_teacher both"

@@ -20,8 +20,10 @@ run() { # order, name of the row, flags
     .venv/bin/python main.py --dataset mtil --mtil_order "$order" --seed 42 --base_path "$base" --device "$device" --resume auto \
         --eval_future 1 --notes "$name" --results_path "$results/$order" "$@"
 }
-protocol="--fitting_mode iters --n_iters 1000 --batch_size 64 --lr 0.00001 --domain_lr aircraft=5e-5,mnist=5e-5"
-few="--fitting_mode iters --n_iters 500 --batch_size 64 --lr 0.00001 --domain_lr aircraft=5e-5,mnist=5e-5 --shots 5"
+steps="--fitting_mode iters --n_iters 1000 --batch_size 64"
+rates="--lr 0.00001 --domain_lr aircraft=5e-5,mnist=5e-5"
+protocol="$steps $rates"
+few="--fitting_mode iters --n_iters 500 --batch_size 64 $rates --shots 5"
 for order in I II; do
     run "$order" "zero-shot" --model clip --clip_backbone ViT-B/16 --use_templates 1
     # shellcheck disable=SC2086
@@ -46,7 +48,7 @@ off="--lambda_E 0 --lambda_A 0"
     run I "ladder: intra-modal relations" --model mulki $protocol --teachers previous
     run I "ladder: two teachers, constant shares" --model mulki $protocol --teacher_weight const
     run I "mulki, no gate" --model mulki $protocol --kd_gate 0
-    run I "mulki, low rank (rate ours)" --model mulki $protocol --peft lora --lr 0.0005 --domain_lr aircraft=0.0005
+    run I "mulki, low rank (rate ours)" --model mulki $steps --peft lora --lr 0.0005 --domain_lr aircraft=0.0005
 }
 for order in I II; do
     .venv/bin/python scripts/claims_mulki.py "$results/$order" --reference mulki
