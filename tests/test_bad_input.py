@@ -228,6 +228,10 @@ def test_disk_that_fills_up_in_mid_run(start, tmp_path, monkeypatch):
 
 def spoilt(path: Path, how: str) -> None:
     content = path.read_bytes()
+    if how in {"a list", "no rows"}:
+        state = checkpoint.load(path, model="er")
+        checkpoint.save(path, [1] if how == "a list" else {k: v for k, v in state.items() if k != "rows"}, model="er")
+        return
     if how == "truncated":
         path.write_bytes(content[: len(content) // 2])
     elif how == "no safetensors":
@@ -241,6 +245,7 @@ def spoilt(path: Path, how: str) -> None:
 
 
 SAID = {"truncated": "is damaged or no checkpoint", "no safetensors": "is damaged or no checkpoint",
+        "a list": "holds no whole state of a run", "no rows": "holds no whole state of a run",
         "newer": "newer than 1 known here", "another model": "is a checkpoint of model xy, not er"}  # fmt: skip
 
 
@@ -306,3 +311,21 @@ def test_nan_loss_names_its_place_and_the_run_can_go_on(start, tmp_path, monkeyp
 def test_a_learning_rate_far_too_large(start, tmp_path):
     code, told = start(*SGD[:4], "--lr", "1e30", "--seed", "1", "--batch_size", "16")
     assert code == 2 and len(told) == 1 and "in task 1, epoch 1, batch" in told[0] and "lower --lr" in told[0]
+
+
+def test_a_finished_record_without_its_summary_is_refused(start, refused, tmp_path):
+    again = [*SGD, "--resume", "auto", "--stop_after", "0"]
+    assert start(*again)[0] == 0
+    (path,) = (tmp_path / "runs").rglob("record.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + '{"type": "end", "status": "done"}\n')
+    assert f"{path} says done and holds no summary; restore the file" in refused(*again)
+
+
+def test_a_first_line_without_the_drawn_seed_is_refused(start, refused, tmp_path):
+    again = [*SGD[:-2], "--resume", "auto", "--stop_after", "0"]
+    assert start(*again)[0] == 0
+    (path,) = (tmp_path / "runs").rglob("record.jsonl")
+    first = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps(first | {"args": None}) + "\n")
+    assert f"the first line of {path} names no seed; restore the file" in refused(*again)

@@ -146,6 +146,20 @@ def test_damaged_line_in_the_middle_is_named(tmp_path):
         results.read_record(path)
 
 
+@pytest.mark.parametrize("line", ["[1, 2]", "5", "null", "{}", '{"type": 3}', '{"type": "end"}', '{"type": "end", "status": 1}',
+                                  '{"type": "end", "status": "done", "summary": 5}'])  # fmt: skip
+def test_a_line_that_is_json_but_no_row_is_named(tmp_path, line):
+    path = tmp_path / "record.jsonl"
+    path.write_text(f'{{"type": "start"}}\n{line}\n')
+    with pytest.raises(UserError, match=f"line 2 of {path} is no line of a record; restore"):
+        results.read_record(path)
+
+
+def test_what_stands_in_the_place_of_a_record_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}: "):
+        results.read_record(tmp_path)
+
+
 def test_full_disk_in_mid_run_is_one_line_and_tears_nothing(tmp_path, monkeypatch):
     run = new_run(tmp_path)
     run.start({})

@@ -127,6 +127,16 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
         ) from error
 
 
+def load_run(path: str | os.PathLike, *, model: str | None) -> dict:
+    """The state of a run, as `Run.state` makes it; UserError for a file that holds something else."""
+    state = load(path, model=model)
+    missing = [k for k in ("position", "model", "rng", "rows", "loop", "wall_s", "record_bytes")
+               if not isinstance(state, dict) or k not in state]  # fmt: skip
+    if missing or not {"task", "phase", "epoch", "batch"} <= set(state["position"]):
+        raise UserError(f"{path} holds no whole state of a run; use an older one, or start over")
+    return state
+
+
 def read_mammoth(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """(weights by name, tensors of the memory) of a .pt file; tensors and plain values only, nothing is executed."""
     try:

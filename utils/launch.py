@@ -85,8 +85,10 @@ def find_earlier(args: Namespace, requested: dict) -> results.RunRecord | None:
 
 def show_finished(found: results.RunRecord) -> dict[str, float]:
     """Print the result of a run that is already there."""
+    summary = found.rows()[-1].get("summary")
+    if summary is None:
+        raise UserError(f"{found.path} says done and holds no summary; restore the file or delete its folder")
     print(f"already finished: {found.folder}")
-    summary = found.rows()[-1]["summary"]
     report.print_summary(summary, folder=found.folder)
     return summary
 
@@ -94,7 +96,7 @@ def show_finished(found: results.RunRecord) -> dict[str, float]:
 def set_up(args: Namespace, found: results.RunRecord | None) -> None:
     """Seed and device; a seed that was not given is drawn, or taken from the run that is continued."""
     if args.seed is None:
-        args.seed = found.rows()[0]["args"]["seed"] if found else random.SystemRandom().randrange(2**31)
+        args.seed = results.seed_of(found) if found else random.SystemRandom().randrange(2**31)
     if not args.disable_log:
         results.check_writable(args.results_path)
     remember(Namespace(**vars(args) | {"device": None}))
@@ -155,7 +157,7 @@ def git_commit() -> str | None:
 def reopen(record, model) -> None:
     """Make an unfinished record ready to be continued: drop what was written after its checkpoint."""
     saved = [p for p in (record.folder / "ckpt" / n for n in (MID_TASK, TASK_END)) if p.exists()]
-    known = [checkpoint.load(p, model=model.NAME)["record_bytes"] for p in saved]
+    known = [checkpoint.load_run(p, model=model.NAME)["record_bytes"] for p in saved]
     first_line = record.path.read_bytes().find(b"\n") + 1
     record.truncate(max(known, default=first_line))
     print(f"continuing {record.folder}")
@@ -212,7 +214,7 @@ def load_checkpoint(model, args: Namespace) -> None:
     if path.suffix != ".safetensors":
         load_foreign(model, args, path)
         return
-    state = checkpoint.load(path, model=model.NAME)
+    state = checkpoint.load_run(path, model=model.NAME)
     checkpoint.restore(model, state["model"])
     next_task = state["position"]["task"] + 1
     if args.start_from is None and not args.inference_only and state["position"]["phase"] == "done":

@@ -218,13 +218,33 @@ def read_record(path: str | os.PathLike) -> list[dict]:
         text = Path(path).read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; mend that or delete its folder") from None
     rows = []
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             raise UserError(f"line {number} of {path} is no JSON; restore the file or delete its folder") from None
+        if not _well_formed(row):
+            raise UserError(f"line {number} of {path} is no line of a record; restore the file or delete its folder")
+        rows.append(row)
     return rows
+
+
+def _well_formed(row) -> bool:
+    """Whether what every reader of a record relies on is there."""
+    if not isinstance(row, dict) or not isinstance(row.get("type"), str):
+        return False
+    return row["type"] != "end" or (isinstance(row.get("status"), str) and isinstance(row.get("summary", {}), dict))
+
+
+def seed_of(record: RunRecord) -> int:
+    """The seed that a run was given or drew."""
+    args = record.rows()[0].get("args")
+    if not isinstance(args, dict) or not isinstance(args.get("seed"), int):
+        raise UserError(f"the first line of {record.path} names no seed; restore the file or delete its folder")
+    return args["seed"]
 
 
 def open_run(results_path: str | os.PathLike, dataset: str, model: str, config: Mapping) -> RunRecord:

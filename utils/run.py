@@ -100,7 +100,7 @@ class Run:
 
     def saved(self, name: str) -> dict | None:
         path = self.folder / "ckpt" / name if self.folder else None
-        return checkpoint.load(path, model=self.model.NAME) if path and path.exists() else None
+        return checkpoint.load_run(path, model=self.model.NAME) if path and path.exists() else None
 
     # signals ---------------------------------------------------------------------------------------------------
 
