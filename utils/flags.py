@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from utils import binary_to_boolean_type, custom_str_underscore
 
+LARGEST_INT = 2**63 - 1  # what a tensor can hold
+
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low=False, open_high=False) -> Callable:
     """Argument type: a finite number in a range; the error says which range."""
@@ -15,10 +17,12 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low=
     def parse(text):
         try:
             value = kind(text)
-            if kind is int and float(text) != value:
+            if kind is int and isinstance(text, float) and text != value:
                 raise ValueError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise argparse.ArgumentTypeError(f"'{text}' is not {'an integer' if kind is int else 'a number'}") from None
+        if kind is int and abs(value) > LARGEST_INT:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {LARGEST_INT} is the largest integer")
         inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
         if not math.isfinite(value) or not inside:
             wanted = "finite" if math.isinf(low) and math.isinf(high) else span
@@ -63,9 +67,12 @@ def integer_list(text) -> list[int]:
     if isinstance(text, (list, tuple)):
         return [int(v) for v in text]
     try:
-        return [int(part) for part in str(text).replace(",", " ").replace("-", " ").split()]
+        values = [int(part) for part in str(text).replace(",", " ").replace("-", " ").split()]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of integers such as 0,2,1") from None
+        values = []
+    if not values:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of integers such as 0,2,1")
+    return values
 
 
 def alias(choices: dict[str, str]) -> Callable:
