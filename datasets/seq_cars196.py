@@ -15,7 +15,7 @@ PICKLE_ERRORS = (
     pickle.UnpicklingError,
     RuntimeError,
     ValueError,
-    KeyError,
+    LookupError,
     EOFError,
     OSError,
     TypeError,

@@ -151,6 +151,7 @@ def test_bad_files_are_refused_in_one_line(files, tmp_path):
     truncated(tmp_path / "short.pt", files / "openai.pt")
     truncated(tmp_path / "short.safetensors", files / "flat.safetensors")
     (tmp_path / "text.pt").write_text("not weights")
+    (tmp_path / "users.pt").write_text("root:x:0:0:root\n")  # a memo of an empty pickle stack
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save({"x": Bomb(tmp_path / "harm")}, tmp_path / "bomb.pt")
     (tmp_path / "old.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "harm")))
@@ -159,7 +160,7 @@ def test_bad_files_are_refused_in_one_line(files, tmp_path):
     state = openai_state(random_clip(transformer_layers=1))
     torch.save({k: v for k, v in state.items() if "ln_final.bias" not in k}, tmp_path / "incomplete.pt")
     wanted = {
-        "short.pt": "damaged", "short.safetensors": "damaged", "text.pt": "damaged", "empty.pt": "damaged",
+        "short.pt": "damaged", "short.safetensors": "damaged", "text.pt": "damaged", "users.pt": "damaged", "empty.pt": "damaged",
         "bomb.pt": "more than tensors", "old.pt": "more than tensors", "list.pt": "not a state dict",
         "other.pt": "does not hold a CLIP", "incomplete.pt": "ln_final.bias", "absent.pt": "neither a file nor a known name",
     }  # fmt: skip
