@@ -216,6 +216,12 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     assert len(list(tmp_path.rglob("*.rows"))) == 1
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write features to .*file.*choose another folder"):
+        FeatureStore(tmp_path / "file", progress=False).rows(Samples(), torch.arange(N), Encoder())
+
+
 def test_left_over_temporary_files_go(tmp_path, monkeypatch):
     FeatureStore(tmp_path).rows(Samples(), torch.arange(3), Encoder())
     [folder] = tmp_path.iterdir()

@@ -217,6 +217,13 @@ def test_a_stream_is_drawn_once(build, monkeypatch, tmp_path):
     assert build(MmTiny, base_path=str(tmp_path)).samples(True).fingerprint == first.fingerprint
 
 
+def test_a_file_in_the_place_of_the_data_folder_is_named(build, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/tiny_world.*choose another --base_path"):
+        build(MmTiny, base_path=str(tmp_path / "file")).samples(True)
+    assert (tmp_path / "file").read_text() == ""
+
+
 def test_settings_have_files_of_their_own(build):
     found = [
         build(SeqTiny, **kw).samples(False) for kw in ({}, {"shift": 0.2}, {"style": "noisy"}, {"picture_seed": 1})

@@ -6,6 +6,7 @@ the header's metadata under "state". Reading builds plain values and tensors onl
 
 import base64
 import builtins
+import contextlib
 import json
 import math
 import os
@@ -68,7 +69,8 @@ def save(path: str | os.PathLike, state, *, model: str, schema: int = SCHEMA) ->
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong first is told
+                temporary.unlink(missing_ok=True)
             raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -5,6 +5,7 @@ the order in which they became known. On disk a segment is one file named by the
 temporary name and renamed, so a reader sees it whole or not at all and writers cannot disturb each other.
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -90,7 +91,8 @@ class Table:
             mapped = np.memmap(temporary, dtype=self.record, mode="r")  # survives a merge by another process
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder above it may be a file
+                temporary.unlink(missing_ok=True)
             raise UserError(
                 f"cannot write features to {self.folder}: {error.strerror}; free space there, choose another folder, "
                 "or run with --features ram"

@@ -1,5 +1,6 @@
 """Generated streams kept on disk: one safetensors file each, named by what made it, replaced as a whole."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -51,6 +52,7 @@ def cached_stream(folder: Path, name: str, key: str, build: Callable[[], tuple[d
         save_file(tensors, temporary, {"digest": tensors_digest(tensors), "values": json.dumps(values)})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder above it may be a file
+            temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}; free some space or choose another --base_path") from None
     return tensors, values
