@@ -333,3 +333,10 @@ def test_a_first_line_without_the_drawn_seed_is_refused(start, refused, tmp_path
     first = json.loads(path.read_text().splitlines()[0])
     path.write_text(json.dumps(first | {"args": None}) + "\n")
     assert f"the first line of {path} names no seed; restore the file" in refused(*again)
+
+
+@pytest.mark.parametrize("more", [[], ["--fitting_mode", "iters", "--n_iters", "2"]])
+def test_a_batch_larger_than_the_task_with_drop_last(start, more):
+    code, told = start(*SGD, "--batch_size", "100000", "--drop_last", "1", *more)
+    assert code == 2 and len(told) == 1 and "error: --drop_last 1 leaves nothing of task 1: it has " in told[0]
+    assert told[0].endswith("images, less than --batch_size 100000; lower that or leave --drop_last out")

@@ -309,6 +309,9 @@ def store_masked_loaders(train_dataset, test_dataset, setting: ContinualDataset)
         setting.final_test_loaders.append(Loader(tests, batch_size, key, False, False, workers))
         tests = make_split(train, mask, train_targets, test_transform, False)
     setting.train_loader = Loader(split, batch_size, key, True, option(args, "drop_last", False), workers)
+    if len(split) and not len(setting.train_loader):
+        raise UserError(f"--drop_last 1 leaves nothing of task {task + 1}: it has {len(split)} images, less than "
+                        f"--batch_size {batch_size}; lower that or leave --drop_last out")
     setting.test_loaders.append(Loader(tests, batch_size, (*key, "test"), False, False, workers))
     return setting.train_loader, setting.test_loaders[-1]
 
