@@ -4,7 +4,7 @@ import os
 import sys
 
 from utils import cli
-from utils.errors import Interrupted, UserError
+from utils.errors import Interrupted, UserError, memory_ran_out
 
 # Threads that wait for work sleep instead of spinning: on a machine with other work a run of small tensor operations
 # was measured 17 times faster so, and an idle machine loses nothing. Read when torch is loaded.
@@ -54,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         return cli.fail(error)
     except Interrupted as stop:
         return stop.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):
+            raise
+        return cli.fail(UserError(f"memory ran out ({' '.join(str(error).split())[:160]}): lower the sizes asked for, such as "
+                                  "--batch_size, --eval_batch_size or --buffer_size"))
 
 
 if __name__ == "__main__":

@@ -340,3 +340,9 @@ def test_a_batch_larger_than_the_task_with_drop_last(start, more):
     code, told = start(*SGD, "--batch_size", "100000", "--drop_last", "1", *more)
     assert code == 2 and len(told) == 1 and "error: --drop_last 1 leaves nothing of task 1: it has " in told[0]
     assert told[0].endswith("images, less than --batch_size 100000; lower that or leave --drop_last out")
+
+
+def test_memory_that_no_machine_has(start, tmp_path):
+    code, told = start(*ER[:-1], "99999999999999")
+    assert code == 2 and len(told) == 1 and told[0].startswith("error: memory ran out (") and "--buffer_size" in told[0]
+    assert newest_record(tmp_path / "runs")[-1]["status"] == "failed"

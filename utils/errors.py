@@ -1,4 +1,4 @@
-"""The two ways a run can end early on purpose; `main.py` turns them into exit codes."""
+"""The two ways a run can end early on purpose, and lack of memory; `main.py` turns them into exit codes."""
 
 
 class UserError(Exception):
@@ -11,3 +11,10 @@ class Interrupted(Exception):
     def __init__(self, signum: int):
         super().__init__(f"interrupted by signal {signum}")
         self.exit_code = 128 + signum
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether the machine or its GPU could not give the memory asked for."""
+    refused = ("can't allocate memory", "not enough memory", "invalid buffer size", "Storage size calculation overflowed")
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or (isinstance(error, RuntimeError) and any(words in str(error) for words in refused)))
