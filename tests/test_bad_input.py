@@ -197,6 +197,12 @@ def test_results_path_that_cannot_be_written(refused, tmp_path):
         assert "cannot write /proc" in refused(*SGD, runs="/proc/runs")
 
 
+def test_checkpoint_path_that_cannot_be_written_is_told_before_training(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    told = refused(*SGD, "--savecheck", "last", "--checkpoint_path", str(tmp_path / "file" / "kept"))
+    assert "file is not a folder; choose another --checkpoint_path" in told
+
+
 def test_full_results_path_before_training(refused, monkeypatch):
     disk = namedtuple("disk", "f_bavail f_frsize")
     monkeypatch.setattr(results.os, "statvfs", lambda path: disk(10, 4096))

@@ -99,6 +99,8 @@ def set_up(args: Namespace, found: results.RunRecord | None) -> None:
         args.seed = results.seed_of(found) if found else random.SystemRandom().randrange(2**31)
     if not args.disable_log:
         results.check_writable(args.results_path)
+    if args.savecheck and args.checkpoint_path:
+        results.check_writable(args.checkpoint_path, "--checkpoint_path")
     remember(Namespace(**vars(args) | {"device": None}))
     args.device = str(get_device(args.device))
     remember(args)

@@ -275,13 +275,13 @@ def find_run(results_path: str | os.PathLike, dataset: str, model: str, config: 
     return None
 
 
-def check_writable(path: str | os.PathLike) -> None:
-    """Refuse a results path that cannot be written or is nearly full, before anything is trained; leaves nothing."""
+def check_writable(path: str | os.PathLike, flag: str = "--results_path") -> None:
+    """Refuse a path of `flag` that cannot be written or is nearly full, before anything is trained; leaves nothing."""
     path = Path(path).absolute()
     place = next(p for p in (path, *path.parents) if p.exists())  # folders below it are made later
     if not place.is_dir():
-        raise UserError(f"{place} is not a folder; choose another --results_path")
-    with disk_errors(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
+        raise UserError(f"{place} is not a folder; choose another {flag}")
+    with disk_errors(place, f"choose another {flag}"), tempfile.TemporaryFile(dir=place, buffering=0) as file:
         if file.write(bytes(PROBE_BYTES)) < PROBE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())
@@ -290,7 +290,7 @@ def check_writable(path: str | os.PathLike) -> None:
     if free < FREE_FLOOR_BYTES:
         raise UserError(
             f"only {free / 2**20:.0f} MiB are free at {place} and a run needs {FREE_FLOOR_BYTES / 2**20:.0f}; "
-            "free some or choose another --results_path"
+            f"free some or choose another {flag}"
         )
 
 
