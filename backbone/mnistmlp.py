@@ -12,6 +12,8 @@ class MNISTMLP(MammothBackbone):
 
     def __init__(self, input_size: int, num_classes: int, hidden_size: int = 100):
         super().__init__()
+        if hidden_size < 1:
+            raise UserError(f"--mlp_hidden_size {hidden_size}: a layer needs at least one number")
         self.input_size, self.output_size, self.feature_dim = input_size, num_classes, hidden_size
         self.fc1, self.fc2 = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size)
         self.classifier = nn.Linear(hidden_size, num_classes)

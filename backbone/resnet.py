@@ -34,6 +34,8 @@ class ResNet(MammothBackbone):
 
     def __init__(self, blocks: list[int], num_classes: int, num_filters: int = 64):
         super().__init__()
+        if num_filters < 1:
+            raise UserError(f"--num_filters {num_filters}: a network needs at least one filter")
         self.return_prerelu = False
         self.num_classes, self.nf = num_classes, num_filters  # under the names method files read
         widths = [num_filters * k for k in (1, 2, 4, 8)]

@@ -73,6 +73,9 @@ def refused(start, tmp_path):
         ([*SGD[:-1], "9" * 40], ["is out of range: 9223372036854775807 is the largest integer"]),
         ([*SGD, "--custom_class_order", ""], ["--custom_class_order: '' is not a list of integers such as 0,2,1"]),
         ([*SGD, "--custom_task_order="], ["--custom_task_order: '' is not a list of integers such as 0,2,1"]),
+        ([*SGD, "--backbone", ""], ["--backbone needs a name", "--list backbones"]),
+        ([*SGD, "--mlp_hidden_size", "0"], ["--mlp_hidden_size 0: a layer needs at least one number"]),
+        ([*SGD, "--backbone", "resnet18", "--num_filters", "-3"], ["--num_filters -3: a network needs at least one filter"]),
         ([*SGD, "--batch_size", "0"], ["--batch_size: 0 is out of range"]),
         ([*ER, "--optim_mom", "-1"], ["--optim_mom: -1 is out of range"]),
         (ER[:-1] + ["0"], ["--buffer_size: 0 is out of range"]),
@@ -106,6 +109,13 @@ def test_device_that_is_not_there(data, tmp_path, capfd):
     assert main.main(argv) == 2 and not (tmp_path / "runs").exists()
     (told,) = capfd.readouterr().err.splitlines()
     assert told.startswith("error: --device cuda:99 cannot be used")
+
+
+def test_device_that_computes_nothing(data, tmp_path, capfd):
+    argv = [*SGD, "--base_path", str(data), "--results_path", str(tmp_path / "runs"), "--device", "meta"]
+    assert main.main(argv) == 2 and not (tmp_path / "runs").exists()
+    (told,) = capfd.readouterr().err.splitlines()
+    assert told.startswith("error: --device meta cannot be used")
 
 
 def test_several_mistakes_are_several_lines(refused):

@@ -47,6 +47,8 @@ def parse(argv: list[str]) -> Parsed | None:
                 for kind in ("model", "dataset") if not getattr(first, kind)]
     for kind in ("model", "dataset", "backbone"):
         name = getattr(first, kind)
+        if name == "" and kind == "backbone":
+            problems.append("--backbone needs a name; `python main.py --list backbones` shows the choices")
         if name and not registry.exists(kind, name.split(":")[0] if kind == "backbone" else name):
             problems.append(str(registry.unknown(kind, name)))
     if problems:

@@ -26,7 +26,7 @@ def get_device(avail_devices: str | None = None) -> torch.device:
         name = f"cuda:{name}" if name.isdigit() else name
         try:
             device = torch.device(name)
-            torch.empty(0, device=device)
+            torch.empty(1, device=device).fill_(0).item()  # the device `meta` computes nothing
         except (RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"--device {avail_devices} cannot be used ({reason}); leave it out or say cpu") from None
