@@ -260,3 +260,37 @@ def test_the_file_that_ran_is_part_of_the_configuration(tmp_path):
     with open(tmp_path / "copy/models/drop_maps.py", "a") as file:
         file.write("# changed\n")
     assert cli.parse([*argv, "--plugins", str(tmp_path / "copy")]).args.plugin_files["model"] != first["model"]
+
+
+PARTS = {
+    "no observe": ("COMPATIBILITY = ['class-il']", "defines no observe"),
+    "no loss": ("COMPATIBILITY = ['class-il']\n    def observe(self, inputs, labels): pass", "observe returned no loss"),
+    "no setting": ("def observe(self, inputs, labels): return 0.0", "declares no COMPATIBILITY"),
+    "flag of ours": ("@staticmethod\n    def get_parser(parser):\n        parser.add_argument('--lr', type=float)",
+                     "get_parser adds a flag that is there already"),
+    "broken parser": ("@staticmethod\n    def get_parser(parser):\n        raise KeyError('boom')",
+                      "get_parser fails: KeyError: 'boom'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_method_that_lacks_a_part_is_refused_in_one_line(start, tmp_path, part):
+    body, said = PARTS[part]
+    (tmp_path / "lacking.py").write_text("from models.utils.continual_model import ContinualModel\nclass Lacking(ContinualModel):\n"
+                                         f"    NAME = 'lacking'\n    {body}\n")  # fmt: skip
+    code, told, _ = start("--plugins", str(HERE), "--plugins", str(tmp_path / "lacking.py"), "--model", "lacking", "--dataset", "drop-digits")
+    assert code == 2 and len(told) == 1 and said in told[0], told
+
+
+def test_help_with_a_bare_percent_sign_and_two_flags_of_one_value(start, tmp_path, capfd):
+    (tmp_path / "percent.py").write_text(
+        "from models.utils.continual_model import ContinualModel\nclass Percent(ContinualModel):\n    NAME = 'percent'\n"
+        "    COMPATIBILITY = ['class-il']\n    @staticmethod\n    def get_parser(parser):\n"
+        "        parser.add_argument('--odd', action='store_true', help='100% odd, %(default)s')\n"
+        "        parser.add_argument('--even', dest='odd', action='store_false', help='[%(default)s]')\n"
+    )
+    argv = ["--plugins", str(HERE), "--plugins", str(tmp_path / "percent.py"), "--model", "percent", "--dataset", "drop-digits"]
+    assert main.main([*argv, "--help"]) == 0
+    text = capfd.readouterr().out
+    assert "100% odd" in text and "[True]" in text
+    assert start(*argv, "--odd", "--even")[1] == ["error: --odd and --even set the same value; give one"]

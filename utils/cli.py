@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import sys
+import traceback
 from dataclasses import dataclass, field
 
 from utils import configs, flags, plugins, registry, signatures
@@ -55,7 +56,7 @@ def parse(argv: list[str]) -> Parsed | None:
         raise UserError("\n".join(problems + known_problems + misspelt(first, argv)))
     parsed = second_pass(parser, first, argv)
     if first.help:
-        print(parser.format_help())
+        print(help_text(parser))
         return None
     if parsed.problems:
         raise UserError("\n".join(parsed.problems))
@@ -63,6 +64,16 @@ def parse(argv: list[str]) -> Parsed | None:
         print(config_table(parsed))
         return None
     return parsed
+
+
+def help_text(parser: argparse.ArgumentParser) -> str:
+    """The parser's help; a method's help texts may hold a bare % sign."""
+    for action in parser._actions:
+        try:
+            action.help % (vars(action) | {"prog": parser.prog}) if action.help else None
+        except (TypeError, ValueError, KeyError):
+            action.help = action.help.replace("%", "%%")
+    return parser.format_help()
 
 
 def first_pass(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -118,13 +129,22 @@ def add_model_args(parser: argparse.ArgumentParser, model_class: type) -> None:
     if not hasattr(model_class, "get_parser"):
         return
     group = parser.add_argument_group(f"model {getattr(model_class, 'NAME', '')}")
-    if inspect.signature(model_class.get_parser).parameters:
-        model_class.get_parser(parser)
-    else:
-        known = {a.dest for a in parser._actions}
-        for action in model_class.get_parser()._actions:
-            if action.dest not in known:
-                group._add_action(action)
+    what = f"model {getattr(model_class, 'NAME', model_class.__name__)}: get_parser"
+    try:
+        if inspect.signature(model_class.get_parser).parameters:
+            model_class.get_parser(parser)
+        else:
+            known = {a.dest for a in parser._actions}
+            for action in model_class.get_parser()._actions:
+                if action.dest not in known:
+                    group._add_action(action)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{what} adds a flag that is there already ({error}); use parser.set_defaults for its value") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign file does in it
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"{what} fails: {plugins.one_line(error)} ({place.filename}, line {place.lineno})") from error
 
 
 def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]) -> dict[str, str]:
@@ -168,7 +188,7 @@ def cast(action: argparse.Action, value: object, origin: str) -> object:
 def check_tokens(parser, argv: list[str], unknown_is_wrong: bool = True) -> tuple[list[str], list[str]]:
     """Rewrite names to their exact spelling and find all that is wrong, not only the first thing."""
     options = {o.lstrip("-").replace("-", "_"): (o, a) for a in parser._actions for o in a.option_strings}
-    tokens, problems, seen = [], [], set()
+    tokens, problems, seen = [], [], {}
     position = 0
     while position < len(argv):
         token, position = argv[position], position + 1
@@ -191,8 +211,9 @@ def check_tokens(parser, argv: list[str], unknown_is_wrong: bool = True) -> tupl
             continue
         option, action = options[key]
         if action.dest in seen and not isinstance(action, argparse._AppendAction):
-            problems.append(f"{option} is given twice")
-        seen.add(action.dest)
+            earlier = seen[action.dest]
+            problems.append(f"{option} is given twice" if earlier == option else f"{earlier} and {option} set the same value; give one")
+        seen[action.dest] = option
         problem = check_values(option, action, values)
         if problem:
             problems.append(problem)

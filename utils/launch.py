@@ -23,7 +23,9 @@ def check(args: Namespace, model_class: type, dataset_class: type) -> None:
     """What is wrong with the combination of flags, model and dataset; everything is told at once."""
     problems = []
     setting, fits = dataset_class.SETTING, set(getattr(model_class, "COMPATIBILITY", []))
-    if setting not in fits:
+    if not fits:
+        problems.append(f"model {args.model} declares no COMPATIBILITY; add it to its class, for example [\"{setting}\"]")
+    elif setting not in fits:
         good = [e.name for e in registry.index("dataset").values() if e.setting in fits]
         problems.append(f"model {args.model} works in {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
                         f"Datasets that fit: {', '.join(sorted(good)) or 'none here'}")

@@ -151,6 +151,8 @@ class LossGuard:
     def flush(self) -> None:
         if not self.pending:
             return
+        if any(loss is None for _, loss in self.pending):
+            raise UserError("observe returned no loss: give it back as a number, or as a dict with 'loss'")
         values = [float(v.mean()) if isinstance(v, torch.Tensor) else float(v) for _, v in self.pending]
         places, self.pending = [p for p, _ in self.pending], []
         for (task, epoch, batch), value in zip(places, values, strict=True):

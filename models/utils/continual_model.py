@@ -74,7 +74,7 @@ class ContinualModel(nn.Module):
 
     def observe(self, inputs: Inputs, labels: torch.Tensor, not_aug_inputs: Inputs, epoch: int | None = None, **extras):
         """One step of training; returns the loss, or a dict with 'loss'."""
-        raise NotImplementedError(f"{type(self).__name__} defines no observe()")
+        raise UserError(f"model {self.NAME} defines no observe(inputs, labels, not_aug_inputs, epoch); add it to its file")
 
     def end_epoch(self, epoch: int, dataset) -> None:
         """After each pass over a task."""
