@@ -87,7 +87,7 @@ class SequentialCars196(FileStream):
             raise self.absent(path)
         try:
             return loadmat(path)[key]
-        except (ValueError, KeyError, TypeError, OSError, NotImplementedError, EOFError) as error:
+        except Exception as error:  # scipy's reader has classes of its own for a damaged file
             raise self.broken(path, error) from None
 
     def _annotated(self, path: Path, images: Path) -> FileSamples:

@@ -91,6 +91,8 @@ class UpmcFood101(CaptionedFiles):
                 raise UserError(f"{path} line {reader.line_num} is no CSV ({error}): mend or remove it") from None
             except UnicodeDecodeError as error:
                 raise self.broken(path, error) from None
+            if not rows[part]:
+                raise self.broken(path, "it is empty")
         self.check(root / "texts", rows)
         return root / "texts", rows
 

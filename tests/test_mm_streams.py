@@ -146,6 +146,7 @@ def test_captions_that_are_no_utf8_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("spoil, told", [
+    ("empty", "test_titles.csv is truncated or corrupt (it is empty)"),
     ("columns", "train_titles.csv line 2"), ("quote", "train_titles.csv line"), ("picture", "dish3_3.jpg, which does not exist"),
     ("class", "100 classes, 101 are published"), ("name", "test_titles.csv line 1"),
 ])  # fmt: skip
@@ -153,7 +154,9 @@ def test_bad_titles_are_named(spoil, told, tmp_path):
     root = mm.upmc_food101(tmp_path)
     train, test = (root / "texts" / f"{part}_titles.csv" for part in ("train", "test"))
     lines = train.read_text().splitlines()
-    if spoil == "columns":
+    if spoil == "empty":
+        test.write_text("")
+    elif spoil == "columns":
         train.write_text("\n".join([lines[0], "dish1_1.jpg,only two", *lines[2:]]))
     elif spoil == "quote":
         train.write_text("\n".join(lines[:-1]) + '\ndish1_900.jpg,"open,dish1')

@@ -190,6 +190,8 @@ def test_truncated_then_missing(name, write, form, file, tmp_path):
     path = write(tmp_path, form) / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert f"{path} is truncated or corrupt" in refused(name, tmp_path)
+    path.write_bytes(b"")
+    assert str(path) in refused(name, tmp_path)
     path.unlink()
     message = refused(name, tmp_path)
     assert f"{path} does not exist" in message and f"prepare_data.py {name} --base_path {tmp_path}" in message
