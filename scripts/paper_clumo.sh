@@ -6,8 +6,14 @@
 # Usage: paper_clumo.sh [streams] [base_path]    e.g. paper_clumo.sh "clove-function" /data
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash scripts/setup.sh
 streams=${1:-clove-scene clove-function}
+for stream in $streams; do
+    case $stream in clove-scene | clove-function) ;; *)
+        echo "error: unknown stream '$stream': clove-scene, clove-function, or both in quotes" >&2
+        exit 2 ;;
+    esac
+done
+bash scripts/setup.sh
 base=${2:-./data}
 results=runs/paper_clumo
 declare -A orders=(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import subprocess
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from backbone.clip import load_clip
 from backbone.fusion import make_fusion
 from datasets.tiny_world import streams
 from utils import cli, metrics
+from utils.registry import ROOT
 from utils.results import read_record
 
 # whole runs ------------------------------------------------------------------------------------------------------
@@ -105,3 +107,9 @@ def test_pre_training_of_the_fusion_goes_on_to_the_same_weights(tmp_path, monkey
     assert (
         load_clip("tiny").sha256 in config and make_fusion(load_clip("tiny"), str(tmp_path / "stopped")).n_layers == 1
     )
+
+
+def test_the_papers_script_refuses_another_stream():
+    done = subprocess.run(["bash", "scripts/paper_clumo.sh", "--foo"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown stream '--foo': clove-scene, clove-function, or both in quotes\n"
