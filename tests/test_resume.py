@@ -6,7 +6,9 @@ import signal
 import numpy as np
 import pytest
 
+from tests import contract
 from tests.conftest import comparable, in_child, newest_record
+from utils.run import Run
 
 COMMANDS = {
     "er": ["--model", "er", "--buffer_size", "40", "--lr", "0.05", "--optim_mom", "0.9"],
@@ -149,3 +151,17 @@ def test_signal_outside_the_batch_loop_stops_at_once(data, tmp_path):
         os._exit(run(COMMANDS["joint"], data, tmp_path, "60"))
 
     assert os.waitstatus_to_exitcode(in_child(interrupted)) == 143
+
+
+def test_forward_passes_count_over_all_processes_of_a_run():
+    with contract.toys():
+        models = [contract.build("clumo", "toy-pairs").model for _ in range(2)]
+    killed, resumed = (Run(m, m.args, None, {}) for m in models)
+    models[0].store.forwards, models[0].questions.forwards, models[0].forward_counter.images = 30, 7, 5
+    saved = killed.state({"task": 0})
+    models[1].store.forwards = 2  # before the saved state was read
+    resumed.restore(saved)
+    assert resumed.forwards() == killed.forwards() == {"image_forwards": 35, "question_forwards": 7}
+    models[1].store.forwards += 3
+    models[1].forward_counter.images += 1
+    assert resumed.forwards() == {"image_forwards": 39, "question_forwards": 7}

@@ -1,5 +1,6 @@
 """Every command that a protocol script would run: the flags of main.py parse, and the tables' options are there."""
 
+import functools
 import os
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.sh") if p.name.startswith(("claims_", "paper_", "classics")))
+OF_A_SEED = ("--seed", "--picture_seed", "--custom_task_order")
 RECORDER = """#!/usr/bin/env bash
 if [ "$1" = -c ]; then exec {python} "$@"; fi
 printf '%q ' "$@" >> "$COMMANDS"; echo >> "$COMMANDS"
@@ -31,12 +33,17 @@ def commands(name: str, folder: Path) -> list[list[str]]:
     done = subprocess.run(["bash", f"scripts/{name}"], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-500:]
     found = [shlex.split(line) for line in written.read_text().splitlines()]
-    return list({tuple(without(c, "--seed", "--picture_seed", "--custom_task_order")): c for c in found}.values())
+    return list({tuple(without(c, *OF_A_SEED, "--clove_order", "--results_path")): c for c in found}.values())
 
 
 def without(command: list[str], *flags: str) -> list[str]:
     drop = {i + k for i, word in enumerate(command) if word in flags for k in (0, 1)}
     return [word for i, word in enumerate(command) if i not in drop]
+
+
+@functools.cache
+def help_of(script: str) -> str:
+    return subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -47,8 +54,7 @@ def test_what_a_script_runs_is_understood(name, tmp_path):
     for argv in runs:
         assert cli.parse(argv) is not None, argv
     for script, *words in (c for c in found if c[0] != "main.py"):
-        told = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
-        assert all(word in told for word in words if word.startswith("--")), (script, words)
+        assert all(word in help_of(script) for word in words if word.startswith("--")), (script, words)
 
 
 def test_arms_of_a_claims_script_have_names_of_their_own(tmp_path):
@@ -57,5 +63,5 @@ def test_arms_of_a_claims_script_have_names_of_their_own(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         runs = [without(c, "--results_path", "--phases", "--dataset", "--mtil_order") for c in commands(name, folder) if c[0] == "main.py"]
-        kinds = {tuple(without(c, "--seed", "--picture_seed", "--custom_task_order")) for c in runs}
+        kinds = {tuple(without(c, *OF_A_SEED)) for c in runs}
         assert len({c[c.index("--notes") + 1] for c in kinds}) == len(kinds), name

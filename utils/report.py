@@ -16,11 +16,8 @@ def task_row(run, model, dataset, task: int, per_class: dict[str, np.ndarray]) -
     row = {"task": task, "scores": {name: R[task].tolist() for name, R in matrices.items() if not np.isnan(R[task]).all()},
            "per_class": list(map(float, by_class)), "ece": run.rows["ece"],
            "seconds": dict(run.watch.phases), "wall_s": run.wall_s, "peak_bytes": accounting.peak_bytes(model.device),
-           "stored_bytes": model.stored_bytes(), "parameters": accounting.parameter_counts(model),
-           "image_forwards": model.image_forwards}
-    if hasattr(model, "question_forwards"):
-        row["question_forwards"] = model.question_forwards
-    return row
+           "stored_bytes": model.stored_bytes(), "parameters": accounting.parameter_counts(model)}
+    return row | run.forwards()
 
 
 def _mean(values: list[float]) -> float:
@@ -84,7 +81,7 @@ def summary(run, model, dataset) -> dict[str, float]:
         scores["final_test"] = _mean(run.rows["final_test"])
     if not np.isnan(run.rows.get("ece", np.nan)):
         scores["ece"] = run.rows["ece"]
-    costs = {"stored_bytes": sum(model.stored_bytes().values()), "image_forwards": model.image_forwards,
+    costs = {"stored_bytes": sum(model.stored_bytes().values()), "image_forwards": run.forwards()["image_forwards"],
              "peak_bytes": accounting.peak_bytes(model.device)["rss"], "wall_s": run.wall_s}
     return scores | costs
 

@@ -24,7 +24,8 @@ class Run:
 
     def __init__(self, model, args: Namespace, record: results.RunRecord | None, rows: dict):
         self.model, self.args, self.record = model, args, record
-        self.rows = rows  # score matrices and costs so far
+        self.rows = rows  # score matrices so far
+        self.forwards_before: dict[str, int] = {}  # of processes that this run goes on from
         self.watch = Stopwatch()
         self.started, self.seconds_before = time.perf_counter(), 0.0
         self.last_save = time.monotonic()
@@ -37,6 +38,11 @@ class Run:
     def wall_s(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
+    def forwards(self) -> dict[str, int]:
+        """Images, and questions where there are any, that were encoded so far, by all processes of this run."""
+        return {name: getattr(self.model, name) + self.forwards_before.get(name, 0)
+                for name in ("image_forwards", "question_forwards") if hasattr(self.model, name)}  # fmt: skip
+
     @property
     def folder(self) -> Path | None:
         return self.record.folder if self.record else None
@@ -48,7 +54,7 @@ class Run:
         for name in lost:
             warn_once(f"a checkpoint cannot hold {self.model.NAME}.{name}; a resumed run has it as the constructor makes it")
         return {"position": position, "model": captured, "rng": checkpoint.rng_state(),
-                "rows": self.rows, "loop": self.loop_state, "wall_s": self.wall_s,
+                "rows": self.rows, "loop": self.loop_state, "wall_s": self.wall_s, "forwards": self.forwards(),
                 "args": {k: v for k, v in vars(self.args).items() if isinstance(v, (int, float, str, bool, type(None)))},
                 "class_order": None if getattr(self.args, "class_order", None) is None else list(map(int, self.args.class_order)),
                 "record_bytes": self.record.size if self.record else 0}
@@ -96,6 +102,7 @@ class Run:
         self.loop_state = state["loop"]
         self.position = state["position"]
         self.seconds_before = max(self.seconds_before, state["wall_s"])
+        self.forwards_before = {n: count - getattr(self.model, n) for n, count in state.get("forwards", {}).items()}
         checkpoint.set_rng_state(state["rng"])
 
     def saved(self, name: str) -> dict | None:

@@ -22,7 +22,7 @@ def train(model, dataset, args: Namespace, record=None, resume: bool = False) ->
     set_speed(args, model)
     rows = {name: np.full((dataset.N_TASKS, dataset.N_TASKS), np.nan)
             for name in ("class_il", "task_il", "all_names", "unseen_names", "exact_match")}
-    run = Run(model, args, record, {"matrices": rows, "image_forwards": 0})
+    run = Run(model, args, record, {"matrices": rows})
     model.run = run
     model.to(model.device)
     try:
