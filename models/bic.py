@@ -63,7 +63,7 @@ class Bic(ContinualModel):
         self.corrected = (0, 0)  # the classes that they act on
         self.held_out = None  # (images in [0, 1], labels) within a task
 
-    # stage 1 ---------------------------------------------------------------------------------------------------
+    # stage 1
 
     def begin_task(self, dataset):
         if self.current_task == 0 or self.buffer.is_empty():
@@ -100,7 +100,7 @@ class Bic(ContinualModel):
         self.opt.step()
         return loss.detach()
 
-    # stage 2 ---------------------------------------------------------------------------------------------------
+    # stage 2
 
     def end_task(self, dataset):
         self.corrected = dataset.get_offsets(self.current_task)

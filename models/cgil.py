@@ -88,7 +88,7 @@ class CGIL(VLMModel):
         self.keys = None  # unit keys of the seen classes (S, D); None when a prompt has changed since
         self.align_opt = None
 
-    # end of a task ---------------------------------------------------------------------------------------------
+    # end of a task
 
     def end_task(self, dataset):
         for _ in self.work("encode and fit", 1):
@@ -177,7 +177,7 @@ class CGIL(VLMModel):
         old, new = P[: self.n_past_classes].detach(), P[self.n_past_classes :]
         return (new @ old.T).square().mean() if len(old) else 0.0 * new.sum()
 
-    # prompts ---------------------------------------------------------------------------------------------------
+    # prompts
 
     def context(self, rows):
         """Context vectors (K, n, W) of the given classes."""
@@ -204,7 +204,7 @@ class CGIL(VLMModel):
         keys = normalize(self.prompts.encode(self.net, context, rows).float(), dim=1).view(len(x), n_classes, -1)
         return self.net.logit_scale.detach() * torch.einsum("bd,bcd->bc", normalize(x, dim=1), keys)
 
-    # inference -------------------------------------------------------------------------------------------------
+    # inference
 
     @torch.no_grad()
     def seen_keys(self):

@@ -99,7 +99,7 @@ class CluMo(FusedModel):
         self.teacher_fusion = None
         self.measured: dict[str, list[float]] = {}
 
-    # stage 1 -----------------------------------------------------------------------------------------------------
+    # stage 1
 
     def begin_task(self, dataset):
         split = dataset.train_loader.dataset
@@ -133,7 +133,7 @@ class CluMo(FusedModel):
             start = args.prompt_init * (2 * torch.rand(size) - 1)
             pool.append(nn.Parameter(start.to(self.device), requires_grad=learns))
 
-    # prompts -----------------------------------------------------------------------------------------------------
+    # prompts
 
     def choose(self, batch, pool):
         """Number of the prompt (B,) in the grid of pools (B,): j * Nv + i of the nearest keys i and j."""
@@ -169,7 +169,7 @@ class CluMo(FusedModel):
             prompts = torch.cat([torch.stack(list(self.general))[pool], prompts], dim=1)
         return (fusion or self.net.fusion)(batch.image, batch.text, batch.seen, prompts)
 
-    # stage 2 -----------------------------------------------------------------------------------------------------
+    # stage 2
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None, soft=None):
         batch = self.read(inputs)
@@ -215,7 +215,7 @@ class CluMo(FusedModel):
                 self.head_bank = torch.cat([self.head_bank, padding], dim=1)
             self.head_bank = grown(self.head_bank, self.teacher[None])
 
-    # inference ---------------------------------------------------------------------------------------------------
+    # inference
 
     def forward(self, x):
         return self.answers(x, self.args.route)
@@ -238,7 +238,7 @@ class CluMo(FusedModel):
         every = torch.einsum("bd,tad->tba", states, self.head_bank[..., :-1]) + self.head_bank[:, None, :, -1]
         return self.head.spread(every[pool, torch.arange(len(pool), device=pool.device)])
 
-    # what is measured beside the answers -------------------------------------------------------------------------
+    # what is measured beside the answers
 
     @torch.no_grad()
     def end_eval(self, dataset, accs):

@@ -154,7 +154,7 @@ class ExemplarMasking(VLMModel):
         groups.append({"params": [p for p in trained if id(p) in own], "lr": rate * factor})
         return super().get_optimizer(groups)
 
-    # tokens --------------------------------------------------------------------------------------------------------
+    # tokens
 
     def tokens(self, x, as_bytes: bool = False) -> Tokens:
         """Pictures (B, 3, R, R) as the tower takes them, or Pairs; `as_bytes`: pictures in [0, 1], patches of bytes."""
@@ -196,7 +196,7 @@ class ExemplarMasking(VLMModel):
         args = self.args
         return self.net.attend(tokens, args.attn_source, args.attn_layer, args.attn_heads)
 
-    # training ------------------------------------------------------------------------------------------------------
+    # training
 
     def begin_task(self, dataset):
         self.opt = self.get_optimizer()
@@ -234,7 +234,7 @@ class ExemplarMasking(VLMModel):
         self.opt.step()
         return loss.detach()
 
-    # exemplars -----------------------------------------------------------------------------------------------------
+    # exemplars
 
     @torch.no_grad()
     def end_task(self, dataset):
@@ -269,7 +269,7 @@ class ExemplarMasking(VLMModel):
             masks.append((*self.memory.masks(attention, part), attention.image))
         return torch.cat(features), [torch.cat(column) for column in zip(*masks, strict=True)]
 
-    # inference -----------------------------------------------------------------------------------------------------
+    # inference
 
     def forward(self, x):
         return self.answer(self.features(self.tokens(x)), self.args.predict)
@@ -308,7 +308,7 @@ class ExemplarMasking(VLMModel):
         means = normalize(total / count.clamp(min=1), dim=1)
         return means.masked_fill(count == 0, torch.inf)
 
-    # what is measured beside the answers ---------------------------------------------------------------------------
+    # what is measured beside the answers
 
     @torch.no_grad()
     def end_eval(self, dataset, accs):

@@ -199,7 +199,7 @@ class MulKI(ClipTuning):
         self.connect()
         self.forget_teachers()
 
-    # teachers ----------------------------------------------------------------------------------------------------
+    # teachers
 
     @torch.no_grad()
     def hold_teachers(self, split):
@@ -275,7 +275,7 @@ class MulKI(ClipTuning):
         with self.mixed():
             return torch.stack([self.image_rows(net, pixels) for net in nets])
 
-    # Eliciting Ideas -----------------------------------------------------------------------------------------------
+    # Eliciting Ideas
 
     def elicit(self, images, texts, labels, visuals):
         """Each tower is drawn to the other's prototypes of the class."""
@@ -300,7 +300,7 @@ class MulKI(ClipTuning):
         self.moving = self.moving.index_copy(0, present, rows.detach())
         return self.moving.index_copy(0, present, rows)[None]
 
-    # Adding New Ideas ----------------------------------------------------------------------------------------------
+    # Adding New Ideas
 
     def relate(self, images, texts, taught, gated, visuals):
         """Weighted divergence of the student's relations from each teacher's, summed over relations."""
@@ -357,7 +357,7 @@ class MulKI(ClipTuning):
                 total = total + self.args.rel[kind] * term
         return total
 
-    # Distinguishing Ideas ------------------------------------------------------------------------------------------
+    # Distinguishing Ideas
 
     @torch.no_grad()
     def distinguish(self, taught, labels):
@@ -372,7 +372,7 @@ class MulKI(ClipTuning):
         weights = teacher_weights(a.teacher_weight, taught, texts, visuals, labels, s, a.tau_w, snd)
         return keep_floor(weights, a.w_min) if len(taught) > 1 else weights
 
-    # Making Connections --------------------------------------------------------------------------------------------
+    # Making Connections
 
     def connect(self):
         """weights <- alpha * weights (by then the mean within the task) + (1 - alpha) * anchor."""

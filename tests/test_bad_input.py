@@ -58,7 +58,7 @@ def refused(start, tmp_path):
     return check
 
 
-# names and flags -------------------------------------------------------------------------------------------------
+# names and flags
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_as_a_process(argv, part, tmp_path):
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
-# data ------------------------------------------------------------------------------------------------------------
+# data
 
 
 @pytest.mark.parametrize("name", ["seq-mnist", "perm-mnist", "mnist-360", "seq-cifar10", "seq-cifar100"])
@@ -197,7 +197,7 @@ def test_broken_image_stops_the_run_in_one_line(start, tmp_path):
     assert newest_record(tmp_path / "runs")[-1]["status"] == "failed"
 
 
-# results path ----------------------------------------------------------------------------------------------------
+# results path
 
 
 def test_results_path_that_cannot_be_written(refused, tmp_path):
@@ -243,7 +243,7 @@ def test_disk_that_fills_up_in_mid_run(start, tmp_path, monkeypatch):
     assert comparable(newest_record(tmp_path / "runs")[-1]) == comparable(newest_record(tmp_path / "whole")[-1])
 
 
-# checkpoints -----------------------------------------------------------------------------------------------------
+# checkpoints
 
 
 def spoilt(path: Path, how: str) -> None:
@@ -290,7 +290,7 @@ def test_a_checkpoint_of_another_model_and_a_pickle(start, refused, tmp_path):
     assert "lacks 6 of the network's 6 tensors" in refused(*ER, "--loadcheck", str(tmp_path / "net.pth"))
 
 
-# losses ----------------------------------------------------------------------------------------------------------
+# losses
 
 
 def test_nan_loss_names_its_place_and_the_run_can_go_on(start, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from tests.classic_toys import FLAGS, begin, build, some, train
 from tests.toys import ToyStream, toy_args
 from utils.errors import UserError
 
-# LUCIR -----------------------------------------------------------------------------------------------------------
+# LUCIR
 
 
 def test_margin_ranking_by_hand():
@@ -100,7 +100,7 @@ def test_cosine_classifier():
     torch.testing.assert_close(head(7 * x), wanted)
 
 
-# BiC -------------------------------------------------------------------------------------------------------------
+# BiC
 
 
 def test_bic_loss_by_hand():

@@ -43,7 +43,7 @@ def planted(model, visual: torch.Tensor, textual: torch.Tensor) -> Fused:
     return Fused(image, text, torch.ones(n, 4, dtype=torch.bool), visual, textual, None)
 
 
-# stage 1 ---------------------------------------------------------------------------------------------------------
+# stage 1
 
 
 def test_every_sample_is_one_point_and_distinct_questions_are_encoded_once():
@@ -95,7 +95,7 @@ def test_keys_are_buffers_and_stay_bit_for_bit():
     assert torch.equal(model.visual_keys[:1], before) and len(model.visual_keys) == len(model.text_keys) == 2
 
 
-# selection -------------------------------------------------------------------------------------------------------
+# selection
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
@@ -153,7 +153,7 @@ def test_gradients_do_not_add_up_over_steps():
         assert torch.equal(value, moves[1][key]), key
 
 
-# head and distillation -------------------------------------------------------------------------------------------
+# head and distillation
 
 
 def test_the_head_grows_without_moving_old_answers():
@@ -243,7 +243,7 @@ def test_a_routed_head_answers_as_it_did_after_its_task():
     assert (before[:, 3:5] <= UNSEEN / 2).all()
 
 
-# routing ---------------------------------------------------------------------------------------------------------
+# routing
 
 
 def test_separated_tasks_are_told_apart_and_the_scales_of_both_modalities_count_alike():
@@ -283,7 +283,7 @@ def test_distances_to_tasks_against_loops(rule):
             assert found[b, t].item() == pytest.approx(v / scale[0].item() + q / scale[1].item(), rel=1e-3)
 
 
-# the network -----------------------------------------------------------------------------------------------------
+# the network
 
 
 def test_padding_after_a_question_is_not_looked_at():

@@ -15,7 +15,7 @@ from utils import cli, metrics
 from utils.registry import ROOT
 from utils.results import read_record
 
-# whole runs ------------------------------------------------------------------------------------------------------
+# whole runs
 
 
 def test_forgetting_takes_the_best_of_each_task():

@@ -70,7 +70,7 @@ def first_images(inputs) -> torch.Tensor:
     return inputs.image if isinstance(inputs, Pair) else inputs
 
 
-# the checks ------------------------------------------------------------------------------------------------------
+# the checks
 
 
 def described(name, make):

@@ -62,7 +62,7 @@ def trained(name: str) -> contract.Toy:
     return run(name)
 
 
-# the checks ------------------------------------------------------------------------------------------------------
+# the checks
 
 
 def described(name: str) -> None:
@@ -272,7 +272,7 @@ CHECKS = [described, runs_in_every_setting_it_names, takes_pairs, only_adds_flag
           evaluation_leaves_the_state, unequal_tasks_are_measured, single_last_batch, every_flag_changes_something]  # fmt: skip
 
 
-# what they use ---------------------------------------------------------------------------------------------------
+# what they use
 
 
 def skipped(model) -> frozenset[str]:

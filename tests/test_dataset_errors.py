@@ -158,7 +158,7 @@ def test_a_task_too_many(tmp_path):
             dataset.get_data_loaders()
 
 
-# folders and lists -----------------------------------------------------------------------------------------------
+# folders and lists
 
 
 def folder(root, **options) -> str:

@@ -121,7 +121,7 @@ def test_mnist_may_lie_one_folder_higher(make, base, tmp_path):
     assert len(make("seq-mnist", base_path=str(tmp_path)).load(False)) == 100
 
 
-# batches ---------------------------------------------------------------------------------------------------------
+# batches
 
 
 @pytest.mark.parametrize("name", ["seq-folder", "seq-cifar10"])
@@ -192,7 +192,7 @@ def test_drop_last(make):
     assert [len(batch[1]) for batch in test] == [16, 4]
 
 
-# orders ----------------------------------------------------------------------------------------------------------
+# orders
 
 
 def raw_targets(dataset) -> torch.Tensor:
@@ -252,7 +252,7 @@ def test_test_loaders_of_the_future(make):
     assert same(ahead[0], dataset.test_loaders[0])
 
 
-# labels ----------------------------------------------------------------------------------------------------------
+# labels
 
 
 @pytest.mark.parametrize("share, fraction", [(0.3, 0.3), (25, 0.25)])
@@ -302,7 +302,7 @@ def test_label_percentages(make, flag):
         assert sorted(torch.bincount(kept)[kept.unique()].tolist()) == [5, 5] and len(train) == 40
 
 
-# files and configurations --------------------------------------------------------------------------------------------
+# files and configurations
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

@@ -23,7 +23,7 @@ from utils.masked_records import (
     unpatchify,
 )
 
-# records ----------------------------------------------------------------------------------------------------------
+# records
 
 
 def test_a_masked_record_holds_what_was_kept_and_is_as_long_as_said(tmp_path):
@@ -101,7 +101,7 @@ def test_bad_budgets_and_rules_are_refused(text):
     assert samples_or_number("5x") == "5x" and mask_rule("ratio:0.25") == "ratio:0.25"
 
 
-# budget and choice -------------------------------------------------------------------------------------------------
+# budget and choice
 
 
 def fill(memory: ExemplarMemory, label: int, n: int = 12, n_seen: int = 1):
@@ -189,7 +189,7 @@ def test_distillation_is_nothing_where_both_agree():
     assert float(soft_divergence(logits.flip(0), logits, 2.0)) > 0.01
 
 
-# runs --------------------------------------------------------------------------------------------------------------
+# runs
 
 
 def test_a_run_on_pairs_keeps_bytes_and_masks():

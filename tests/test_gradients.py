@@ -16,7 +16,7 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# projections -----------------------------------------------------------------------------------------------------
+# projections
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -91,7 +91,7 @@ def test_pull_is_the_gradient_of_its_penalty():
     assert torch.allclose(get_grads(parameters), torch.autograd.grad(expected, theta)[0])
 
 
-# per-sample squared gradients ------------------------------------------------------------------------------------
+# per-sample squared gradients
 
 
 class Positions(nn.Module):

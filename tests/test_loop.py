@@ -60,7 +60,7 @@ def equal(a: dict, b: dict) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-# orders ----------------------------------------------------------------------------------------------------------
+# orders
 
 
 def test_joint_is_one_task_of_all_classes(run_main, seen):
@@ -81,7 +81,7 @@ def test_orders_decide_which_digits_come_first(run_main, seen, built):
     assert {int(label) for call in seen for label in call[2]} == {0, 1}, "labels follow the stream"
 
 
-# what is measured ------------------------------------------------------------------------------------------------
+# what is measured
 
 
 @pytest.mark.parametrize("mode", ["current", "complete"])
@@ -149,7 +149,7 @@ def test_forward_transfer_is_accuracy_before_a_task_less_that_of_the_untrained_n
     assert summary(rows)["class_il_fwt"] == pytest.approx(np.mean([ahead[t] - untrained[t] for t in range(1, 5)]))
 
 
-# steps -----------------------------------------------------------------------------------------------------------
+# steps
 
 
 def test_iterations_end_a_task(run_main, seen):
@@ -186,7 +186,7 @@ def test_inference_only_changes_no_weight(run_main, seen, built):
     assert code == 0 and not seen and equal(weights(model), before) and len(tasks(rows)) == 5
 
 
-# labels ----------------------------------------------------------------------------------------------------------
+# labels
 
 
 def test_labels_that_are_withheld_reach_no_step(run_main, monkeypatch):
@@ -208,7 +208,7 @@ def test_noise_hands_over_the_true_labels(run_main, seen):
     assert int((labels != true).sum()) == 24 and set(true.tolist()) == {0, 1}
 
 
-# parts of a stream -----------------------------------------------------------------------------------------------
+# parts of a stream
 
 
 def test_start_from_and_stop_after(run_main, seen):
@@ -229,7 +229,7 @@ def test_kept_checkpoints_continue_like_the_uninterrupted_run(run_main, tmp_path
     assert last.name.startswith("mine_er_seq-mnist_")
 
 
-# other -----------------------------------------------------------------------------------------------------------
+# other
 
 
 @pytest.mark.parametrize("level", [1, 2])

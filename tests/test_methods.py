@@ -198,7 +198,7 @@ def test_single_forward_is_the_same_without_batchnorm_and_another_method_with_it
     assert abs(loss - one_loss) > 1e-3 and not torch.allclose(gradient, one_gradient, atol=1e-3)
 
 
-# iCaRL -----------------------------------------------------------------------------------------------------------
+# iCaRL
 
 
 def sigmoid(z) -> np.ndarray:
@@ -311,7 +311,7 @@ def test_icarl_copies_the_network_alone():
     assert model.old_net is not model.net
 
 
-# joint -----------------------------------------------------------------------------------------------------------
+# joint
 
 
 def seen_by(model) -> list[tuple]:

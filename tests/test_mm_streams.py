@@ -197,7 +197,7 @@ def test_a_run_on_pictures_with_titles(tmp_path):
     assert newest_record(tmp_path / "runs")[-1]["status"] == "done"
 
 
-# captions --------------------------------------------------------------------------------------------------------
+# captions
 
 
 def tell(pictures):

@@ -52,7 +52,7 @@ def refused(base, **flags) -> str:
     return str(error.value)
 
 
-# protocol --------------------------------------------------------------------------------------------------------
+# protocol
 
 
 def test_published_sizes_orders_and_numbers_of_sentences():
@@ -77,7 +77,7 @@ def test_the_cut_is_torchs_random_split_of_seed_42(n, wanted):
         assert [list(part) for part in parts] == [train, test]
 
 
-# readers ---------------------------------------------------------------------------------------------------------
+# readers
 
 
 def test_pixels_meet_labels_and_names_in_every_domain(base):
@@ -222,7 +222,7 @@ def test_other_counts_than_published_are_warned_of(base):
         make(base, task_order="dtd").check_samples()
 
 
-# scores ----------------------------------------------------------------------------------------------------------
+# scores
 
 
 @pytest.mark.parametrize("way", metrics.CROSS_DOMAIN)
@@ -288,7 +288,7 @@ def test_mixed_batches_need_tasks_with_classes_of_their_own(toys):
         contract.run("sgd", "toy-domain-il", mixed_batches=1)
 
 
-# end to end ------------------------------------------------------------------------------------------------------
+# end to end
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def towers_with_gradient(model, loss) -> set[str]:
             if p.grad is not None and bool(p.grad.abs().max() > 0)}  # fmt: skip
 
 
-# distillation ----------------------------------------------------------------------------------------------------
+# distillation
 
 
 def test_two_way_divergence_by_loops():
@@ -121,7 +121,7 @@ def test_squared_way_by_hand():
     assert float(penalty(model, pixels, labels).detach()) == pytest.approx(0.5 * way, rel=1e-4)
 
 
-# weights ---------------------------------------------------------------------------------------------------------
+# weights
 
 
 def test_the_ensemble_is_the_mean_of_its_snapshots():
@@ -225,7 +225,7 @@ def test_a_task_goes_on_bit_for_bit(name, tmp_path):
     assert all(torch.equal(found[n], w) for n, w in expected.items())
 
 
-# exemplars -------------------------------------------------------------------------------------------------------
+# exemplars
 
 
 def test_icarl_keeps_herded_images_and_their_answers():
@@ -263,7 +263,7 @@ def test_icarl_keeps_herded_images_and_their_answers():
     assert float(found.detach()) == pytest.approx(float((divergence + own).detach()), rel=1e-3)
 
 
-# RAIL ------------------------------------------------------------------------------------------------------------
+# RAIL
 
 
 def hidden_of_all(toy):
@@ -304,7 +304,7 @@ def test_rail_fuses_where_the_best_name_has_been_trained():
     assert not model.weights[:, seen:].any(), "nothing is known of names to come"
 
 
-# reference data --------------------------------------------------------------------------------------------------
+# reference data
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def terms_of(model, inputs, labels):
     return found, images, texts, taught, y
 
 
-# teachers and relations ------------------------------------------------------------------------------------------
+# teachers and relations
 
 
 def test_a_task_starts_at_the_previous_model_and_away_from_the_pretrained_one():
@@ -248,7 +248,7 @@ def test_reference_data_takes_the_place_of_the_tasks_pictures(tmp_path):
         toy(distill_data="reference")
 
 
-# weights --------------------------------------------------------------------------------------------------------------
+# weights
 
 
 def same(a, b):
@@ -312,7 +312,7 @@ def test_what_cannot_work_is_refused(flags, message):
         toy(**flags)
 
 
-# resume --------------------------------------------------------------------------------------------------------------
+# resume
 
 
 def command(folder, base, results, autosave, peft):

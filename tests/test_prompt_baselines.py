@@ -39,7 +39,7 @@ def loss_of_a_batch(toy: contract.Toy, batch: tuple | None = None) -> None:
     toy.model.meta_observe(inputs, labels, not_aug, epoch=0, **named)
 
 
-# networks --------------------------------------------------------------------------------------------------------
+# networks
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_vit_of_timm_serves_pictures_but_not_questions(name, vit, monkeypatch)
         PromptedTimm(nn.Linear(2, 2), "resnet")
 
 
-# choice and training ---------------------------------------------------------------------------------------------
+# choice and training
 
 
 def test_l2p_chooses_the_keys_of_largest_cosine_whatever_their_order():

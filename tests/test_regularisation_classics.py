@@ -25,7 +25,7 @@ from utils.distillation import soft_divergence
 from utils.errors import UserError
 from utils.gradients import flat, gradient, trained
 
-# A-GEM and GEM ---------------------------------------------------------------------------------------------------
+# A-GEM and GEM
 
 
 def step_of(model, x, y):
@@ -130,7 +130,7 @@ def test_functions_that_other_files_import():
     assert project(torch.tensor([1.0, 1.0]), torch.tensor([-1.0, 0.0])).tolist() == [0.0, 1.0]
 
 
-# SI and EWC ------------------------------------------------------------------------------------------------------
+# SI and EWC
 
 
 def test_si_integrates_the_loss_along_the_way():
@@ -238,7 +238,7 @@ def test_weighted_loss_weighs_squares_by_the_probability():
     torch.testing.assert_close(weighted**2, z.softmax(1).gather(1, y[:, None]) * plain**2)
 
 
-# LwF -------------------------------------------------------------------------------------------------------------
+# LwF
 
 
 def test_divergence_is_nothing_between_equal_nets_and_has_the_gradient_of_soft_targets():
@@ -293,7 +293,7 @@ def test_lwf_compat_records_images_that_are_not_normalised():
     torch.testing.assert_close(split.logits, before(images).detach())
 
 
-# the record ------------------------------------------------------------------------------------------------------
+# the record
 
 
 @pytest.mark.parametrize("method, names", [(AGem, {"buffer"}), (Gem, {"buffer"}), (SI, {"anchor", "importance"}), (Lwf, set()),
@@ -307,7 +307,7 @@ def test_what_is_kept_between_tasks_is_charged(method, names):
         assert model.stored_bytes()["anchor"] == 4 * sum(p.numel() for p in model.net.parameters())
 
 
-# killed and continued --------------------------------------------------------------------------------------------
+# killed and continued
 
 KILLED = {
     "agem": ["--buffer_size", "40"],

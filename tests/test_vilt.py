@@ -60,7 +60,7 @@ def some(tokens, seed: int = 1):
     return patches, words & tokens.word_seen
 
 
-# the network ----------------------------------------------------------------------------------------------------------
+# the network
 
 
 @pytest.mark.parametrize("resolution", [48, 80])
@@ -181,7 +181,7 @@ def test_pooled_features_are_of_one_half_alone():
     assert (pooled[0] - pooled[1]).abs().max() > 1e-2
 
 
-# words and weights ----------------------------------------------------------------------------------------------------
+# words and weights
 
 
 def test_words_end_in_the_largest_id_and_are_cut():
@@ -264,7 +264,7 @@ def test_without_the_package_it_is_named():
         read_words.__wrapped__("anything")
 
 
-# methods --------------------------------------------------------------------------------------------------------------
+# methods
 
 
 @contextlib.contextmanager

@@ -112,7 +112,7 @@ class ExemplarMemory:
         self.records.load_state(state["records"])
         self.notes = state["notes"]
 
-    # masks ---------------------------------------------------------------------------------------------------------
+    # masks
 
     def masks(self, attention, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Kept patches (B, n) and kept words (B, m), the special ones among them; of a box, the patches inside."""
@@ -134,7 +134,7 @@ class ExemplarMemory:
         """What a record of these tokens holds, before it is compressed."""
         return select(tokens, patches, words) if self.args.exemplar_codec == "masked" else tokens
 
-    # selection -----------------------------------------------------------------------------------------------------
+    # selection
 
     def record(self, tokens: Tokens, label: int, patches: Tensor, words: Tensor) -> bytes:
         """The record of one sample (tokens without batch dimension)."""
@@ -214,7 +214,7 @@ class ExemplarMemory:
         self.records.keep(keep)
         self.notes = self.notes[keep]
 
-    # what is reported ------------------------------------------------------------------------------------------------
+    # what is reported
 
     def statistics(self, offsets: list[tuple[int, int]]) -> dict[str, list[float]]:
         """Of each task: exemplars a class, bytes an exemplar, and percent of patches, words and attention kept."""

@@ -104,7 +104,7 @@ def fill_grid(tokens: Tokens, cells: int, value: int) -> Tokens:
     return tokens._replace(patches=grid[:, :-1], places=places, seen=torch.ones_like(places, dtype=torch.bool))
 
 
-# one record ---------------------------------------------------------------------------------------------------------
+# one record
 
 
 def to_bytes(
@@ -174,7 +174,7 @@ def decode_jpeg(data: bytes, n: int, width: int) -> Tensor:
     return parts.permute(0, 2, 4, 1, 3).reshape(n, width)
 
 
-# many records -------------------------------------------------------------------------------------------------------
+# many records
 
 
 class RecordMemory:

@@ -152,7 +152,7 @@ class SquaredGradients:
         tensors = list(self.total.values())
         return max(1, GRADIENTS[tensors[0].device.type == "cpu"] // sum(t.numel() for t in tensors))
 
-    # loop ------------------------------------------------------------------------------------------------------
+    # loop
 
     def add_loop(self, inputs: Inputs, labels: torch.Tensor) -> None:
         loss = self.loss(self.net(inputs), labels).sum()
@@ -161,7 +161,7 @@ class SquaredGradients:
             if g is not None:
                 total.addcmul_(g, g)
 
-    # vmap ------------------------------------------------------------------------------------------------------
+    # vmap
 
     def add_vmap(self, inputs: Inputs, labels: torch.Tensor) -> None:
         def loss_of_one(parameters, parts, label):
@@ -175,7 +175,7 @@ class SquaredGradients:
             for name, g in vmap(grad(loss_of_one), (None, 0, 0))(values, parts, labels).items():
                 self.total[name].add_(g.square_().sum(0))
 
-    # layers ----------------------------------------------------------------------------------------------------
+    # layers
 
     def owners(self) -> dict[nn.Module, dict[str, torch.Tensor]]:
         """Layer -> the totals of its own trained parameters."""

@@ -85,7 +85,7 @@ class RecordBuffer(Buffer):
         """Bytes that go with each record."""
         return KEY_BYTES + sum(t.element_size() * t[:1].numel() for t in self.data.values())
 
-    # writing -------------------------------------------------------------------------------------------------------
+    # writing
 
     def add_data(self, examples: Inputs, labels=None, logits=None, task_labels=None, attention_maps=None, true_labels=None,
                  sample_selection_scores=None) -> None:
@@ -188,7 +188,7 @@ class RecordBuffer(Buffer):
         super().empty()
         self.records, self.keys, self.limit = None, np.zeros(0), np.inf
 
-    # reading -------------------------------------------------------------------------------------------------------
+    # reading
 
     def _read(self, name: str, rows: Tensor, device) -> Inputs:
         return super()._read(name, rows, device) if name != "examples" else self.decode(rows.cpu()).to(device)

@@ -47,7 +47,7 @@ class Run:
     def folder(self) -> Path | None:
         return self.record.folder if self.record else None
 
-    # saving ----------------------------------------------------------------------------------------------------
+    # saving
 
     def state(self, position: dict) -> dict:
         captured, lost = checkpoint.capture(self.model, self.skipped())
@@ -91,7 +91,7 @@ class Run:
         path = folder / f"{prefix}{self.args.model}_{self.args.dataset}_{stamp}_{end}.safetensors"
         checkpoint.save(path, self.state({"task": task, "phase": "done", "epoch": 0, "batch": 0}), model=self.model.NAME)
 
-    # going on --------------------------------------------------------------------------------------------------
+    # going on
 
     def restore(self, state: dict) -> None:
         """Put model, counters and random states back to a saved moment."""
@@ -109,7 +109,7 @@ class Run:
         path = self.folder / "ckpt" / name if self.folder else None
         return checkpoint.load_run(path, model=self.model.NAME) if path and path.exists() else None
 
-    # signals ---------------------------------------------------------------------------------------------------
+    # signals
 
     @contextmanager
     def signals(self):

@@ -96,7 +96,7 @@ class ContinualDataset:
         if option(args, "joint"):
             self.N_CLASSES_PER_TASK, self.N_TASKS = self.N_CLASSES, 1
 
-    # what a dataset file writes ------------------------------------------------------------------------------
+    # what a dataset file writes
 
     def load(self, train: bool) -> Samples:
         """All training or all test samples, raw labels; read once per run."""
@@ -106,7 +106,7 @@ class ContinualDataset:
         """Training and test transform of a task; a domain stream gives each task its own."""
         return self.TRANSFORM or T.ToTensor(), self.TEST_TRANSFORM or self.default_test_transform()
 
-    # what methods and the loop use ---------------------------------------------------------------------------
+    # what methods and the loop use
 
     def samples(self, train: bool) -> Samples:
         if train not in self._samples:

@@ -126,7 +126,7 @@ class ClipTuning(VLMModel):
         nets = ("net", "pretrained", "previous")  # the student and copies of it, which hold what it holds
         return super().checkpoint_skip() | {f"{net}.{what}" for net in nets for what in ("tokenizer", "preprocess")}
 
-    # a task ----------------------------------------------------------------------------------------------------
+    # a task
 
     def begin_task(self, dataset):
         split = dataset.train_loader.dataset
@@ -201,7 +201,7 @@ class ClipTuning(VLMModel):
             has = ", ".join(known) or "none"
             raise UserError(f"--domain_lr names {', '.join(unknown)}; the domains of {self.dataset.NAME}: {has}")
 
-    # running mean of weights -------------------------------------------------------------------------------------
+    # running mean of weights
 
     def trained_weights(self) -> dict[str, Tensor]:
         """What a task moves, by name: the live parameters, or with adapters the weights with what these add."""
@@ -230,7 +230,7 @@ class ClipTuning(VLMModel):
             add_to_mean(self.mean, self.trained_weights(), self.mean_count)
             self.mean_count += 1
 
-    # features ----------------------------------------------------------------------------------------------------
+    # features
 
     @property
     def scale(self) -> Tensor:
@@ -275,7 +275,7 @@ class ClipTuning(VLMModel):
         cast(twin.clip, DTYPES[dtype])
         return twin
 
-    # test ----------------------------------------------------------------------------------------------------------
+    # test
 
     @torch.no_grad()
     def cached_inputs(self, loader):

@@ -64,7 +64,7 @@ class ContinualModel(nn.Module):
             if self.forward_counter not in value._forward_pre_hooks.values():
                 value.register_forward_pre_hook(self.forward_counter)
 
-    # hooks -----------------------------------------------------------------------------------------------------
+    # hooks
 
     def begin_task(self, dataset) -> None:
         """Before the first batch of a task."""
@@ -117,7 +117,7 @@ class ContinualModel(nn.Module):
         """Batches per epoch and per test set with --debug_mode."""
         return 5
 
-    # what a checkpoint and the record ask ----------------------------------------------------------------------
+    # what a checkpoint and the record ask
 
     def extra_state(self) -> dict:
         """State that neither the state_dict nor plain attributes hold."""
@@ -180,7 +180,7 @@ class ContinualModel(nn.Module):
                     with self.run.polling():
                         self.run.tick(phase="end")
 
-    # counters --------------------------------------------------------------------------------------------------
+    # counters
 
     @property
     def current_task(self) -> int:
@@ -240,7 +240,7 @@ class ContinualModel(nn.Module):
         else:
             self.buffer = buffer
 
-    # called by the loop ----------------------------------------------------------------------------------------
+    # called by the loop
 
     def meta_begin_task(self, dataset) -> None:
         self._task_iteration = self._epoch_iteration = 0

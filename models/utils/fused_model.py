@@ -138,7 +138,7 @@ class FusedModel(VLMModel):
         """Distinct questions that went through the text tower."""
         return self.questions.forwards
 
-    # batches as references ---------------------------------------------------------------------------------------
+    # batches as references
 
     def change_transform(self, dataset):
         if dataset.train_loader is None or not is_references(dataset.train_loader.dataset):
@@ -174,7 +174,7 @@ class FusedModel(VLMModel):
         tests = [other.dataset for other in self.dataset.test_loaders]
         return self.references(split, next((t for t, other in enumerate(tests) if other is split), -1))
 
-    # reading -----------------------------------------------------------------------------------------------------
+    # reading
 
     @torch.no_grad()
     def read(self, x: Inputs) -> Fused:

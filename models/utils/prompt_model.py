@@ -80,7 +80,7 @@ class PromptModel(FusedModel):
             return self.net.vision_width + (self.net.text_width if self.args.query == "both" else 0)
         return self.net.embed_dim * (2 if self.uses == "fused" and self.args.query == "both" else 1)
 
-    # the three networks ------------------------------------------------------------------------------------------
+    # the three networks
 
     def change_transform(self, dataset):
         if self.uses != "timm":
@@ -118,7 +118,7 @@ class PromptModel(FusedModel):
             return self.net.fusion(x.image, x.text, x.seen, prompts, prefixes, prompt_states)
         return (self.net if self.uses == "timm" else self.net.tower)(x, prompts, prefixes, prompt_states)
 
-    # training ----------------------------------------------------------------------------------------------------
+    # training
 
     def begin_task(self, dataset):
         split, task = dataset.train_loader.dataset, self.current_task
@@ -152,7 +152,7 @@ class PromptModel(FusedModel):
         self.opt.step()
         return loss.detach()
 
-    # inference ---------------------------------------------------------------------------------------------------
+    # inference
 
     def forward(self, x):
         starts = range(0, len(x), EVAL_ROWS)

@@ -79,7 +79,7 @@ class VLMModel(ContinualModel):
         """Width of what `encode` and `image_features` give."""
         return self.net.embed_dim * (3 if self.looks_at == "both" else 1)
 
-    # images ----------------------------------------------------------------------------------------------------
+    # images
 
     def meta_begin_task(self, dataset) -> None:
         self.change_transform(dataset)
@@ -128,7 +128,7 @@ class VLMModel(ContinualModel):
         parts = [self.net.encode_text(part).float() for part in distinct.split(TEXT_ROWS)]
         return torch.cat(parts)[place.to(self.device)]
 
-    # names -----------------------------------------------------------------------------------------------------
+    # names
 
     def templates(self) -> list[str]:
         """--prompt_template, or the first sentence that the dataset declares."""
