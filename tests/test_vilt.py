@@ -319,7 +319,7 @@ def test_exemplar_masking_on_vilt_and_captioned_pictures(folder):
     """Masks, records within the budget, and replay of what is left, on mm-tiny."""
     model = finished(
         ["--model", "exemplar-masking", "--dataset", "mm-tiny", "--fusion", "vilt", "--vilt_weights", str(tiny_hub.vilt_folder()),
-         "--debug_mode", "1", "--stop_after", "1", "--buffer_bytes_per_class", "2x", "--lr", "0.01"], folder)  # fmt: skip
+         "--debug_mode", "1", "--stop_after", "1", "--buffer_bytes_per_class", "2x", "--exemplar_aug", "swap", "--lr", "0.01"], folder)  # fmt: skip
     memory = model.memory
     assert chosen(model.args) == "vilt" and len(memory.records.labels.unique()) == 8
     texts = model.dataset.train_loader.dataset.samples.data.text
