@@ -69,23 +69,24 @@ def claims(arms: Arms) -> None:
 
 
 def plot(arms: Arms, path: Path) -> None:
-    """A line for each kind of exemplar with several budgets: average accuracy, mean over seeds, and each seed as a dot."""
+    """A line for each kind of exemplar with several budgets: average accuracy of the seeds that all of them have."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines: dict[str, dict[float, list[float]]] = {}
+    found: dict[str, dict[float, dict[int, float]]] = {}
     for name, seeds in arms.items():
-        found = re.fullmatch(r"(.*) ([\d.]+)x", name)
-        if found:
-            lines.setdefault(found[1], {})[float(found[2])] = [s["class_il_avg"] for s in seeds.values()]
+        if kind := re.fullmatch(r"(.*) ([\d.]+)x", name):
+            found.setdefault(kind[1], {})[float(kind[2])] = {seed: s["class_il_avg"] for seed, s in seeds.items()}
+    common = {name: set.intersection(*map(set, points.values())) for name, points in found.items()}
+    lines = {name: {w: [of[seed] for seed in sorted(common[name])] for w, of in points.items()}
+             for name, points in found.items() if len(points) > 1 and common[name]}  # fmt: skip
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
     for i, (name, points) in enumerate(sorted(lines.items(), key=lambda line: -np.mean(line[1][max(line[1])]))):
         worth = sorted(points)
-        if len(worth) > 1:
-            axes.plot(worth, [np.mean(points[w]) for w in worth], color=f"C{i}", marker="o", markersize=5, label=name)
-            for w in worth:
-                axes.plot([w] * len(points[w]), points[w], ".", color=f"C{i}", markersize=4, alpha=0.5)
+        axes.plot(worth, [np.mean(points[w]) for w in worth], color=f"C{i}", marker="o", markersize=5, label=name)
+        for w in worth:
+            axes.plot([w] * len(points[w]), points[w], ".", color=f"C{i}", markersize=4, alpha=0.5)
     if not axes.lines:
         print(f"no kind of exemplar was run with two budgets: {path} is not drawn", file=sys.stderr)
         return
