@@ -217,7 +217,7 @@ class HubBackbone(nn.Module):
 
     def make_fusion(self, trained: bool) -> nn.Module:
         """The transformer in which both meet: a copy where it is to be trained, as pooled features stay."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no make_fusion()")
 
 
 class HubImageEncoder:

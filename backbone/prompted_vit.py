@@ -19,11 +19,11 @@ class PromptedViT(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 1 + P, W) with positions, the class token first."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no tokens()")
 
     def parts(self, number: int) -> tuple:
         """norm, (qkv weight, qkv bias), heads, what follows attention, and what follows the sum, of a block."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no parts()")
 
     def forward(
         self,

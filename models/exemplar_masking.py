@@ -47,7 +47,7 @@ from utils.settings import option
 from utils.token_augment import AUGMENTATIONS, background, mix_patches, partners, swap, token_drop
 
 EVAL_ROWS = 128  # samples encoded at once outside of training
-MASKED_WORD_RATE = 0.1  # of token_drop
+TOKEN_DROP = 0.2  # share of patches and words that token_drop takes, times --aug_p
 
 
 class ExemplarMasking(VLMModel):
@@ -186,7 +186,7 @@ class ExemplarMasking(VLMModel):
             spare = ~self.memory.masks(*self.attend(lent)[1:], lent)[0]
             found = background(found, self.net.in_bytes(lent.patches).cpu(), spare.cpu(), use)
         elif kind == "token_drop":
-            found = token_drop(found, self.args.aug_p * MASKED_WORD_RATE * 2)
+            found = token_drop(found, self.args.aug_p * TOKEN_DROP)
         if self.args.replay_fill != "drop" and self.args.look_at != "text":
             found = fill_grid(found, self.net.cells, {"zero": 0, "mean": 127}[self.args.replay_fill])
         return found.to(self.device), labels[rows].to(self.device)

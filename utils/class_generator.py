@@ -32,10 +32,10 @@ class ClassGenerator:
         self.row_count: list[int] = []  # R numbers of features each row was fitted on
 
     def _fit_rows(self, xs: list[Tensor], streams: list[torch.Generator], progress: Progress | None):
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no _fit_rows()")
 
     def _draw(self, rows: dict[str, Tensor], n: int, rng: torch.Generator | None) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no _draw()")
 
     @property
     def classes(self) -> list[int]:

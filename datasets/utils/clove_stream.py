@@ -41,7 +41,7 @@ class CloveStream(QuestionFiles):
 
     def file_names(self, name: str) -> tuple[str, tuple[str, ...]]:
         """A task's stem among the json files, and its names among the npy files."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no file_names()")
 
     def read(self, name: str, train: bool) -> list[Question]:
         paths = candidates(self.root, self.KIND, *self.file_names(name), "train" if train else "val")

@@ -39,7 +39,7 @@ class FileStream(ContinualDataset):
     N_IMAGES: int | None = None  # published, training and test
 
     def read(self, base: Path) -> Content:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no read()")
 
     @cached_property
     def content(self) -> Content:

@@ -47,7 +47,7 @@ class CaptionedFiles(FileStream):
         super().__init__(args)
 
     def parts(self, base: Path) -> tuple[Captioned, Captioned, list[str]]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no parts()")
 
     def read(self, base: Path) -> file_streams.Content:
         train, test, names = self.parts(base)

@@ -60,7 +60,7 @@ class TinyQuestions(VQADataset):
     @staticmethod
     def task(number: int, train: bool, seed: int) -> dict:
         """images, questions and answers (ten each) of one task."""
-        raise NotImplementedError
+        raise NotImplementedError("the stream defines no task()")
 
     def load(self, train: bool) -> ArraySamples:
         tensors, values = drawn(self.args, self.NAME, train, (self.picture_seed,), lambda: self.build(train))

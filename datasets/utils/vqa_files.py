@@ -48,7 +48,7 @@ class QuestionFiles(VQADataset):
 
     def read(self, name: str, train: bool) -> list[Question]:
         """The questions of one task."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no read()")
 
     def questions(self, train: bool) -> list[list[Question]]:
         """All tasks in the order of the stream, read once."""

@@ -160,4 +160,4 @@ class PromptModel(FusedModel):
 
     def answers(self, x, query) -> Tensor:
         """Logits (B, answers) at test time."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no answers()")
