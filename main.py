@@ -57,8 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not memory_ran_out(error):
             raise
-        return cli.fail(UserError(f"memory ran out ({' '.join(str(error).split())[:160]}): lower the sizes asked for, such as "
-                                  "--batch_size, --eval_batch_size or --buffer_size"))
+        return cli.fail(
+            UserError(
+                f"memory ran out ({' '.join(str(error).split())[:160]}): lower the sizes asked for, such as "
+                "--batch_size, --eval_batch_size or --buffer_size"
+            )
+        )
 
 
 if __name__ == "__main__":

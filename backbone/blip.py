@@ -30,8 +30,14 @@ def attended(attention: nn.Module, x: Tensor, at: Tensor, seen: Tensor | None, p
     return attention.output(mixed, x)
 
 
-def run(layers: nn.ModuleList, x: Tensor, seen: Tensor, image: Tensor | None = None, rows: int | None = None,
-        prefixes: dict[int, Tensor] | None = None) -> Tensor:  # fmt: skip
+def run(
+    layers: nn.ModuleList,
+    x: Tensor,
+    seen: Tensor,
+    image: Tensor | None = None,
+    rows: int | None = None,
+    prefixes: dict[int, Tensor] | None = None,
+) -> Tensor:
     """All post-norm blocks on x (B, S, W), with cross-attention to `image` (B, P, Wi) where it is given.
 
     The last block computes and returns the first `rows` only.
@@ -52,11 +58,18 @@ class BlipBackbone(HubBackbone):
 
     def __init__(self, blip: nn.Module, words: WordPieces, name: str):
         vision, text = blip.config.vision_config, blip.config.text_config
-        super().__init__(words, name, vision.image_size, vision.patch_size, (OPENAI_MEAN, OPENAI_STD),
-                         text.max_position_embeddings)  # fmt: skip
-        self.vision, self.words, self.layers = blip.vision_model, blip.text_encoder.embeddings, blip.text_encoder.encoder.layer
+        super().__init__(
+            words, name, vision.image_size, vision.patch_size, (OPENAI_MEAN, OPENAI_STD), text.max_position_embeddings
+        )
+        self.vision, self.words, self.layers = (
+            blip.vision_model,
+            blip.text_encoder.embeddings,
+            blip.text_encoder.encoder.layer,
+        )
         if not all(hasattr(layer, "crossattention") for layer in self.layers):
-            raise UserError(f"{name}: its question encoder does not look at pictures; give one with is_decoder in text_config")
+            raise UserError(
+                f"{name}: its question encoder does not look at pictures; give one with is_decoder in text_config"
+            )
         self.vision_width, self.text_width, self.embed_dim = vision.hidden_size, text.hidden_size, vision.hidden_size
         self.seal()
 
@@ -87,8 +100,15 @@ class BlipFusion(nn.Module):
             first = blip.words(input_ids=torch.full((1, 1), blip.start, device=blip.device))
         self.register_buffer("first_word", first, persistent=False)  # (1, 1, W), the same for all questions
 
-    def forward(self, image: Tensor, text: Tensor, text_seen: Tensor, prompts: Tensor | None = None,
-                prefixes: dict[int, Tensor] | None = None, prompt_states: bool = False):  # fmt: skip
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_seen: Tensor,
+        prompts: Tensor | None = None,
+        prefixes: dict[int, Tensor] | None = None,
+        prompt_states: bool = False,
+    ):
         """Of `image_tokens` (B, 1 + P, Wi) and `text_tokens` (B, L, W): the state, also those (B, n, W) of the prompts."""
         x, seen, front = in_front(self.first_word, prompts, text, text_seen)
         x = run(self.layers, x, seen, image, front if prompt_states else 1, prefixes)

@@ -77,8 +77,10 @@ def both_attentions(clip: CLIPBackbone, x: Inputs) -> tuple[torch.Tensor, torch.
 
 def check_size(image: torch.Tensor, resolution: int) -> None:
     if image.shape[-1] != resolution:
-        raise UserError(f"CLIP's image tower takes {resolution} pixels, the images have {image.shape[-1]}: "
-                        "choose a dataset of that size or another --clip_backbone")  # fmt: skip
+        raise UserError(
+            f"CLIP's image tower takes {resolution} pixels, the images have {image.shape[-1]}: "
+            "choose a dataset of that size or another --clip_backbone"
+        )
 
 
 @register_backbone("clip-visual")

@@ -34,13 +34,21 @@ def add_hub_args(parser: ArgumentParser, flag: str, kinds: Sequence[str]) -> Non
     """`--<flag> clip` or one of `kinds`, and where the weights of these are."""
     words = {"vilt": "ViLT's one transformer", "blip": "BLIP's picture tower and question encoder"}
     offered = "; ".join(f"{kind}: {words[kind]}" for kind in kinds)
-    parser.add_argument(f"--{flag}", choices=["clip", *kinds], default="clip",
-                        help=f"where picture and text meet. clip: a fusion transformer on CLIP's towers; {offered}")  # fmt: skip
+    parser.add_argument(
+        f"--{flag}",
+        choices=["clip", *kinds],
+        default="clip",
+        help=f"where picture and text meet. clip: a fusion transformer on CLIP's towers; {offered}",
+    )
     for kind in kinds:
-        parser.add_argument(f"--{kind}_weights", default=HUB_NAMES[kind],
-                            help="a folder that transformers saved, or a name of its Hub (fetched with --clip_download 1)")  # fmt: skip
-    parser.add_argument("--vilt_resolution", type=positive_int,
-                        help="side of ViLT's square pictures (default: that of the weights)")  # fmt: skip
+        parser.add_argument(
+            f"--{kind}_weights",
+            default=HUB_NAMES[kind],
+            help="a folder that transformers saved, or a name of its Hub (fetched with --clip_download 1)",
+        )
+    parser.add_argument(
+        "--vilt_resolution", type=positive_int, help="side of ViLT's square pictures (default: that of the weights)"
+    )
 
 
 def chosen(args: Namespace) -> str:
@@ -52,12 +60,17 @@ def chosen(args: Namespace) -> str:
 def refuse_idle(args: Namespace) -> None:
     """Weights or a resolution of a network that is not chosen are a mistake, not a wish."""
     flag, kind = "fusion" if hasattr(args, "fusion") else "vqa_backbone", chosen(args)
-    idle = [f"{other}_weights" for other, name in HUB_NAMES.items()
-            if other != kind and option(args, f"{other}_weights", name) != name]  # fmt: skip
+    idle = [
+        f"{other}_weights"
+        for other, name in HUB_NAMES.items()
+        if other != kind and option(args, f"{other}_weights", name) != name
+    ]
     if kind != "vilt" and option(args, "vilt_resolution") is not None:
         idle.append("vilt_resolution")
     if idle:
-        raise UserError(f"--{idle[0]} is read with --{flag} {idle[0].partition('_')[0]} only: add that, or leave it out")
+        raise UserError(
+            f"--{idle[0]} is read with --{flag} {idle[0].partition('_')[0]} only: add that, or leave it out"
+        )
 
 
 def load_hub(args: Namespace) -> "HubBackbone":
@@ -99,15 +112,20 @@ def library() -> ModuleType:
 def fetch(cls, place: str, download: bool, **options):
     """`cls.from_pretrained`, from disk alone unless `download`; one line on what is absent or damaged."""
     if not Path(place).is_dir() and ("\\" in place or place.startswith((".", "/")) or place.count("/") > 1):
-        raise UserError(f"{place}: no such folder; give one that transformers saved (config.json, model.safetensors, "
-                        "vocab.txt), or a name of its Hub")  # fmt: skip
+        raise UserError(
+            f"{place}: no such folder; give one that transformers saved (config.json, model.safetensors, "
+            "vocab.txt), or a name of its Hub"
+        )
     try:
         with torch.random.fork_rng(devices=[]):  # loading leaves every seeded stream alone
             return cls.from_pretrained(place, local_files_only=not download, **options)
     except Exception as error:  # the library raises many kinds for absent, damaged and foreign files
         problem = " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__  # the first sentence
-        remedy = ("give a folder that transformers saved (config.json, model.safetensors, vocab.txt)" if Path(place).is_dir()
-                  else "add --clip_download 1 to fetch it, or give a folder that holds it")  # fmt: skip
+        remedy = (
+            "give a folder that transformers saved (config.json, model.safetensors, vocab.txt)"
+            if Path(place).is_dir()
+            else "add --clip_download 1 to fetch it, or give a folder that holds it"
+        )
         raise UserError(f"no weights or words of {place} can be read ({problem}); {remedy}") from None
 
 
@@ -117,8 +135,10 @@ def read_model(class_name: str, place: str, download: bool) -> nn.Module:
     net, report = fetch(cls, place, download, output_loading_info=True, dtype=torch.float32)
     absent = sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])})
     if absent:
-        raise UserError(f"{place} is no {class_name}: it lacks {len(absent)} of its weights, {absent[0]} first; give "
-                        f"weights such as {' or '.join(HUB_NAMES.values())}")  # fmt: skip
+        raise UserError(
+            f"{place} is no {class_name}: it lacks {len(absent)} of its weights, {absent[0]} first; give "
+            f"weights such as {' or '.join(HUB_NAMES.values())}"
+        )
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -140,7 +160,9 @@ class WordPieces:
         for row, text in zip(found, texts, strict=True):
             ids = [self.start, *self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end]
             if len(ids) > length and not truncate:
-                raise UserError(f"text of {len(ids)} tokens, but the network reads {length}: {text!r}; shorten the text")
+                raise UserError(
+                    f"text of {len(ids)} tokens, but the network reads {length}: {text!r}; shorten the text"
+                )
             ids = ids[: length - 1] + ids[-1:] if len(ids) > length else ids
             row[: len(ids)] = torch.tensor(ids)
         return found
@@ -187,7 +209,9 @@ class HubBackbone(nn.Module):
         self.start, self.sep, self.end = words.start, words.sep, words.end
         self.grid, self.context_length = resolution // side, n_words
         if resolution % side:
-            raise UserError(f"pictures of {resolution} pixels are no whole number of patches of {side}: choose a multiple")
+            raise UserError(
+                f"pictures of {resolution} pixels are no whole number of patches of {side}: choose a multiple"
+            )
         self.n_image_tokens = 1 + self.grid**2
         self.mean, self.std = mean_std
         crop = [Resize(resolution, BICUBIC), CenterCrop(resolution)]
@@ -240,8 +264,15 @@ class HubImageEncoder:
         return self.net.image_tokens(x).flatten(1).float().cpu()
 
 
-def mix(query: Tensor, key: Tensor, value: Tensor, heads: int, seen: Tensor | None, prefix: Tensor | None = None,
-        attention: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def mix(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    seen: Tensor | None,
+    prefix: Tensor | None = None,
+    attention: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Attention of rows (B, R, W) to keys and values (B, S, W), seen (B, S); with `attention` its map (B, heads, R, S).
 
     prefix (B, 2, P, W): P keys and P values in front, seen by all rows.

@@ -71,9 +71,11 @@ class MultimodalNet(nn.Module):
 
     def in_bytes(self, patches: Tensor) -> Tensor:
         """The other way: patches as the tower takes them in bytes."""
-        return patches if patches.dtype == torch.uint8 else (
-            ((patches * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        )  # fmt: skip
+        return (
+            patches
+            if patches.dtype == torch.uint8
+            else (((patches * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8))
+        )
 
     def embed_patches(self, patches: Tensor) -> Tensor:
         """Patches (B, n, 3 P P) -> (B, n, Wv): what the convolution gives at their cells."""

@@ -25,7 +25,9 @@ class NamePrompts(nn.Module):
             raise UserError(f"{n_context} context vectors and a class name do not fit this CLIP: {error}") from None
         self.eot = tokens.argmax(dim=1)  # (C,), kept on the CPU
         if not torch.equal(self.eot, bare.argmax(dim=1) + n_context):
-            raise UserError("this CLIP's tokenizer does not give the place-holder X one token each; choose another CLIP")
+            raise UserError(
+                "this CLIP's tokenizer does not give the place-holder X one token each; choose another CLIP"
+            )
         self.n_context, length = n_context, int(self.eot.max()) + 1
         embeddings = clip.token_embeddings(tokens[:, :length]).detach()
         self.register_buffer("start", embeddings[:, :1].clone(), persistent=False)  # (C, 1, W)

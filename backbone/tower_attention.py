@@ -9,8 +9,9 @@ def run(blocks, x: Tensor, padding: Tensor | None, mask: Tensor | None, attentio
     x, maps = x.transpose(0, 1), []
     for block in blocks:
         h = block.ln_1(x)
-        h, found = block.attn(h, h, h, key_padding_mask=padding, attn_mask=mask, need_weights=attention,
-                              average_attn_weights=False)  # fmt: skip
+        h, found = block.attn(
+            h, h, h, key_padding_mask=padding, attn_mask=mask, need_weights=attention, average_attn_weights=False
+        )
         x = x + h
         x = x + block.mlp(block.ln_2(x))
         maps.append(found)

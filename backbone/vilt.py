@@ -32,19 +32,32 @@ MEAN_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 ADAPTED = ("patch", "layers", "norm")  # parts with adapters: not the words' embedding, not the pooler
 
 
-def block(layer: nn.Module, x: Tensor, seen: Tensor, rows: int | None = None, prefix: Tensor | None = None,
-          attention: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def block(
+    layer: nn.Module,
+    x: Tensor,
+    seen: Tensor,
+    rows: int | None = None,
+    prefix: Tensor | None = None,
+    attention: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """A pre-norm block on x (B, S, W), and its map; with `rows` only the first so many are computed and returned."""
     own, h = layer.attention.attention, layer.layernorm_before(x)
     x = x if rows is None else x[:, :rows]
-    mixed, shares = mix(own.query(h[:, : x.shape[1]]), own.key(h), own.value(h), own.num_attention_heads, seen, prefix,
-                        attention)  # fmt: skip
+    mixed, shares = mix(
+        own.query(h[:, : x.shape[1]]), own.key(h), own.value(h), own.num_attention_heads, seen, prefix, attention
+    )
     x = x + layer.attention.output.dense(mixed)
     return layer.output(layer.intermediate(layer.layernorm_after(x)), x), shares
 
 
-def run(layers: nn.ModuleList, x: Tensor, seen: Tensor, rows: int | None = None,
-        prefixes: dict[int, Tensor] | None = None, attention: bool = False) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+def run(
+    layers: nn.ModuleList,
+    x: Tensor,
+    seen: Tensor,
+    rows: int | None = None,
+    prefixes: dict[int, Tensor] | None = None,
+    attention: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
     """All blocks; `rows` is about the last one. Maps (B, heads, S, S) when asked for."""
     maps = []
     for number, layer in enumerate(layers):
@@ -62,9 +75,19 @@ class ViltBackbone(HubBackbone):
     def __init__(self, vilt: nn.Module, words: WordPieces, name: str, resolution: int | None = None):
         config, parts = vilt.config, vilt.embeddings
         size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        super().__init__(words, name, resolution or size, parts.patch_embeddings.projection.kernel_size[0], MEAN_STD,
-                         config.max_position_embeddings)  # fmt: skip
-        self.words, self.patch, self.types = parts.text_embeddings, parts.patch_embeddings.projection, parts.token_type_embeddings
+        super().__init__(
+            words,
+            name,
+            resolution or size,
+            parts.patch_embeddings.projection.kernel_size[0],
+            MEAN_STD,
+            config.max_position_embeddings,
+        )
+        self.words, self.patch, self.types = (
+            parts.text_embeddings,
+            parts.patch_embeddings.projection,
+            parts.token_type_embeddings,
+        )
         self.first, self.cells = parts.cls_token, parts.position_embeddings
         self.layers, self.norm, self.pooler = vilt.encoder.layer, vilt.layernorm, vilt.pooler
         self.vision_width = self.text_width = self.embed_dim = config.hidden_size
@@ -106,7 +129,9 @@ class ViltBackbone(HubBackbone):
         """Ids (N, L) -> (N, L, W): the pooled feature, then the words in front of the first block."""
         ids = ids.to(self.device)
         if ids.shape[1] > self.context_length:
-            raise UserError(f"a text of {ids.shape[1]} word pieces; {self.name} reads {self.context_length}: shorten it")
+            raise UserError(
+                f"a text of {ids.shape[1]} word pieces; {self.name} reads {self.context_length}: shorten it"
+            )
         states = self.word_states(ids, torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1))
         seen = question_mask(ids)
         after, _ = run(self.layers, states, seen)
@@ -134,8 +159,15 @@ class ViltFusion(nn.Module):
         for name, value in (("first_word", word), ("first_cell", cell)):  # (1, 1, W), the same for all inputs
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, image: Tensor, text: Tensor, text_seen: Tensor, prompts: Tensor | None = None,
-                prefixes: dict[int, Tensor] | None = None, prompt_states: bool = False):  # fmt: skip
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_seen: Tensor,
+        prompts: Tensor | None = None,
+        prefixes: dict[int, Tensor] | None = None,
+        prompt_states: bool = False,
+    ):
         """Of `image_tokens` (B, 1 + P, W) and `text_tokens` (B, L, W): the pooled state, also those (B, n, W) of prompts."""
         x, seen, front = in_front(self.first_word, prompts, text, text_seen)
         x = torch.cat([x, self.first_cell.expand(len(image), 1, -1), image[:, 1:]], dim=1)
@@ -173,7 +205,9 @@ class ViltNet(MultimodalNet):
         """(B, m + 1 + n, W) words, class token and patches in front of the first block, and which are real."""
         words = self.vilt.word_states(tokens.ids, tokens.word_places)
         patches = self.vilt.patch_states(self.embed_patches(tokens.patches), tokens.places)
-        return torch.cat([words, patches], dim=1), torch.cat([tokens.word_seen, F.pad(tokens.seen, (1, 0), value=True)], dim=1)
+        return torch.cat([words, patches], dim=1), torch.cat(
+            [tokens.word_seen, F.pad(tokens.seen, (1, 0), value=True)], dim=1
+        )
 
     def features(self, tokens: Tokens) -> Tensor:
         """(B, W) of which the classifier is a linear function."""

@@ -23,8 +23,14 @@ class CloveScene(CloveStream):
     SETTING = "domain-il"
     N_TASKS = 6
     KIND = "scene"
-    LETTERS = {"a": "ShopAndDining", "b": "Workplace", "c": "HomeOrHotel", "d": "Transportation", "e": "SportAndLeisure",
-               "f": "Outdoors"}  # fmt: skip
+    LETTERS = {
+        "a": "ShopAndDining",
+        "b": "Workplace",
+        "c": "HomeOrHotel",
+        "d": "Transportation",
+        "e": "SportAndLeisure",
+        "f": "Outdoors",
+    }
 
     def __init__(self, args: Namespace, clove_order: str = "abcdef", min_answer_freq: int = 2, max_answers: int = 3000):
         super().__init__(args, clove_order, min_answer_freq, max_answers)

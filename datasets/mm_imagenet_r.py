@@ -41,8 +41,9 @@ class MmImageNetR(CaptionedFiles):
             raise self.absent(root)
         content = SequentialImageNetR(Namespace(base_path=str(base_path(self.args)))).read(base)
         if not source.is_file():
-            raise UserError(f"{self.NAME}: {source} does not exist; make it with `python scripts/caption_images.py "
-                            f"{root} {source}`")  # fmt: skip
+            raise UserError(
+                f"{self.NAME}: {source} does not exist; make it with `python scripts/caption_images.py {root} {source}`"
+            )
         texts = {re.sub(r"^(.*/)?(?=n\d{8}/)", "", name): text for name, text in read_captions(source).items()}
         parts = []
         for samples in (content.train, content.test):

@@ -23,9 +23,31 @@ from datasets.utils.fetch import base_path
 from datasets.utils.mm_files import Captioned, CaptionedFiles
 from utils.errors import UserError
 
-GENRES = ["Drama", "Comedy", "Romance", "Thriller", "Crime", "Action", "Adventure", "Horror", "Documentary", "Mystery",
-          "Sci-Fi", "Fantasy", "Family", "Biography", "War", "History", "Music", "Animation", "Musical", "Western", "Sport",
-          "Short", "Film-Noir"]  # fmt: skip
+GENRES = [
+    "Drama",
+    "Comedy",
+    "Romance",
+    "Thriller",
+    "Crime",
+    "Action",
+    "Adventure",
+    "Horror",
+    "Documentary",
+    "Mystery",
+    "Sci-Fi",
+    "Fantasy",
+    "Family",
+    "Biography",
+    "War",
+    "History",
+    "Music",
+    "Animation",
+    "Musical",
+    "Western",
+    "Sport",
+    "Short",
+    "Film-Noir",
+]
 Movie = tuple[Path, str, str]  # poster, plot, genre
 
 
@@ -46,7 +68,9 @@ class MmImdb(CaptionedFiles):
         counts = {part: {g: sum(m[2] == g for m in movies) for g in GENRES} for part, movies in self.movies.items()}
         self.genres = [g for g in GENRES if counts["train"][g] >= min_movies and counts["test"][g]]
         if not self.genres:
-            raise UserError(f"--min_movies {min_movies}: no genre has so many training movies that stand alone; lower it")
+            raise UserError(
+                f"--min_movies {min_movies}: no genre has so many training movies that stand alone; lower it"
+            )
         super().__init__(args, phases, len(self.genres))
 
     def movies_of(self, root: Path, train: bool) -> list[Movie]:
@@ -63,8 +87,9 @@ class MmImdb(CaptionedFiles):
                 root, [f"{folder}/{stem}.json" for folder in ("dataset", "labels") for stem in stems(name)]
             )
             if labels is None:
-                raise UserError(f"{split} lists {root / 'dataset' / name}.json, which does not exist (nor in labels/): "
-                                "unpack anew")  # fmt: skip
+                raise UserError(
+                    f"{split} lists {root / 'dataset' / name}.json, which does not exist (nor in labels/): unpack anew"
+                )
             row = self.table(labels)
             try:
                 plots, genres = row["plot"], [g for g in row["genres"] if g in GENRES]

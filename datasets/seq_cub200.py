@@ -17,8 +17,15 @@ class SequentialCUB200(FileStream):
     N_CLASSES_PER_TASK = 20
     MEAN, STD = IMAGENET
     RESIZE = T.Compose([T.Resize(256, BICUBIC), T.CenterCrop(224)])
-    TRANSFORM = T.Compose([T.Resize((300, 300), BICUBIC), T.RandomCrop(224), T.RandomHorizontalFlip(), T.ToTensor(),
-                           T.Normalize(*IMAGENET)])  # fmt: skip
+    TRANSFORM = T.Compose(
+        [
+            T.Resize((300, 300), BICUBIC),
+            T.RandomCrop(224),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(*IMAGENET),
+        ]
+    )
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor(), T.Normalize(*IMAGENET)])
     TEMPLATES = ["a photo of a {}.", "a photo of a {}, a type of bird."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 50, "backbone": "timm:vit_base_patch16_224"}

@@ -63,8 +63,10 @@ class SequentialImageNetR(FileStream):
             raise self.broken(root / "README.txt", f"no name for class {unknown[0]}")
         label = {wnid: number for number, wnid in enumerate(wnids)}
         sources = lists if all(lists) else (root, root)
-        samples = [self.files(root, [(name, label[_wnid(name)]) for name, _ in rows], source)
-                   for rows, source in zip(parts, sources, strict=True)]  # fmt: skip
+        samples = [
+            self.files(root, [(name, label[_wnid(name)]) for name, _ in rows], source)
+            for rows, source in zip(parts, sources, strict=True)
+        ]
         return Content(*samples, [names[wnid].replace("_", " ") for wnid in wnids])
 
     def _listed(self, path: Path) -> list[tuple[str, int | None]]:
@@ -109,5 +111,8 @@ def _list_of(root: Path, part: str) -> Path | None:
 
 def _images(root: Path, part: str) -> list[str]:
     """ "<part><wnid>/<file>" of every image, sorted."""
-    return sorted(path.relative_to(root).as_posix() for path in root.glob(f"{part}n[0-9]*/*")
-                  if path.suffix.lower() in IMG_EXTENSIONS)  # fmt: skip
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in root.glob(f"{part}n[0-9]*/*")
+        if path.suffix.lower() in IMG_EXTENSIONS
+    )

@@ -24,8 +24,9 @@ class SequentialISIC(FileStream):
     N_TASKS = 3
     N_CLASSES_PER_TASK = 2
     MEAN, STD = IMAGENET
-    TRANSFORM = T.Compose([T.Resize(256, BICUBIC), T.RandomCrop(224), T.RandomHorizontalFlip(), T.ToTensor(),
-                           T.Normalize(*IMAGENET)])  # fmt: skip
+    TRANSFORM = T.Compose(
+        [T.Resize(256, BICUBIC), T.RandomCrop(224), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(*IMAGENET)]
+    )
     TEST_TRANSFORM = T.Compose([*FileStream.RESIZE.transforms, T.ToTensor(), T.Normalize(*IMAGENET)])
     TEMPLATES = ["a photo of a {}.", "a dermoscopic image of {}."]
     CLASS_NAMES = [

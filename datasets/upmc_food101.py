@@ -84,8 +84,10 @@ class UpmcFood101(CaptionedFiles):
                         if not row:
                             continue
                         if len(row) != 3 or class_of(row[0]) != row[2]:
-                            raise UserError(f"{path} line {reader.line_num} is not `<class>_<k>.jpg, title, class`: {row[:3]}; "
-                                            "mend or remove it")  # fmt: skip
+                            raise UserError(
+                                f"{path} line {reader.line_num} is not `<class>_<k>.jpg, title, class`: {row[:3]}; "
+                                "mend or remove it"
+                            )
                         rows[part].append((row[0], row[1]))
             except csv.Error as error:
                 raise UserError(f"{path} line {reader.line_num} is no CSV ({error}): mend or remove it") from None
@@ -107,8 +109,9 @@ class UpmcFood101(CaptionedFiles):
         if listed.is_file():
             table = self.table(listed)
             if not isinstance(table, dict) or sorted(table) != names or sorted(table.values()) != [*range(len(names))]:
-                raise UserError(f"{listed} does not give each of the {len(names)} classes one number from 0 on: "
-                                "mend or remove it")  # fmt: skip
+                raise UserError(
+                    f"{listed} does not give each of the {len(names)} classes one number from 0 on: mend or remove it"
+                )
             names = sorted(names, key=table.__getitem__)
         if len(names) != self.N_CLASSES:
             raise self.broken(root, f"{len(names)} classes, {self.N_CLASSES} are published")

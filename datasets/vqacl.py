@@ -28,8 +28,18 @@ from datasets.utils.vqa import Question, question_of
 from datasets.utils.vqa_files import QuestionFiles
 from utils.errors import UserError
 
-QUESTION_TASKS = ["recognition", "location", "judge", "commonsense", "count", "action", "color", "type", "subcategory",
-                  "causal"]  # fmt: skip
+QUESTION_TASKS = [
+    "recognition",
+    "location",
+    "judge",
+    "commonsense",
+    "count",
+    "action",
+    "color",
+    "type",
+    "subcategory",
+    "causal",
+]
 PARTS = {True: "train", False: "val"}
 
 
@@ -117,9 +127,16 @@ class Vqacl(QuestionFiles):
         """VQAv2's questions that the map gives to a task; the part of COCO is what the file says."""
         table = self.table(path := self.questions_path(part))
         try:
-            return [{"img_id": f"COCO_{table['data_subtype']}_{int(row['image_id']):012d}", "question": row["question"],
-                     "question_id": row["question_id"], "label": {}}
-                    for row in table["questions"] if self.task_of.get(str(row["question_id"])) in {name, f"q_{name}"}]  # fmt: skip
+            return [
+                {
+                    "img_id": f"COCO_{table['data_subtype']}_{int(row['image_id']):012d}",
+                    "question": row["question"],
+                    "question_id": row["question_id"],
+                    "label": {},
+                }
+                for row in table["questions"]
+                if self.task_of.get(str(row["question_id"])) in {name, f"q_{name}"}
+            ]
         except (KeyError, TypeError, ValueError) as error:
             raise self.broken(path, f"a question or its list: {error!r}") from None
 

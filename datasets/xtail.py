@@ -22,6 +22,13 @@ class Xtail(CrossDomainStream):
     N_TASKS = len(ORDERS["I"])
     N_CLASSES_PER_TASK = [DOMAINS[d].coop_classes or DOMAINS[d].n_classes for d in ORDERS["I"]]
 
-    def __init__(self, args: Namespace, mtil_order: Literal["I", "II"] = "I", task_order: str | None = None,
-                 split: Literal["zscl", "coop"] = "coop", shots: int = 16, shots_seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        args: Namespace,
+        mtil_order: Literal["I", "II"] = "I",
+        task_order: str | None = None,
+        split: Literal["zscl", "coop"] = "coop",
+        shots: int = 16,
+        shots_seed: int = 0,
+    ):
         super().__init__(args, mtil_order, task_order, split, shots, shots_seed)

@@ -108,18 +108,36 @@ class Bic(ContinualModel):
         if self.held_out is not None and not self.args.inference_only:
             self.fit_bias(*self.held_out)
         self.held_out = None
-        fill_buffer(self.buffer, dataset, self.current_task, net=self.net, use_herding=True, normalize_features=True,
-                    normalization=self.normalization_transform)  # fmt: skip
+        fill_buffer(
+            self.buffer,
+            dataset,
+            self.current_task,
+            net=self.net,
+            use_herding=True,
+            normalize_features=True,
+            normalization=self.normalization_transform,
+        )
         self.old_net = copy.deepcopy(self.net).eval().requires_grad_(False)
 
     def fit_bias(self, images, labels):
         with torch.no_grad():
             self.net.eval()
-            logits = torch.cat([self.net(normalized(part, self.normalization_transform).to(self.device))
-                                for part in (images[i : i + 256] for i in range(0, len(labels), 256))])  # fmt: skip
+            logits = torch.cat(
+                [
+                    self.net(normalized(part, self.normalization_transform).to(self.device))
+                    for part in (images[i : i + 256] for i in range(0, len(labels), 256))
+                ]
+            )
             self.net.train()
-        self.correction.copy_(fit_correction(logits[:, : self.n_seen_classes], labels.to(self.device), self.n_past_classes,
-                                             self.args.bic_epochs, self.args.bic_lr))  # fmt: skip
+        self.correction.copy_(
+            fit_correction(
+                logits[:, : self.n_seen_classes],
+                labels.to(self.device),
+                self.n_past_classes,
+                self.args.bic_epochs,
+                self.args.bic_lr,
+            )
+        )
 
     def correct(self, logits):
         """a z + b on the newest classes that the correction was fitted for."""

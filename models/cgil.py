@@ -35,8 +35,15 @@ class CGIL(VLMModel):
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
     LOOKS_AHEAD = True
-    TOY_ARGS = {"g_models": "vae", "gr_vae_hidden_dim": 8, "gr_vae_latent_dim": 4, "gr_vae_n_iters": 3, "num_epochs_alignment": 1,
-                "batch_size_alignment": 256, "align_with_ortholoss": True}  # a small run
+    TOY_ARGS = {
+        "g_models": "vae",
+        "gr_vae_hidden_dim": 8,
+        "gr_vae_latent_dim": 4,
+        "gr_vae_n_iters": 3,
+        "num_epochs_alignment": 1,
+        "batch_size_alignment": 256,
+        "align_with_ortholoss": True,
+    }  # a small run
     SAMPLES = 256  # synthetic features of a class in each epoch
 
     @staticmethod
@@ -48,7 +55,12 @@ class CGIL(VLMModel):
         add("--optim_alignment_wd", type=non_negative, default=0.0, help="weight decay, adamw only")
         add("--num_epochs_alignment", type=natural, default=30, help="passes over freshly drawn samples")
         add("--batch_size_alignment", type=positive_int, default=128, help="synthetic features in a step")
-        add("--align_chunk", type=natural, default=0, help="classes whose text activations are in memory at once, 0 for all")
+        add(
+            "--align_chunk",
+            type=natural,
+            default=0,
+            help="classes whose text activations are in memory at once, 0 for all",
+        )
         add("--align_with_ortholoss", type=boolean, default=False, help="push the V_c of different classes apart")
         add("--lambda_ortho_first_stage", type=non_negative, default=1.0, help="weight of that loss")
         add("--train_only_current_prompts", type=boolean, default=False, help="V_c of older classes stay as they are")
@@ -59,11 +71,26 @@ class CGIL(VLMModel):
         add("--gr_vae_n_iters", type=positive_int, default=500, help="epochs of a VAE, steps of a diffusion network")
         add("--lr_vae", type=positive, default=2e-4, help="learning rate of a VAE")
         add("--vae_std_quirk", type=boolean, default=True, help="spread of the posterior is exp(logvar), as released")
-        add("--diffusion_noise_quirk", type=boolean, default=True, help="training noise is a product of two normals, as released")
-        add("--diffusion_renoise_quirk", type=boolean, default=True, help="a reverse step adds fresh noise, as released; 0: posterior")
+        add(
+            "--diffusion_noise_quirk",
+            type=boolean,
+            default=True,
+            help="training noise is a product of two normals, as released",
+        )
+        add(
+            "--diffusion_renoise_quirk",
+            type=boolean,
+            default=True,
+            help="a reverse step adds fresh noise, as released; 0: posterior",
+        )
         add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) in a prompt")
         add("--combo_context", type=boolean, default=True, help="V_c and g(t_c) together")
-        add("--general_context", type=natural, default=0, help="any number but 0: one V of n_context vectors for all classes; with --combo_context 0")
+        add(
+            "--general_context",
+            type=natural,
+            default=0,
+            help="any number but 0: one V of n_context vectors for all classes; with --combo_context 0",
+        )
         add("--generated_context", type=boolean, default=False, help="g(t_c) alone; with --combo_context 0")
         add("--cocoop", type=boolean, default=False, help="g(image) instead of g(t_c); with --generated_context 1")
         add("--future_scoring", choices=["normalised", "mammoth"], default="normalised", help="length of unseen keys")
@@ -76,7 +103,10 @@ class CGIL(VLMModel):
         self.mode = prompt_mode(args)
         self.generator = make_generator(args).to(self.device)
         names, width = self.dataset.get_class_names(), self.net.text_width
-        self.has_v, self.has_g = self.mode in {"combo", "class", "general"}, self.mode in {"combo", "generated", "cocoop"}
+        self.has_v, self.has_g = (
+            self.mode in {"combo", "class", "general"},
+            self.mode in {"combo", "generated", "cocoop"},
+        )
         self.prompts = NamePrompts(self.net, names, args.n_context * self.has_v + self.has_g).to(self.device)
         template = args.prompt_template or "a photo of a {}"
         with torch.no_grad():
@@ -105,6 +135,7 @@ class CGIL(VLMModel):
         features, labels = self.image_features(dataset.train_loader.dataset)
         by_class = {int(c): features[labels == c] for c in labels.unique() if c >= 0}
         with progress(f"fit {self.args.g_models}", 1, self.args) as bar:
+
             def show(done, total, loss):
                 bar.total = total
                 bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
@@ -141,8 +172,12 @@ class CGIL(VLMModel):
             loss.backward()
             loss = loss.detach()
         else:
-            loss, _ = chunked_backward(lambda rows: self.encode_keys(rows), self.n_seen_classes, self.args.align_chunk,
-                                       lambda keys: self.alignment_loss(keys, x, y))
+            loss, _ = chunked_backward(
+                lambda rows: self.encode_keys(rows),
+                self.n_seen_classes,
+                self.args.align_chunk,
+                lambda keys: self.alignment_loss(keys, x, y),
+            )
         if self.args.align_with_ortholoss:
             ortho = self.args.lambda_ortho_first_stage * self.ortho_loss()
             ortho.backward()
@@ -215,7 +250,9 @@ class CGIL(VLMModel):
     def forward(self, x):
         features = self.encode(x)
         if self.mode == "cocoop":
-            return torch.cat([self.image_prompt_logits(normalize(part, dim=1), self.n_seen_classes) for part in features.split(64)])
+            return torch.cat(
+                [self.image_prompt_logits(normalize(part, dim=1), self.n_seen_classes) for part in features.split(64)]
+            )
         return self.logits(features, self.seen_keys())
 
     def future_forward(self, x):
@@ -226,8 +263,10 @@ class CGIL(VLMModel):
         """Other ways to score all names, measured beside future_forward: the released one, and zero-shot CLIP."""
         features = self.encode(x)
         other = self.args.future_scoring == "mammoth"
-        return {"normalised" if other else "mammoth": self.all_logits(features, self.unseen_keys(other)),
-                "zero_shot": self.logits(features, normalize(self.handwritten, dim=1))}
+        return {
+            "normalised" if other else "mammoth": self.all_logits(features, self.unseen_keys(other)),
+            "zero_shot": self.logits(features, normalize(self.handwritten, dim=1)),
+        }
 
     def all_logits(self, features, unseen):
         written = self.net.logit_scale.detach() * normalize(features, dim=1) @ unseen.T
@@ -251,21 +290,34 @@ def prompt_mode(args) -> str:
     if args.combo_context:
         for flag in ("general_context", "generated_context", "cocoop"):
             if getattr(args, flag):
-                raise UserError(f"--{flag} is another form of prompt than --combo_context 1: give --combo_context 0 with it")
+                raise UserError(
+                    f"--{flag} is another form of prompt than --combo_context 1: give --combo_context 0 with it"
+                )
         mode = "combo"
     elif args.general_context and args.generated_context:
         raise UserError("--general_context and --generated_context are two forms of prompt: give one of them")
     elif args.cocoop and not args.generated_context:
         raise UserError("--cocoop 1 makes the generated context from the image: it needs --generated_context 1")
     else:
-        mode = "general" if args.general_context else "cocoop" if args.cocoop else "generated" if args.generated_context else "class"
+        mode = (
+            "general"
+            if args.general_context
+            else "cocoop"
+            if args.cocoop
+            else "generated"
+            if args.generated_context
+            else "class"
+        )
     if mode not in {"combo", "class"}:
         for flag in ("align_with_ortholoss", "train_only_current_prompts"):
             if getattr(args, flag):
                 raise UserError(f"--{flag} concerns the vectors of single classes, which this form of prompt has not")
     if mode == "cocoop":
-        for flag, value in (("level_weight", args.level_weight), ("align_chunk", args.align_chunk),
-                            ("future_keys generated", args.future_keys == "generated")):
+        for flag, value in (
+            ("level_weight", args.level_weight),
+            ("align_chunk", args.align_chunk),
+            ("future_keys generated", args.future_keys == "generated"),
+        ):
             if value:
                 raise UserError(f"--{flag} needs one key per class; with --cocoop 1 every image has its own")
     return mode
@@ -275,10 +327,19 @@ def make_generator(args):
     """The generator object of --g_models."""
     iterations = args.gr_vae_n_iters if not args.debug_mode else 10
     options = {
-        "vae": {"hidden_dim": args.gr_vae_hidden_dim, "latent_dim": args.gr_vae_latent_dim, "n_iters": iterations,
-                "lr": args.lr_vae, "std_quirk": args.vae_std_quirk},
+        "vae": {
+            "hidden_dim": args.gr_vae_hidden_dim,
+            "latent_dim": args.gr_vae_latent_dim,
+            "n_iters": iterations,
+            "lr": args.lr_vae,
+            "std_quirk": args.vae_std_quirk,
+        },
         "mog": {"n_components": args.gr_mog_n_components, "n_iters": 1 if args.debug_mode else args.gr_mog_n_iters},
-        "diffusion": {"hidden_dim": args.gr_vae_latent_dim, "n_iters": iterations,
-                      "noise_quirk": args.diffusion_noise_quirk, "renoise_quirk": args.diffusion_renoise_quirk},
+        "diffusion": {
+            "hidden_dim": args.gr_vae_latent_dim,
+            "n_iters": iterations,
+            "noise_quirk": args.diffusion_noise_quirk,
+            "renoise_quirk": args.diffusion_renoise_quirk,
+        },
     }
     return GENERATORS[args.g_models](**options.get(args.g_models, {}))

@@ -49,8 +49,17 @@ SHOWN = 6  # pictures of a task on the sheet
 class CluMo(FusedModel):
     NAME = "clumo"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {"fusion_weights": "none", "fusion_width": 16, "fusion_layers": 1, "fusion_heads": 2, "n_visual_keys": 2,
-                "prompt_len": 2, "general_prompt_len": 1, "kmeans_iters": 3, "kmeans_batch": 8}  # fmt: skip
+    TOY_ARGS = {
+        "fusion_weights": "none",
+        "fusion_width": 16,
+        "fusion_layers": 1,
+        "fusion_heads": 2,
+        "n_visual_keys": 2,
+        "prompt_len": 2,
+        "general_prompt_len": 1,
+        "kmeans_iters": 3,
+        "kmeans_batch": 8,
+    }
 
     @staticmethod
     def get_parser(parser):
@@ -157,9 +166,7 @@ class CluMo(FusedModel):
         if by == "key":
             return self.task_distances(batch).argmin(1)
         if batch.task is None or bool((batch.task < 0).any()):
-            raise UserError(
-                "--route oracle needs each sample's task, which only evaluation knows: use --route key"
-            )
+            raise UserError("--route oracle needs each sample's task, which only evaluation knows: use --route key")
         return batch.task
 
     def states(self, batch, pool, picked, fusion=None):
@@ -231,9 +238,7 @@ class CluMo(FusedModel):
     def answers_of(self, batch, by):
         pool = self.route(batch, by)
         states = self.states(batch, pool, self.choose(batch, pool))
-        if self.args.head == "shared" or len(self.head_bank) < len(
-            self.prompts
-        ):  # not kept yet
+        if self.args.head == "shared" or len(self.head_bank) < len(self.prompts):  # not kept yet
             return self.head.spread(self.head(states))
         every = torch.einsum("bd,tad->tba", states, self.head_bank[..., :-1]) + self.head_bank[:, None, :, -1]
         return self.head.spread(every[pool, torch.arange(len(pool), device=pool.device)])
@@ -252,8 +257,10 @@ class CluMo(FusedModel):
             labels = split.targets[astray].to(self.device)
             own, other = (  # both ways differ on these samples only
                 float(dataset.score(self.answers(refs[astray], way)[:, : self.n_seen_classes], labels, extras).sum())
-                if len(labels) else 0.0 for way in ways
-            )  # fmt: skip
+                if len(labels)
+                else 0.0
+                for way in ways
+            )
             self.measured["route_acc"].append(100 * float((~astray).float().mean()))
             self.measured[f"{ways[1]}_route"].append(score + 100 * (other - own) / len(split))
         if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):

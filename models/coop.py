@@ -31,7 +31,9 @@ class CoOp(VLMModel):
         parser.set_defaults(lr=0.002, optim_mom=0.9, n_epochs=30, batch_size=32, lr_scheduler="cosine")
         parser.add_argument("--n_ctx", type=positive_int, default=16, help="context vectors in a prompt")
         parser.add_argument("--csc", type=boolean, default=False, help="context vectors of its own for each class")
-        parser.add_argument("--coop_loss", choices=["current", "seen"], default="current", help="classes in the softmax")
+        parser.add_argument(
+            "--coop_loss", choices=["current", "seen"], default="current", help="classes in the softmax"
+        )
         return add_vlm_args(parser, names=False)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

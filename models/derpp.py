@@ -35,7 +35,9 @@ class Derpp(ContinualModel):
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
-        outputs, loss = self.joint_step(inputs, labels) if self.args.single_forward else self.separate_step(inputs, labels)
+        outputs, loss = (
+            self.joint_step(inputs, labels) if self.args.single_forward else self.separate_step(inputs, labels)
+        )
         loss.backward()
         self.opt.step()
         self.buffer.add_data(examples=not_aug_inputs, labels=labels, logits=outputs.detach())

@@ -24,8 +24,16 @@ from utils.flags import natural, non_negative, positive, positive_int
 class DualPrompt(PromptModel):
     NAME = "dualprompt"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {"size": 3, "length": 2, "g_prompt_length": 2, "fusion_weights": "none", "fusion_width": 16,
-                "fusion_layers": 2, "fusion_heads": 2, "clip_grad": 0.5}  # fmt: skip
+    TOY_ARGS = {
+        "size": 3,
+        "length": 2,
+        "g_prompt_length": 2,
+        "fusion_weights": "none",
+        "fusion_width": 16,
+        "fusion_layers": 2,
+        "fusion_heads": 2,
+        "clip_grad": 0.5,
+    }
 
     @staticmethod
     def get_parser(parser):

@@ -30,7 +30,9 @@ class ErAce(ContinualModel):
     def get_parser(parser):
         add_rehearsal_args(parser)
         parser.add_argument("--task_free", type=boolean, default=False, help="mask and replay from the first batch on")
-        parser.add_argument("--use_custom_classifier", type=boolean, default=True, help="cosine instead of linear classifier")
+        parser.add_argument(
+            "--use_custom_classifier", type=boolean, default=True, help="cosine instead of linear classifier"
+        )
         parser.add_argument("--mammoth_compat", type=boolean, default=False, help="never mask the highest class seen")
         return parser
 
@@ -39,8 +41,12 @@ class ErAce(ContinualModel):
         if args.use_custom_classifier:
             old = getattr(self.net, "classifier", None)
             if not hasattr(old, "in_features"):
-                raise UserError("er-ace replaces a linear classifier, which this --backbone has not: give --use_custom_classifier 0")
-            self.net.classifier = CosineLinear(old.in_features, self.num_classes, scale=SCALE, learn_scale=False).to(self.device)
+                raise UserError(
+                    "er-ace replaces a linear classifier, which this --backbone has not: give --use_custom_classifier 0"
+                )
+            self.net.classifier = CosineLinear(old.in_features, self.num_classes, scale=SCALE, learn_scale=False).to(
+                self.device
+            )
             self.opt = self.get_optimizer()
         self.buffer = Buffer(args.buffer_size)
         self.register_buffer("seen", torch.zeros(self.num_classes, dtype=torch.bool, device=self.device))

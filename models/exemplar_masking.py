@@ -110,8 +110,10 @@ class ExemplarMasking(VLMModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.look_at == "text" and "jpeg" in {args.exemplar_codec, args.budget_unit.removeprefix("bytes_")}:
-            raise UserError("--look_at text keeps no patches that JPEG could hold: leave out --exemplar_codec jpeg and "
-                            "--budget_unit bytes_jpeg")  # fmt: skip
+            raise UserError(
+                "--look_at text keeps no patches that JPEG could hold: leave out --exemplar_codec jpeg and "
+                "--budget_unit bytes_jpeg"
+            )
         clip = self.net
         if isinstance(clip, HubBackbone):
             if args.attn_source == "tower":

@@ -33,8 +33,10 @@ class Fdr(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.buffer_size < self.n_tasks:
-            raise UserError(f"--buffer_size {args.buffer_size} leaves some of the {self.n_tasks} tasks no sample: "
-                            f"give at least {self.n_tasks}")
+            raise UserError(
+                f"--buffer_size {args.buffer_size} leaves some of the {self.n_tasks} tasks no sample: "
+                f"give at least {self.n_tasks}"
+            )
         self.buffer = Buffer(args.buffer_size)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):

@@ -32,7 +32,12 @@ class FirstStageStarPrompt(VLMModel):
     def get_parser(parser):
         parser.set_defaults(lr=0.002, n_epochs=20, batch_size=128)
         add = add_vlm_args(parser, names=False).add_argument
-        add("--lambda_ortho_first_stage", type=non_negative, default=30.0, help="weight of the term between new and old vectors")
+        add(
+            "--lambda_ortho_first_stage",
+            type=non_negative,
+            default=30.0,
+            help="weight of the term between new and old vectors",
+        )
         add("--enable_gr", type=boolean, default=True, help="replay of synthetic features after each task")
         add("--learning_rate_gr", type=positive, default=0.05, help="of the replay, by plain SGD")
         add("--num_epochs_gr", type=natural, default=10, help="passes over freshly drawn samples")

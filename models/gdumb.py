@@ -31,7 +31,12 @@ class GDumb(ContinualModel):
         add("--maxlr", type=positive, default=0.05, help="learning rate at the start of a cosine")
         add("--minlr", type=non_negative, default=0.0005, help="learning rate at its end")
         add("--fitting_epochs", type=positive_int, default=256, help="passes over the memory")
-        add("--cutmix_alpha", type=non_negative, default=1.0, help="shape of the distribution of mixing shares, 0 for no CutMix")
+        add(
+            "--cutmix_alpha",
+            type=non_negative,
+            default=1.0,
+            help="shape of the distribution of mixing shares, 0 for no CutMix",
+        )
         add("--fit_every_task", type=boolean, default=True, help="train after every task, not after the last alone")
         return parser
 
@@ -59,8 +64,10 @@ class GDumb(ContinualModel):
         self.net.train()
         for _ in self.work("fit on memory", 1 if self.args.debug_mode else self.args.fitting_epochs):
             order = torch.randperm(len(self.buffer))
-            losses = [self.step(*self.buffer.get_data_by_index(rows, self.transform, self.device))
-                      for rows in order.split(self.args.batch_size)]
+            losses = [
+                self.step(*self.buffer.get_data_by_index(rows, self.transform, self.device))
+                for rows in order.split(self.args.batch_size)
+            ]
             self.schedule.step()
             self.work_loss = torch.stack(losses).mean()
         self.fit_opt = self.schedule = None

@@ -30,9 +30,13 @@ class Gss(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser)
-        parser.add_argument("--batch_num", type=positive_int, default=1, help="memory batches that a sample is compared with")
+        parser.add_argument(
+            "--batch_num", type=positive_int, default=1, help="memory batches that a sample is compared with"
+        )
         parser.add_argument("--gss_minibatch_size", type=positive_int, help="their size (default: minibatch_size)")
-        parser.add_argument("--gss_gradients", choices=["classifier", "all"], default="classifier", help="parameters in a gradient")
+        parser.add_argument(
+            "--gss_gradients", choices=["classifier", "all"], default="classifier", help="parameters in a gradient"
+        )
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

@@ -35,7 +35,12 @@ class Hal(ContinualModel):
         add = parser.add_argument
         add("--hal_lambda", type=non_negative, default=0.1, help="weight of the answers on anchors")
         add("--beta", type=fraction, default=0.5, help="decay of the mean features")
-        add("--gamma", type=non_negative, default=0.1, help="weight of an anchor's distance from its class's mean feature")
+        add(
+            "--gamma",
+            type=non_negative,
+            default=0.1,
+            help="weight of an anchor's distance from its class's mean feature",
+        )
         add("--anchor_steps", type=natural, default=100, help="steps of gradient ascent that make an anchor")
         return parser
 
@@ -83,7 +88,9 @@ class Hal(ContinualModel):
         counts = torch.bincount(labels, minlength=self.num_classes)
         there = counts > 0
         means = sums[there] / counts[there, None]
-        beta = torch.where(self.counted.to(labels.device)[there], self.args.beta, 0.0)[:, None]  # the first mean stands as it is
+        beta = torch.where(self.counted.to(labels.device)[there], self.args.beta, 0.0)[
+            :, None
+        ]  # the first mean stands as it is
         self.phi[there] = beta * self.phi[there] + (1 - beta) * means
         self.counted |= there.cpu()
 
@@ -96,7 +103,9 @@ class Hal(ContinualModel):
         rows = torch.cat(rows)
         if len(rows):
             new = self.make_anchors(normalized(examples[rows], self.normalization_transform), labels[rows])
-            self.anchors = new if self.anchors is None or self.SETTING == "domain-il" else torch.cat([self.anchors, new])
+            self.anchors = (
+                new if self.anchors is None or self.SETTING == "domain-il" else torch.cat([self.anchors, new])
+            )
 
     def make_anchors(self, start, labels):
         """Images of the given classes that a network tuned on the memory forgets most."""

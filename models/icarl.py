@@ -30,7 +30,9 @@ class ICarl(ContinualModel):
     def get_parser(parser):
         add_memory_args(parser)
         add_codec_args(parser, "uint8")
-        parser.add_argument("--opt_wd", type=non_negative, default=1e-5, help="weight of the squared parameters in the loss")
+        parser.add_argument(
+            "--opt_wd", type=non_negative, default=1e-5, help="weight of the squared parameters in the loss"
+        )
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -61,14 +63,23 @@ class ICarl(ContinualModel):
         return loss.detach()
 
     def end_task(self, dataset):
-        fill_buffer(self.buffer, dataset, self.current_task, net=self.net, use_herding=True, normalize_features=True,
-                    normalization=self.normalization_transform)
+        fill_buffer(
+            self.buffer,
+            dataset,
+            self.current_task,
+            net=self.net,
+            use_herding=True,
+            normalize_features=True,
+            normalization=self.normalization_transform,
+        )
         self.old_net = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.means = None
 
     def forward(self, x):
         if self.means is None:
-            self.means = class_means(self.net, self.buffer, self.dataset, self.n_seen_classes, self.normalization_transform)
+            self.means = class_means(
+                self.net, self.buffer, self.dataset, self.n_seen_classes, self.normalization_transform
+            )
         features = F.normalize(self.net(x, returnt="features").flatten(1), dim=1)
         # not by a matrix product, which turns an infinitely far class into NaN
         return -torch.cdist(features, self.means, compute_mode="donot_use_mm_for_euclid_dist").square()

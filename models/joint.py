@@ -26,7 +26,9 @@ class Joint(ContinualModel):
                 if self.args.debug_mode and number >= self.get_debug_iters():
                     break
                 inputs = inputs.to(self.device)
-                loss = self.meta_observe(inputs, labels.to(self.device), inputs, epoch=epoch)  # without unlabelled images
+                loss = self.meta_observe(
+                    inputs, labels.to(self.device), inputs, epoch=epoch
+                )  # without unlabelled images
                 self.step_schedule("iter")
             self.step_schedule("epoch")
             self.work_loss = loss

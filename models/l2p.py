@@ -25,8 +25,17 @@ from utils.flags import boolean, non_negative, positive, positive_int
 class L2P(PromptModel):
     NAME = "l2p"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {"n_epochs": 1, "pool_size_l2p": 4, "length": 2, "top_k": 2, "fusion_weights": "none", "fusion_width": 16, "fusion_layers": 1,
-                "fusion_heads": 2, "clip_grad": 0.5}  # fmt: skip
+    TOY_ARGS = {
+        "n_epochs": 1,
+        "pool_size_l2p": 4,
+        "length": 2,
+        "top_k": 2,
+        "fusion_weights": "none",
+        "fusion_width": 16,
+        "fusion_layers": 1,
+        "fusion_heads": 2,
+        "clip_grad": 0.5,
+    }
 
     @staticmethod
     def get_parser(parser):

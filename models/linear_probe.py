@@ -27,13 +27,17 @@ class LinearProbe(VLMModel):
         parser.add_argument("--C", type=positive, default=10.0, help="weight of the data against the squared weights")
         parser.add_argument("--normalize", type=boolean, default=True, help="unit features")
         parser.add_argument("--probe_iters", type=positive_int, default=500, help="L-BFGS iterations at most")
-        parser.add_argument("--probe_input", choices=["both", "image", "text"], help="of pictures with texts (default: both)")
+        parser.add_argument(
+            "--probe_input", choices=["both", "image", "text"], help="of pictures with texts (default: both)"
+        )
         return add_vlm_args(parser, names=False)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.probe_input and not self.dataset.HAS_TEXT:
-            raise UserError(f"--probe_input {args.probe_input}: {self.dataset.NAME} has pictures alone; leave the flag out")
+            raise UserError(
+                f"--probe_input {args.probe_input}: {self.dataset.NAME} has pictures alone; leave the flag out"
+            )
         self.looks_at = args.probe_input or self.looks_at
         self.weight = torch.zeros(self.num_classes, self.feature_dim, device=self.device)
         self.bias = torch.zeros(self.num_classes, device=self.device)
@@ -44,7 +48,9 @@ class LinearProbe(VLMModel):
     def end_task(self, dataset):
         features, labels = self.image_features(dataset.train_loader.dataset)
         features, labels = self.prepare(features)[labels >= 0], labels[labels >= 0]
-        self.weight, self.bias = fit_logistic(features, labels, self.weight, self.bias, self.args.C, self.args.probe_iters)
+        self.weight, self.bias = fit_logistic(
+            features, labels, self.weight, self.bias, self.args.C, self.args.probe_iters
+        )
 
     def forward(self, x):
         return (self.prepare(self.encode(x)) @ self.weight.T + self.bias)[:, : self.n_seen_classes]
@@ -54,13 +60,21 @@ def fit_logistic(features, labels, weight, bias, C, iterations):
     """The minimiser of C * sum CE + |W|^2 / 2, from a starting point; in float64."""
     features = features.double()
     weight, bias = (t.detach().double().requires_grad_() for t in (weight, bias))
-    solver = torch.optim.LBFGS([weight, bias], max_iter=iterations, tolerance_grad=1e-6, tolerance_change=1e-10,
-                               history_size=20, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=iterations,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
     scale = 1.0 / max(len(features), 1)  # the same minimiser, better conditioned
 
     def closure():
         solver.zero_grad()
-        loss = scale * (C * cross_entropy(features @ weight.T + bias, labels, reduction="sum") + 0.5 * weight.square().sum())
+        loss = scale * (
+            C * cross_entropy(features @ weight.T + bias, labels, reduction="sum") + 0.5 * weight.square().sum()
+        )
         loss.backward()
         return loss
 

@@ -98,8 +98,15 @@ class Lucir(ContinualModel):
         return F.linear(F.normalize(features, dim=1), F.normalize(rows, dim=1))
 
     def end_task(self, dataset):
-        fill_buffer(self.buffer, dataset, self.current_task, net=self.net, use_herding=True, normalize_features=True,
-                    normalization=self.normalization_transform)  # fmt: skip
+        fill_buffer(
+            self.buffer,
+            dataset,
+            self.current_task,
+            net=self.net,
+            use_herding=True,
+            normalize_features=True,
+            normalization=self.normalization_transform,
+        )
         if self.current_task and not self.args.inference_only:
             self.tune()
         self.old_net = copy.deepcopy(self.net).eval().requires_grad_(False)
@@ -109,8 +116,12 @@ class Lucir(ContinualModel):
         stored, classifier = self.buffer.serialize("cpu"), self.net.classifier
         features = features_of(self.net, as_unit(stored["examples"]), self.normalization_transform, self.device)
         labels = stored["labels"].to(self.device)
-        opt = torch.optim.SGD(classifier.parameters(), lr=self.args.lr_finetune, momentum=self.args.optim_mom,
-                              weight_decay=self.args.optim_wd)  # fmt: skip
+        opt = torch.optim.SGD(
+            classifier.parameters(),
+            lr=self.args.lr_finetune,
+            momentum=self.args.optim_mom,
+            weight_decay=self.args.optim_wd,
+        )
         for _ in range(self.args.fitting_epochs):
             opt.zero_grad()
             F.cross_entropy(classifier(features)[:, : self.n_seen_classes], labels).backward()

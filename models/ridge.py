@@ -37,7 +37,9 @@ class Ridge(VLMModel):
         self.gram += features.T @ features
         self.cross += features.T @ one_hot(labels, self.num_classes).double()
         damped = self.gram + self.args.ridge * torch.eye(len(self.gram), dtype=torch.float64)
-        self.weights = torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped)).float().contiguous().to(self.device)
+        self.weights = (
+            torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped)).float().contiguous().to(self.device)
+        )
 
     def forward(self, x):
         return (normalize(self.encode(x), dim=1) @ self.weights)[:, : self.n_seen_classes]

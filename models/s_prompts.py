@@ -26,8 +26,15 @@ from utils.randomness import generator
 class SPrompts(PromptModel):
     NAME = "s-prompts"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {"n_centroids": 2, "length": 2, "fusion_weights": "none", "fusion_width": 16, "fusion_layers": 1,
-                "fusion_heads": 2, "clip_grad": 0.5}  # fmt: skip
+    TOY_ARGS = {
+        "n_centroids": 2,
+        "length": 2,
+        "fusion_weights": "none",
+        "fusion_width": 16,
+        "fusion_layers": 1,
+        "fusion_heads": 2,
+        "clip_grad": 0.5,
+    }
 
     @staticmethod
     def get_parser(parser):

@@ -23,9 +23,15 @@ class Slda(VLMModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--shrinkage", type=fraction, default=1e-2, help="share of a multiple of I in the covariance")
-        parser.add_argument("--prior", choices=["empirical", "uniform"], default="empirical",
-                            help="weigh classes by their images, or alike")
+        parser.add_argument(
+            "--shrinkage", type=fraction, default=1e-2, help="share of a multiple of I in the covariance"
+        )
+        parser.add_argument(
+            "--prior",
+            choices=["empirical", "uniform"],
+            default="empirical",
+            help="weigh classes by their images, or alike",
+        )
         parser.add_argument("--normalize", type=boolean, default=True, help="unit features")
         return add_vlm_args(parser, names=False)
 

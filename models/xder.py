@@ -31,7 +31,14 @@ from utils.plain import normalized
 class XDer(ContinualModel):
     NAME = "xder"
     COMPATIBILITY = ["class-il", "task-il"]
-    TOY_ARGS = {"simclr_num_aug": 2, "simclr_batch_size": 4, "lambd": 0.5, "constr_eta": 0.5, "constr_margin": 1.0, "dp_weight": 0.5}
+    TOY_ARGS = {
+        "simclr_num_aug": 2,
+        "simclr_batch_size": 4,
+        "lambd": 0.5,
+        "constr_eta": 0.5,
+        "constr_margin": 1.0,
+        "dp_weight": 0.5,
+    }
 
     @staticmethod
     def get_parser(parser):
@@ -69,8 +76,9 @@ class XDer(ContinualModel):
         loss = loss + self.constraint(outputs, self.current, past=True)
         views, of = [not_aug_inputs], [labels]
         if not self.buffer.is_empty():
-            rows, plain, x, y, z, _ = self.buffer.get_data(args.minibatch_size, self.transform, return_index=True,
-                                                           device=self.device, return_not_aug=True)  # fmt: skip
+            rows, plain, x, y, z, _ = self.buffer.get_data(
+                args.minibatch_size, self.transform, return_index=True, device=self.device, return_not_aug=True
+            )
             again = self.net(x)
             loss = loss + args.alpha * mse_loss(again, z)
             self.refresh(rows, z, again.detach(), y)
@@ -117,7 +125,9 @@ class XDer(ContinualModel):
         self.draws[places] += 1
         chosen = (torch.rand(len(rows)) * self.draws[places].cpu() < 1).nonzero().flatten().to(rows.device)
         if len(chosen):
-            new = implant(stored[chosen], outputs[chosen], labels[chosen], slice(self.n_past_classes, None), self.args.gamma)
+            new = implant(
+                stored[chosen], outputs[chosen], labels[chosen], slice(self.n_past_classes, None), self.args.gamma
+            )
             self.buffer.replace(rows[chosen], logits=new)
 
     @torch.no_grad()
@@ -169,7 +179,9 @@ def contrast(outputs, labels, temperature: float):
     """Supervised contrastive loss of unit outputs (N, D): samples of a label attract each other, mean over anchors."""
     unit = normalize(outputs, dim=1)
     alike = (labels[:, None] == labels[None]) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    logits = (unit @ unit.T / temperature).masked_fill(torch.eye(len(labels), dtype=torch.bool, device=labels.device), -torch.inf)
+    logits = (unit @ unit.T / temperature).masked_fill(
+        torch.eye(len(labels), dtype=torch.bool, device=labels.device), -torch.inf
+    )
     log_share = (logits - logits.logsumexp(1, keepdim=True)).masked_fill(~alike, 0)
     partners = alike.sum(1)
     return -(log_share.sum(1) / partners.clamp(min=1))[partners > 0].sum() / max(len(labels), 1)

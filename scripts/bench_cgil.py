@@ -68,8 +68,12 @@ class Bench:
     def step(self, encode, chunk: int = 0) -> float:
         began = time.process_time()
         self.optimizer.zero_grad()
-        chunked_backward(lambda rows: normalize(encode(rows), dim=1), len(self.names), chunk,
-                         lambda keys: cross_entropy(100 * self.x @ keys.T, self.y))
+        chunked_backward(
+            lambda rows: normalize(encode(rows), dim=1),
+            len(self.names),
+            chunk,
+            lambda keys: cross_entropy(100 * self.x @ keys.T, self.y),
+        )
         self.optimizer.step()
         return time.process_time() - began
 
@@ -92,8 +96,10 @@ def compare(args) -> float:
         difference = plain(rows) - bench.ours(rows)
     seconds, own = (statistics.median(times[k]) for k in ("plain", "ours"))
     lengths = bench.prompts.eot + 1
-    print(f"{args.classes} prompts, {lengths.float().mean():.1f} tokens on average, {int(lengths.max())} at most; "
-          f"largest difference of a key {difference.abs().max():.1e}")
+    print(
+        f"{args.classes} prompts, {lengths.float().mean():.1f} tokens on average, {int(lengths.max())} at most; "
+        f"largest difference of a key {difference.abs().max():.1e}"
+    )
     print(f"plain {seconds:.2f} s, ours {own:.3f} s of processor time a step: ratio {seconds / own:.1f} (wanted: 10)")
     return seconds / own
 
@@ -104,8 +110,11 @@ def own_step(classes: int, chunk: int, repeats: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = statistics.median([bench.step(bench.ours, chunk) for _ in range(repeats + 1)][1:])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{classes} classes, --align_chunk {chunk}: {seconds:.2f} s, {1e3 * seconds / classes:.1f} ms a prompt, "
-          f"{(peak - before) / 2**20:.2f} GiB beyond what stood before the first step", flush=True)
+    print(
+        f"{classes} classes, --align_chunk {chunk}: {seconds:.2f} s, {1e3 * seconds / classes:.1f} ms a prompt, "
+        f"{(peak - before) / 2**20:.2f} GiB beyond what stood before the first step",
+        flush=True,
+    )
 
 
 def main() -> int:
@@ -113,7 +122,9 @@ def main() -> int:
     parser.add_argument("--classes", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--check", action="store_true", help="exit 1 if the ratio is below 10")
-    parser.add_argument("--memory", type=int, nargs="+", help="numbers of classes at which our step is timed and its memory measured")
+    parser.add_argument(
+        "--memory", type=int, nargs="+", help="numbers of classes at which our step is timed and its memory measured"
+    )
     parser.add_argument("--chunks", type=int, nargs="+", default=[0, 50], help="values of --align_chunk for --memory")
     parser.add_argument("--own", type=int, nargs=2, help=argparse.SUPPRESS)  # the child of --memory: classes and chunk
     args = parser.parse_args()
@@ -122,7 +133,10 @@ def main() -> int:
     elif args.memory:
         for classes in args.memory:
             for chunk in args.chunks:
-                subprocess.run([sys.executable, __file__, "--own", str(classes), str(chunk), "--repeats", str(args.repeats)], check=True)
+                subprocess.run(
+                    [sys.executable, __file__, "--own", str(classes), str(chunk), "--repeats", str(args.repeats)],
+                    check=True,
+                )
     else:
         ratio = compare(args)
         return int(args.check and ratio < 10)

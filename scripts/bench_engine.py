@@ -203,8 +203,26 @@ def timed_steps(method: str, stream: str, pairs: int, args: argparse.Namespace, 
 def run_argv(method: str, dataset: str, data: str, runs: str, *more: str) -> list[str]:
     replay = {"er": ["--buffer_size", str(BUFFER)], "sgd": []}
     replay["derpp"] = [*replay["er"], "--alpha", str(ALPHA), "--beta", str(BETA)]
-    return ["--model", method, "--dataset", dataset, "--base_path", data, "--results_path", runs, "--device", "cpu",
-            "--lr", str(LR), "--batch_size", str(BATCH), "--seed", "0", *replay[method], *more]  # fmt: skip
+    return [
+        "--model",
+        method,
+        "--dataset",
+        dataset,
+        "--base_path",
+        data,
+        "--results_path",
+        runs,
+        "--device",
+        "cpu",
+        "--lr",
+        str(LR),
+        "--batch_size",
+        str(BATCH),
+        "--seed",
+        "0",
+        *replay[method],
+        *more,
+    ]
 
 
 def build(method: str, stream: str, args: argparse.Namespace, *more: str) -> tuple:
@@ -272,8 +290,9 @@ def evaluation_rows(args: argparse.Namespace) -> list[Row]:
     from utils.evaluate import eval_batch_size, evaluate_tasks
     from utils.training import train
 
-    model, dataset, run_args, record, twin = build("sgd", "seq-cifar10", args, "--fitting_mode", "iters",
-                                                   "--n_iters", "1", "--num_filters", "8")  # fmt: skip
+    model, dataset, run_args, record, twin = build(
+        "sgd", "seq-cifar10", args, "--fitting_mode", "iters", "--n_iters", "1", "--num_filters", "8"
+    )
     with quiet():
         train(model, dataset, run_args, record)
     sizes = [len(loader.dataset) for loader in dataset.test_loaders]
@@ -312,8 +331,13 @@ def in_child(name: str, argv: list[str]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-SECTIONS = {"start": start_rows, "first": first_rows, "step": step_rows, "memory": memory_rows,
-            "evaluation": evaluation_rows}  # fmt: skip
+SECTIONS = {
+    "start": start_rows,
+    "first": first_rows,
+    "step": step_rows,
+    "memory": memory_rows,
+    "evaluation": evaluation_rows,
+}
 
 
 def main() -> None:

@@ -78,7 +78,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.vilt:
         full, quarter = vilt_step_times(args.batch)
-        print(f"step of ViLT-B/32, batch {args.batch}: {full:.2f} s with 144 patches, {quarter:.2f} s with 36: {quarter / full:.2f}x")
+        print(
+            f"step of ViLT-B/32, batch {args.batch}: {full:.2f} s with 144 patches, {quarter:.2f} s with 36: {quarter / full:.2f}x"
+        )
         return
     full, quarter = (step_time(args.layers, args.batch, n) for n in (CELLS, CELLS // 4))
     print(

@@ -103,12 +103,34 @@ class Arm:
         method, flags = ARMS[name]
         half = "bf16" if args.half or args.device == "cuda" else "fp32"  # half precision is slow on most CPUs
         dataset_class = stream(args.classes, args.batch, SHAPES[args.shape][1])
-        with mock.patch.dict(registry._registered["dataset"], {"bench-noise": dataset_class}), \
-             mock.patch.dict(registry._registered["model"], {method.NAME: method}), \
-             mock.patch("models.utils.vlm_model.load_clip", lambda *_: random_clip(args.shape, args.device)):  # fmt: skip
-            argv = ["--model", method.NAME, "--dataset", "bench-noise", "--seed", "0", "--batch_size", str(args.batch), "--n_epochs",
-                    "1", "--device", args.device, "--base_path", base, "--features", "off", "--non_verbose", "1", "-O",
-                    str(args.code_optimization), *[half if f == "half" else f for f in flags]]  # fmt: skip
+        with (
+            mock.patch.dict(registry._registered["dataset"], {"bench-noise": dataset_class}),
+            mock.patch.dict(registry._registered["model"], {method.NAME: method}),
+            mock.patch("models.utils.vlm_model.load_clip", lambda *_: random_clip(args.shape, args.device)),
+        ):
+            argv = [
+                "--model",
+                method.NAME,
+                "--dataset",
+                "bench-noise",
+                "--seed",
+                "0",
+                "--batch_size",
+                str(args.batch),
+                "--n_epochs",
+                "1",
+                "--device",
+                args.device,
+                "--base_path",
+                base,
+                "--features",
+                "off",
+                "--non_verbose",
+                "1",
+                "-O",
+                str(args.code_optimization),
+                *[half if f == "half" else f for f in flags],
+            ]
             parsed = cli.parse(argv).args
             self.dataset = dataset_class(parsed)
             self.model = method(None, self.dataset.get_loss(), parsed, None, self.dataset).to(args.device)
@@ -162,8 +184,22 @@ def memory(args) -> None:
     size = 4 * sum(p.numel() for p in random_clip(args.shape, "cpu").parameters())
     print(f"weights {size / 2**20:.0f} MiB\n| arm | peak beyond start, MiB | in weights |\n|---|---|---|")
     for name in ARMS:
-        argv = [sys.executable, __file__, "--one", name, "--shape", args.shape, "--batch", str(args.batch), "--classes", str(args.classes),
-                "--device", args.device, "-O", str(args.code_optimization)]  # fmt: skip
+        argv = [
+            sys.executable,
+            __file__,
+            "--one",
+            name,
+            "--shape",
+            args.shape,
+            "--batch",
+            str(args.batch),
+            "--classes",
+            str(args.classes),
+            "--device",
+            args.device,
+            "-O",
+            str(args.code_optimization),
+        ]
         argv += ["--half"] * args.half
         peak = int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
         print(f"| {name} | {peak / 2**20:.0f} | {peak / size:.2f} |")

@@ -97,8 +97,10 @@ def load_captioner(model: str, kind: str, prompt: str, device: str, max_new_toke
         import transformers
     except ImportError:
         raise Problem("captions need transformers: pip install transformers") from None
-    names = {"instructblip": ("InstructBlipProcessor", "InstructBlipForConditionalGeneration"),
-             "blip": ("BlipProcessor", "BlipForConditionalGeneration")}[kind]  # fmt: skip
+    names = {
+        "instructblip": ("InstructBlipProcessor", "InstructBlipForConditionalGeneration"),
+        "blip": ("BlipProcessor", "BlipForConditionalGeneration"),
+    }[kind]
     half = torch.float16 if device.startswith("cuda") else torch.float32
     try:
         processor = getattr(transformers, names[0]).from_pretrained(model)

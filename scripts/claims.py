@@ -11,11 +11,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.results import read_record  # noqa: E402
 
-COLUMNS = {"class_il_last": "last", "class_il_avg": "average", "ci_transfer": "ci-transfer", "seen_all": "seen, all names",
-           "ci_harmonic": "harmonic", "stored_bytes": "stored MiB", "wall_s": "seconds"}
+COLUMNS = {
+    "class_il_last": "last",
+    "class_il_avg": "average",
+    "ci_transfer": "ci-transfer",
+    "seen_all": "seen, all names",
+    "ci_harmonic": "harmonic",
+    "stored_bytes": "stored MiB",
+    "wall_s": "seconds",
+}
 
-VQA_COLUMNS = {"vqa_last": "last", "exact_match_last": "exact match", "vqa_forgetting": "forgetting", "route_acc_last": "routed right",
-               "oracle_route_last": "true pool", "stored_bytes": "stored MiB", "wall_s": "seconds"}  # fmt: skip
+VQA_COLUMNS = {
+    "vqa_last": "last",
+    "exact_match_last": "exact match",
+    "vqa_forgetting": "forgetting",
+    "route_acc_last": "routed right",
+    "oracle_route_last": "true pool",
+    "stored_bytes": "stored MiB",
+    "wall_s": "seconds",
+}
 
 
 def read(results: Path) -> dict[str, dict[int, dict[str, float]]]:
@@ -24,20 +38,29 @@ def read(results: Path) -> dict[str, dict[int, dict[str, float]]]:
     for path in sorted(results.rglob("record.jsonl"), key=lambda p: p.parent.name):
         rows = read_record(path)
         if rows and rows[-1].get("status") == "done":
-            arms.setdefault(rows[0]["args"]["notes"], {})[rows[0]["args"]["seed"]] = averages(rows) | rows[-1]["summary"]
+            arms.setdefault(rows[0]["args"]["notes"], {})[rows[0]["args"]["seed"]] = (
+                averages(rows) | rows[-1]["summary"]
+            )
     return arms
 
 
 def averages(rows: list[dict]) -> dict[str, float]:
     """`<score>_avg` of each score: mean over the tasks of its mean over the tasks seen by then."""
     tasks = [r["scores"] for r in rows if r["type"] == "task"]
-    return {f"{name}_avg": float(np.mean([np.mean(scores[name][: t + 1]) for t, scores in enumerate(tasks)]))
-            for name in (tasks[0] if tasks else ()) if all(name in scores for scores in tasks)}  # fmt: skip
+    return {
+        f"{name}_avg": float(np.mean([np.mean(scores[name][: t + 1]) for t, scores in enumerate(tasks)]))
+        for name in (tasks[0] if tasks else ())
+        if all(name in scores for scores in tasks)
+    }
 
 
 def interval(values: list[float]) -> float:
     """Half the width of the 95 % confidence interval of the mean (Student's t)."""
-    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+    return (
+        float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+        if len(values) > 1
+        else float("nan")
+    )
 
 
 def spread(values: list[float]) -> str:
@@ -53,7 +76,11 @@ def main() -> None:
     args = parser.parse_args()
     columns, last = (VQA_COLUMNS, "vqa_last") if args.vqa else (COLUMNS, "class_il_last")
     arms = read(args.results)
-    print("| arm | seeds | " + " | ".join(columns.values()) + f" | last: {args.reference} minus this, per seed | mean ± 95 % |")
+    print(
+        "| arm | seeds | "
+        + " | ".join(columns.values())
+        + f" | last: {args.reference} minus this, per seed | mean ± 95 % |"
+    )
     print("|---" * (len(columns) + 4) + "|")
     for name, seeds in arms.items():
         cells = []

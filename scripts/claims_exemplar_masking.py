@@ -12,9 +12,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from claims import read, spread  # noqa: E402
 
-COLUMNS = {"class_il_avg": "average", "class_il_last": "last", "class_il_forgetting": "forgetting", "nme_avg": "average, nearest mean",
-           "nme_last": "last, nearest mean", "exemplars_last": "exemplars a class", "exemplar_bytes_last": "bytes each", "kept_patches_last": "patches %",
-           "kept_words_last": "words %", "kept_attention_last": "attention %", "stored_bytes": "stored KiB", "wall_s": "seconds"}  # fmt: skip
+COLUMNS = {
+    "class_il_avg": "average",
+    "class_il_last": "last",
+    "class_il_forgetting": "forgetting",
+    "nme_avg": "average, nearest mean",
+    "nme_last": "last, nearest mean",
+    "exemplars_last": "exemplars a class",
+    "exemplar_bytes_last": "bytes each",
+    "kept_patches_last": "patches %",
+    "kept_words_last": "words %",
+    "kept_attention_last": "attention %",
+    "stored_bytes": "stored KiB",
+    "wall_s": "seconds",
+}
 # arm, arm it is compared with, what the difference of the average accuracy should be: at least, or at most
 CLAIMS = [
     ("masked 5x", "full 5x", ">=", 1.0),
@@ -45,7 +56,9 @@ def table(arms: Arms) -> None:
     print("|---" * (len(COLUMNS) + 2) + "|")
     for name, seeds in arms.items():
         values = {k: [s[k] / (1024 if k == "stored_bytes" else 1) for s in seeds.values() if k in s] for k in COLUMNS}
-        print(f"| {name} | {len(seeds)} | " + " | ".join(f"{np.mean(v):.1f}" if v else "" for v in values.values()) + " |")
+        print(
+            f"| {name} | {len(seeds)} | " + " | ".join(f"{np.mean(v):.1f}" if v else "" for v in values.values()) + " |"
+        )
 
 
 def claims(arms: Arms) -> None:
@@ -58,14 +71,18 @@ def claims(arms: Arms) -> None:
             if found:
                 holds = np.mean(found) >= bound if sign == ">=" else np.mean(found) <= bound
                 each = " ".join(f"{g:+.1f}" for g in found)
-                print(f"| {first} minus {second} | {sign} {bound:g} | {head} | {each} | {spread(found)} | "
-                      f"{'yes' if holds else 'no'} | {spread(gaps(arms, first, second, f'{score}_last'))} |")  # fmt: skip
+                print(
+                    f"| {first} minus {second} | {sign} {bound:g} | {head} | {each} | {spread(found)} | "
+                    f"{'yes' if holds else 'no'} | {spread(gaps(arms, first, second, f'{score}_last'))} |"
+                )
     masked, full = (arms.get(name, {}) for name in ("masked 5x", "full 5x"))
     ratios = [masked[s]["exemplars_last"] / full[s]["exemplars_last"] for s in sorted(masked) if s in full]
     if ratios:
         each = " ".join(f"{r:.2f}" for r in ratios)
-        print(f"| exemplars a class, masked 5x over full 5x | >= 2 | | {each} | {np.mean(ratios):.2f} | "
-              f"{'yes' if np.mean(ratios) >= 2 else 'no'} | |")  # fmt: skip
+        print(
+            f"| exemplars a class, masked 5x over full 5x | >= 2 | | {each} | {np.mean(ratios):.2f} | "
+            f"{'yes' if np.mean(ratios) >= 2 else 'no'} | |"
+        )
 
 
 def plot(arms: Arms, path: Path) -> None:
@@ -78,8 +95,11 @@ def plot(arms: Arms, path: Path) -> None:
         if kind := re.fullmatch(r"(.*) ([\d.]+)x", name):
             found.setdefault(kind[1], {})[float(kind[2])] = {seed: s["class_il_avg"] for seed, s in seeds.items()}
     common = {name: set.intersection(*map(set, points.values())) for name, points in found.items()}
-    lines = {name: {w: [of[seed] for seed in sorted(common[name])] for w, of in points.items()}
-             for name, points in found.items() if len(points) > 1 and common[name]}  # fmt: skip
+    lines = {
+        name: {w: [of[seed] for seed in sorted(common[name])] for w, of in points.items()}
+        for name, points in found.items()
+        if len(points) > 1 and common[name]
+    }
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
     for i, (name, points) in enumerate(sorted(lines.items(), key=lambda line: -np.mean(line[1][max(line[1])]))):

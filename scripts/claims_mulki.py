@@ -39,11 +39,18 @@ def read(results: Path) -> dict[str, dict[tuple[int, str], dict]]:
         known = [j for j in range(len(R)) if j != signs]
         seconds = [sum(v for k, v in row["seconds"].items() if k != "evaluate") for row in tasks]
         arms.setdefault(args["notes"], {})[args["seed"], args["mtil_order"]] = {
-            "Transfer": summary["mtil_transfer"], "Average": summary["mtil_avg"], "Last": summary["mtil_last"],
-            "without": R[-1, known].mean(), "average_without": R[:, known].mean(), "own": np.diag(R).mean(),
-            "signs": np.nan if signs is None else R[-1, signs], "forgetting": summary["task_il_forgetting"],
-            "x": summary["class_il_last"], "seconds": np.mean(seconds), "stored": summary["stored_bytes"] / 2**20,
-        }  # fmt: skip
+            "Transfer": summary["mtil_transfer"],
+            "Average": summary["mtil_avg"],
+            "Last": summary["mtil_last"],
+            "without": R[-1, known].mean(),
+            "average_without": R[:, known].mean(),
+            "own": np.diag(R).mean(),
+            "signs": np.nan if signs is None else R[-1, signs],
+            "forgetting": summary["task_il_forgetting"],
+            "x": summary["class_il_last"],
+            "seconds": np.mean(seconds),
+            "stored": summary["stored_bytes"] / 2**20,
+        }
     return arms
 
 
@@ -54,8 +61,17 @@ def main() -> None:
     args = parser.parse_args()
     arms = read(args.results)
     columns = [*SCORES, "own", "forgetting", "without", "average_without", "signs", "x", "seconds", "stored"]
-    titles = [*SCORES, "own task", "forgetting", "Last without signs", "Average without signs", "signs at the end",
-              "unmasked last", "seconds a task", "stored MiB"]  # fmt: skip
+    titles = [
+        *SCORES,
+        "own task",
+        "forgetting",
+        "Last without signs",
+        "Average without signs",
+        "signs at the end",
+        "unmasked last",
+        "seconds a task",
+        "stored MiB",
+    ]
     print("| arm | runs | " + " | ".join(titles) + " |")
     print("|---" * (len(titles) + 2) + "|")
     for name, runs in arms.items():

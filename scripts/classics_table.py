@@ -11,10 +11,38 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.results import read_record  # noqa: E402
 
-ORDER = ["joint", "sgd", "er", "derpp", "icarl", "er-ace", "der", "xder", "rpc", "fdr", "gdumb", "gss", "hal", "mer",
-         "lwf", "ewc-on", "si", "agem", "agem-r", "gem", "lucir", "bic"]  # fmt: skip
-COLUMNS = {"class_il_last": "last", "class_il_avg": "average", "class_il_forgetting": "forgetting",
-           "task_il_last": "last, task known", "stored_bytes": "stored MiB", "wall_s": "seconds"}  # fmt: skip
+ORDER = [
+    "joint",
+    "sgd",
+    "er",
+    "derpp",
+    "icarl",
+    "er-ace",
+    "der",
+    "xder",
+    "rpc",
+    "fdr",
+    "gdumb",
+    "gss",
+    "hal",
+    "mer",
+    "lwf",
+    "ewc-on",
+    "si",
+    "agem",
+    "agem-r",
+    "gem",
+    "lucir",
+    "bic",
+]
+COLUMNS = {
+    "class_il_last": "last",
+    "class_il_avg": "average",
+    "class_il_forgetting": "forgetting",
+    "task_il_last": "last, task known",
+    "stored_bytes": "stored MiB",
+    "wall_s": "seconds",
+}
 OF_A_STREAM = {"class_il_avg", "class_il_forgetting"}  # no scores of joint, which learns once, at the end
 PREAMBLE = """# The classics on the picture world
 

@@ -33,20 +33,25 @@ ARCHIVES = {
         (f"{CALTECH}/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78", "."),
     ],
     "seq-cars196": [
-        *((f"{HUB}/cars196/resolve/main/{part}_{kind}.pt", None, "cars196")
-          for part in ("train", "test") for kind in ("images", "labels")),
+        *(
+            (f"{HUB}/cars196/resolve/main/{part}_{kind}.pt", None, "cars196")
+            for part in ("train", "test")
+            for kind in ("images", "labels")
+        ),
         (f"{HUB}/cars196/resolve/main/class_names.json", None, "cars196"),
     ],
     "seq-eurosat-rgb": [
-        (f"{TORCHGEO}/eurosat/resolve/main/EuroSAT.zip", "c8fa014336c82ac7804f0398fcb19387",
-         "eurosat"),
+        (f"{TORCHGEO}/eurosat/resolve/main/EuroSAT.zip", "c8fa014336c82ac7804f0398fcb19387", "eurosat"),
         (f"{HUB}/eurosat-rgb/resolve/main/split.json", None, "eurosat"),
     ],
     "clove-scene": [(f"{CLVQA}/CLOVE-json.zip", None, "clove")],
     "clove-function": [(f"{CLVQA}/CLOVE-json.zip", None, "clove")],
     "vqacl": [
-        *((f"{VQA}/v2_{kind}_{part}_mscoco.zip", None, "vqacl")
-          for kind in ("Questions", "Annotations") for part in ("Train", "Val")),
+        *(
+            (f"{VQA}/v2_{kind}_{part}_mscoco.zip", None, "vqacl")
+            for kind in ("Questions", "Annotations")
+            for part in ("Train", "Val")
+        ),
         *((f"{COCO}/{part}2014.zip", None, "vqacl") for part in ("train", "val")),
     ],
     "mm-imdb": [("https://archive.org/download/mmimdb/mmimdb.tar.gz", None, ".")],
@@ -55,7 +60,7 @@ ARCHIVES = {
         (f"{ISIC}_GroundTruth.zip", None, "isic"),
         (f"{ISIC}_LesionGroupings.csv", None, "isic"),
     ],
-}  # fmt: skip
+}
 
 ARCHIVES["mm-imagenet-r"] = ARCHIVES["seq-imagenet-r"]
 # dataset -> what is left to do by hand after its archives, if it has any
@@ -72,20 +77,31 @@ THEN_BY_HAND = {
 
 # what torchvision fetches of the cross-domain streams, folder below base_path of its root
 CROSS_DOMAIN = {
-    "FGVCAircraft": ".", "Caltech101": ".", "CIFAR100": "CIFAR100", "DTD": ".", "EuroSAT": ".",
-    "Flowers102": ".", "Food101": ".", "MNIST": "MNIST", "OxfordIIITPet": ".",
-}  # fmt: skip
+    "FGVCAircraft": ".",
+    "Caltech101": ".",
+    "CIFAR100": "CIFAR100",
+    "DTD": ".",
+    "EuroSAT": ".",
+    "Flowers102": ".",
+    "Food101": ".",
+    "MNIST": "MNIST",
+    "OxfordIIITPet": ".",
+}
 BY_HAND = {
     "stanford_cars": "Stanford Cars, from a mirror named in github.com/pytorch/vision/issues/7545",
     "SUN397": "SUN397, from a mirror named in github.com/pytorch/vision/pull/9528",
 }
 # the lists of Zhou et al. that xtail reads (mtil with --split coop, too), below base_path
 COOP_LISTS = (
-    "caltech101/split_zhou_Caltech101.json", "dtd/dtd/split_zhou_DescribableTextures.json",
-    "eurosat/split_zhou_EuroSAT.json", "flowers-102/split_zhou_OxfordFlowers.json", "food-101/split_zhou_Food101.json",
-    "oxford-iiit-pet/split_zhou_OxfordPets.json", "stanford_cars/split_zhou_StanfordCars.json",
+    "caltech101/split_zhou_Caltech101.json",
+    "dtd/dtd/split_zhou_DescribableTextures.json",
+    "eurosat/split_zhou_EuroSAT.json",
+    "flowers-102/split_zhou_OxfordFlowers.json",
+    "food-101/split_zhou_Food101.json",
+    "oxford-iiit-pet/split_zhou_OxfordPets.json",
+    "stanford_cars/split_zhou_StanfordCars.json",
     "SUN397/split_zhou_SUN397.json",
-)  # fmt: skip
+)
 
 
 def md5_of(path: Path) -> str:
@@ -146,7 +162,9 @@ def prepare_cross_domain(base_path: Path, dataset: str = "mtil") -> Path:
         root = base_path / folder
         root.mkdir(parents=True, exist_ok=True)
         getattr(datasets, name)(str(root), download=True)
-    missing = [f"{what} as {base_path / folder}" for folder, what in BY_HAND.items() if not (base_path / folder).is_dir()]
+    missing = [
+        f"{what} as {base_path / folder}" for folder, what in BY_HAND.items() if not (base_path / folder).is_dir()
+    ]
     lists = [str(base_path / name) for name in COOP_LISTS if dataset == "xtail" and not (base_path / name).is_file()]
     if lists:
         missing.append(f"the lists linked in DATASETS.md of github.com/KaiyangZhou/CoOp as {', '.join(lists)}")

@@ -27,8 +27,21 @@ from utils.report import TITLES, human  # noqa: E402
 from utils.results import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table, read_record  # noqa: E402
 
 SEEDS = {"seed", "picture_seed", "class_order_seed", "class_order"}  # runs that differ in these alone are repeats
-SHORT = ["class_il_last", "class_il_avg", "class_il_forgetting", "vqa_last", "vqa_avg", "vqa_forgetting", "mtil_transfer", "mtil_avg",
-         "mtil_last", "ci_transfer", "ci_harmonic", "stored_bytes", "wall_s"]  # columns on the terminal; the page has all
+SHORT = [
+    "class_il_last",
+    "class_il_avg",
+    "class_il_forgetting",
+    "vqa_last",
+    "vqa_avg",
+    "vqa_forgetting",
+    "mtil_transfer",
+    "mtil_avg",
+    "mtil_last",
+    "ci_transfer",
+    "ci_harmonic",
+    "stored_bytes",
+    "wall_s",
+]  # columns on the terminal; the page has all
 PLACES = {"base_path", "device"}  # where a run takes place; not shown in its name
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd}
@@ -49,8 +62,11 @@ class Run(NamedTuple):
     @property
     def kind(self) -> str:
         """Same text = same configuration but for seeds."""
-        args = {k: v for k, v in self.start["args"].items()
-                if k not in SEEDS and k not in VOLATILE and not k.startswith(VOLATILE_PREFIX)}
+        args = {
+            k: v
+            for k, v in self.start["args"].items()
+            if k not in SEEDS and k not in VOLATILE and not k.startswith(VOLATILE_PREFIX)
+        }
         return json.dumps(args, sort_keys=True)
 
     @property
@@ -76,7 +92,11 @@ def load(folder: Path) -> tuple[list[Run], list[str]]:
             rows = read_record(path)
             end = rows[-1] if rows[-1]["type"] == "end" else {}
             done = end.get("status") == "done"
-            runs.append(Run(path.parent, rows[0], [r for r in rows if r["type"] == "task"], end.get("summary") if done else None))
+            runs.append(
+                Run(
+                    path.parent, rows[0], [r for r in rows if r["type"] == "task"], end.get("summary") if done else None
+                )
+            )
         except (UserError, LookupError, TypeError, ValueError, OSError) as error:
             broken.append(f"{path}: {str(error) or type(error).__name__}")
     return runs, broken
@@ -99,7 +119,11 @@ def rows_of(arms: list[list[Run]], columns: Iterable[str] = TITLES) -> list[list
         cells = []
         for key in keys:
             values = [run.summary[key] for run in arm if run.summary.get(key) is not None]
-            spread = f" ± {interval(values):.1f}" if len(values) > 2 and not key.endswith(("bytes", "forwards", "wall_s")) else ""
+            spread = (
+                f" ± {interval(values):.1f}"
+                if len(values) > 2 and not key.endswith(("bytes", "forwards", "wall_s"))
+                else ""
+            )
             cells.append(human(key, float(np.mean(values))) + spread if values else "")
         rows.append([arm[0].name, str(len(arm)), *cells])
     return rows
@@ -125,7 +149,14 @@ def curves(arms: list[list[Run]]) -> bytes | None:
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for number, (name, found) in enumerate(lines):
         middle, tasks = np.mean(found, axis=0), np.arange(1, len(found[0]) + 1)
-        axes.plot(tasks, middle, marker="o", markersize=3, linestyle=["-", "--", ":"][number // 10 % 3], label=name if len(name) < 60 else name[:57] + "...")
+        axes.plot(
+            tasks,
+            middle,
+            marker="o",
+            markersize=3,
+            linestyle=["-", "--", ":"][number // 10 % 3],
+            label=name if len(name) < 60 else name[:57] + "...",
+        )
         if len(found) > 1:
             axes.fill_between(tasks, np.min(found, axis=0), np.max(found, axis=0), alpha=0.12)
     axes.set(xlabel="tasks seen", ylabel="mean score over them (%)", ylim=(0, 102))
@@ -158,19 +189,26 @@ def section(dataset: str, arms: list[list[Run]]) -> str:
         run = arm[-1]
         commit, command = run.start.get("git_commit") or "", " ".join(["python main.py", *run.start.get("argv", [])])
         pictures = [picture(p.read_bytes(), p.stem.replace("_", " ")) for p in sorted(run.folder.glob("*.png"))]
-        parts.append(f"<details><summary>{html.escape(run.name)}, seed {run.seed}</summary><p><code>{html.escape(command)}</code> "
-                     f"{html.escape(str(commit)[:12])}<br>{html.escape(str(run.folder))}</p>{''.join(pictures)}</details>")
+        parts.append(
+            f"<details><summary>{html.escape(run.name)}, seed {run.seed}</summary><p><code>{html.escape(command)}</code> "
+            f"{html.escape(str(commit)[:12])}<br>{html.escape(str(run.folder))}</p>{''.join(pictures)}</details>"
+        )
     return "\n".join(parts)
 
 
 def page(groups: dict[str, list[list[Run]]], unfinished: list[Run], broken: list[str]) -> str:
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Runs</title><style>{STYLE}</style><h1>Runs</h1>",
-             "<p>Scores in percent, ± half the 95 % interval over seeds. Class-il: all names seen so far compete; task-il: those of "
-             "the image's own task.</p>"]
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Runs</title><style>{STYLE}</style><h1>Runs</h1>",
+        "<p>Scores in percent, ± half the 95 % interval over seeds. Class-il: all names seen so far compete; task-il: those of "
+        "the image's own task.</p>",
+    ]
     parts += [section(dataset, arms) for dataset, arms in groups.items()]
     if unfinished:
         rows = [["not finished", "seed", "tasks done", "folder"]]
-        rows += [[f"{r.name} on {r.start['args']['dataset']}", str(r.seed), str(len(r.tasks)), str(r.folder)] for r in unfinished]
+        rows += [
+            [f"{r.name} on {r.start['args']['dataset']}", str(r.seed), str(len(r.tasks)), str(r.folder)]
+            for r in unfinished
+        ]
         parts.append(table(rows))
     parts += [f"<p>Not readable: {html.escape(line)}</p>" for line in broken]
     return "\n".join(parts) + "</html>\n"

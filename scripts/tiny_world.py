@@ -40,14 +40,24 @@ RUNS = [
     (SEQ, "class means (ncm)", "", "--model ncm", "class_il_last"),
     (SEQ, "joint linear probe", "80 to 97", "--model linear-probe --joint 1", "class_il_last"),
     (SEQ, "image tower tuned task by task (sgd)", "at most 25", "--model sgd --model_config best", "class_il_last"),
-    (SEQ, "experience replay, 500 pictures", "between sgd and joint", "--model er --buffer_size 500 --model_config best",
-     "class_il_last"),
+    (
+        SEQ,
+        "experience replay, 500 pictures",
+        "between sgd and joint",
+        "--model er --buffer_size 500 --model_config best",
+        "class_il_last",
+    ),
     (MM, "joint probe, image and caption", "5 above either", "--model linear-probe --joint 1", "class_il_last"),
     (MM, "joint probe, image alone", "", "--model linear-probe --joint 1 --probe_input image", "class_il_last"),
     (MM, "joint probe, caption alone", "", "--model linear-probe --joint 1 --probe_input text", "class_il_last"),
-    (VQA, "all tasks in turn, both towers tuned (sgd): forgetting", "at least 30", "--model sgd --model_config best",
-     "vqa_forgetting"),
-]  # fmt: skip
+    (
+        VQA,
+        "all tasks in turn, both towers tuned (sgd): forgetting",
+        "at least 30",
+        "--model sgd --model_config best",
+        "vqa_forgetting",
+    ),
+]
 
 
 def record_of(dataset: str, flags: str, seed: int, args: Namespace) -> list[dict]:

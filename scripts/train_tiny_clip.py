@@ -39,10 +39,16 @@ SIZES = {
     "nano": dict(embed_dim=64, vision_layers=2, vision_width=64, transformer_width=64, transformer_layers=1),
 }
 HEADS = {  # auxiliary targets read off the class token: classes and weight
-    "kind": (len(words.NAMES), 1.0), "first": (len(words.NAMES), 0.5), "second": (len(words.NAMES), 0.5),
-    "axis": (2, 0.2), "pattern": (len(world.PATTERNS), 0.5), "colour": (len(world.COLOURS), 0.4),
-    "count": (4, 0.2), "scene": (8, 0.1), "style": (world.N_TRAINED_STYLES, 0.1),
-}  # fmt: skip
+    "kind": (len(words.NAMES), 1.0),
+    "first": (len(words.NAMES), 0.5),
+    "second": (len(words.NAMES), 0.5),
+    "axis": (2, 0.2),
+    "pattern": (len(world.PATTERNS), 0.5),
+    "colour": (len(world.COLOURS), 0.4),
+    "count": (4, 0.2),
+    "scene": (8, 0.1),
+    "style": (world.N_TRAINED_STYLES, 0.1),
+}
 
 
 def build_model(size: str, vocab_size: int) -> tuple[nn.Module, dict]:
@@ -205,12 +211,19 @@ def check(model: nn.Module, tokenizer: TinyTokenizer, n: int = 480, strength: fl
     names = [f"{world.PATTERNS[p]} {words.NAMES[k]}" for k, p in pairs]
     out, device = {}, model.logit_scale.device
     for label, style, texts, truth in (
-        ("pairs", 0, names, pick), ("stitched", 8, names, pick), ("kinds", 0, words.NAMES, pairs[pick, 0]),
-    ):  # fmt: skip
+        ("pairs", 0, names, pick),
+        ("stitched", 8, names, pick),
+        ("kinds", 0, words.NAMES, pairs[pick, 0]),
+    ):
         spec = world.sample(
-            CHECK_SEED, np.arange(n), bank_seed=CHECK_SEED, layout=world.SINGLE, style=style,
-            kind=pairs[pick, 0], pattern=pairs[pick, 1],
-        )  # fmt: skip
+            CHECK_SEED,
+            np.arange(n),
+            bank_seed=CHECK_SEED,
+            layout=world.SINGLE,
+            style=style,
+            kind=pairs[pick, 0],
+            pattern=pairs[pick, 1],
+        )
         pictures = normalise(render(spec, strength=strength).to(device))
         image = torch.cat([image_features(model, part)[1] for part in pictures.split(128)])
         text = sum(
@@ -269,9 +282,13 @@ def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -
     weights.chmod(0o644)
     tokenizer.save(out / "vocab.json")
     config = {
-        "clip": shape, "activation": "quickgelu", "image_mean": MEAN, "image_std": STD, "templates": TEMPLATES,
+        "clip": shape,
+        "activation": "quickgelu",
+        "image_mean": MEAN,
+        "image_std": STD,
+        "templates": TEMPLATES,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-    }  # fmt: skip
+    }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -351,8 +368,10 @@ def main(argv: list[str] | None = None) -> None:
             save_checkpoint(args.checkpoint, model, heads, optimisers, done)
         if done % args.check_every == 0 or done == args.steps:
             scores = {k: round(v, 1) for k, v in check(model, tokenizer).items()}
-            bar.write(f"step {done} loss {float(loss.detach()):.3f} wall_s {time.time() - began:.0f} "
-                      f"cpu_s {time.process_time() - cpu:.0f} {scores}")  # fmt: skip
+            bar.write(
+                f"step {done} loss {float(loss.detach()):.3f} wall_s {time.time() - began:.0f} "
+                f"cpu_s {time.process_time() - cpu:.0f} {scores}"
+            )
     export(args.out, model, shape, tokenizer)
     print(f"wrote {args.out}")
 

@@ -21,12 +21,20 @@ from utils import cli, plugins, registry  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 STREAM = ROOT / "scripts" / "assets" / "noise_streams.py"
-STREAMS = {"class-il": "noise-classes", "task-il": "noise-classes", "cssl": "noise-classes", "domain-il": "noise-domains",
-           "general-continual": "noise-general"}  # fmt: skip
+STREAMS = {
+    "class-il": "noise-classes",
+    "task-il": "noise-classes",
+    "cssl": "noise-classes",
+    "domain-il": "noise-domains",
+    "general-continual": "noise-general",
+}
 VALUES = {"int": "2", "natural": "2", "float": "0.5", "str": "a"}
 BY_NAME = {"buffer_size": "20", "minibatch_size": "4", "n_epochs": "1"}
-WEIGHTS = re.compile(r"weights|pretrained|huggingface|hf\.co|URLError|HTTPError|ConnectionError|LocalEntryNotFound|"
-                     r"OfflineMode|MaxRetry|getaddrinfo|NameResolution|download|urlopen|No such file", re.I)  # fmt: skip
+WEIGHTS = re.compile(
+    r"weights|pretrained|huggingface|hf\.co|URLError|HTTPError|ConnectionError|LocalEntryNotFound|"
+    r"OfflineMode|MaxRetry|getaddrinfo|NameResolution|download|urlopen|No such file",
+    re.I,
+)
 PACKAGE = re.compile(
     r"needs the package '([\w.-]+)'|No module named '([\w.]+)'|pip install ([\w-]+)|([\w-]+) is not installed"
 )
@@ -41,9 +49,34 @@ def one(checkout: str, name: str, folder: str) -> int:
     fits = [STREAMS[s] for s in getattr(model, "COMPATIBILITY", []) if s in STREAMS]
     if not fits:
         raise UserError(f"no stream of {', '.join(model.COMPATIBILITY)} to try it on")
-    argv = ["--plugins", checkout, "--plugins", str(STREAM), "--model", name, "--dataset", fits[0], "--seed", "0", "--device", "cpu",
-            "--debug_mode", "1", "--non_verbose", "1", "--disable_log", "1", "--base_path", folder, "--lr", "0.01",
-            "--batch_size", "8", "--stop_after", "0" if fits[0] == "noise-general" else "1"]  # fmt: skip
+    argv = [
+        "--plugins",
+        checkout,
+        "--plugins",
+        str(STREAM),
+        "--model",
+        name,
+        "--dataset",
+        fits[0],
+        "--seed",
+        "0",
+        "--device",
+        "cpu",
+        "--debug_mode",
+        "1",
+        "--non_verbose",
+        "1",
+        "--disable_log",
+        "1",
+        "--base_path",
+        folder,
+        "--lr",
+        "0.01",
+        "--batch_size",
+        "8",
+        "--stop_after",
+        "0" if fits[0] == "noise-general" else "1",
+    ]
     if "true_labels" in inspect.signature(model.observe).parameters:
         argv += ["--noise_rate", "0.2"]
     parser = cli.new_parser()

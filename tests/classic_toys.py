@@ -5,10 +5,34 @@ import torch.nn.functional as F
 
 from tests.toys import Linear, ToyStream, toy_args
 
-FLAGS = {"whole_memory": True, "gamma": 0.5, "mammoth_compat": False, "c": 0.5, "xi": 1.0, "clamp_omega": True, "e_lambda": 2.0,
-         "fisher": "empirical", "softmax_temp": 2.0, "warmup_epochs": 1, "old_outputs": "recorded", "lamda_base": 5.0, "lamda_mr": 1.0,
-         "k_mr": 2, "mr_margin": 0.5, "fitting_epochs": 3, "lr_finetune": 0.01, "imprint_weights": True, "optim_mom": 0.0, "optim_wd": 0.0,
-         "bic_epochs": 250, "bic_lr": 0.01, "temp": 2.0, "valset_split": 0.1, "distill_after_bic": True, "buffer_size": 18}  # fmt: skip
+FLAGS = {
+    "whole_memory": True,
+    "gamma": 0.5,
+    "mammoth_compat": False,
+    "c": 0.5,
+    "xi": 1.0,
+    "clamp_omega": True,
+    "e_lambda": 2.0,
+    "fisher": "empirical",
+    "softmax_temp": 2.0,
+    "warmup_epochs": 1,
+    "old_outputs": "recorded",
+    "lamda_base": 5.0,
+    "lamda_mr": 1.0,
+    "k_mr": 2,
+    "mr_margin": 0.5,
+    "fitting_epochs": 3,
+    "lr_finetune": 0.01,
+    "imprint_weights": True,
+    "optim_mom": 0.0,
+    "optim_wd": 0.0,
+    "bic_epochs": 250,
+    "bic_lr": 0.01,
+    "temp": 2.0,
+    "valset_split": 0.1,
+    "distill_after_bic": True,
+    "buffer_size": 18,
+}
 
 
 class Both(Linear):

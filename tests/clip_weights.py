@@ -11,9 +11,17 @@ from backbone.clip_files import sha256_file
 from backbone.tiny_tokenizer import TinyTokenizer, build_pieces
 
 SIZES = {
-    "embed_dim": 48, "image_resolution": 32, "vision_layers": 2, "vision_width": 128, "vision_patch_size": 8,
-    "context_length": 20, "vocab_size": 49408, "transformer_width": 64, "transformer_heads": 1, "transformer_layers": 3,
-}  # fmt: skip
+    "embed_dim": 48,
+    "image_resolution": 32,
+    "vision_layers": 2,
+    "vision_width": 128,
+    "vision_patch_size": 8,
+    "context_length": 20,
+    "vocab_size": 49408,
+    "transformer_width": 64,
+    "transformer_heads": 1,
+    "transformer_layers": 3,
+}
 TEXTS = ["a photo of a cat.", "X X X a very long name of some striped fish", "dog"]  # ends 7, 12, 2: sorting is no swap
 
 

@@ -14,7 +14,9 @@ from tests import fabricate  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
-torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)  # loads what torch loads late, once instead of in each forked run
+torch.optim.SGD(
+    [torch.zeros(1, requires_grad=True)], 0.1
+)  # loads what torch loads late, once instead of in each forked run
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +36,9 @@ def run_main(data, tmp_path):
         import main
 
         results = results or tmp_path / "runs"
-        code = main.main([*argv, "--base_path", str(data), "--results_path", str(results), "--non_verbose", "1", "--device", "cpu"])
+        code = main.main(
+            [*argv, "--base_path", str(data), "--results_path", str(results), "--non_verbose", "1", "--device", "cpu"]
+        )
         return code, newest_record(results)
 
     return run
@@ -63,4 +67,6 @@ def in_child(function) -> int:
 def comparable(row: dict) -> dict:
     """A row of the record without clock and memory readings."""
     summary = {k: v for k, v in row.get("summary", {}).items() if k not in {"wall_s", "peak_bytes"}}
-    return {k: v for k, v in row.items() if k not in {"seconds", "wall_s", "peak_bytes", "time", "summary"}} | {"summary": summary}
+    return {k: v for k, v in row.items() if k not in {"seconds", "wall_s", "peak_bytes", "time", "summary"}} | {
+        "summary": summary
+    }

@@ -26,7 +26,11 @@ from utils import cli, registry, training
 from utils.evaluate import logits_of
 from utils.pair import Pair
 
-REQUIRED = {"buffer_size": "18", "minibatch_size": "4", "reference": "synthetic"}  # by flag; other required flags get a value by type
+REQUIRED = {
+    "buffer_size": "18",
+    "minibatch_size": "4",
+    "reference": "synthetic",
+}  # by flag; other required flags get a value by type
 BY_TYPE = {"int": "2", "float": "0.5", "boolean": "1", "str": "a"}
 BATCH_SIZE = 4
 PER_CLASS = [7, 7, 7, 6, 7, 6, 6, 6, 7]  # training images: 21, 13, 25 in a task, so the last batch of each holds one
@@ -302,9 +306,11 @@ FABRICATORS: dict[str, Callable] = {
     "seq-cifar100": lambda base: fabricate.cifar100(base, 200, 100) and {},
     **dict.fromkeys(("seq-tiny", "mtil-tiny", "mm-tiny", "clove-tiny-scene", "clove-tiny-function"), lambda base: {}),
     "seq-folder": lambda base: {
-        "folder_path": str(fabricate.image_folder(base / "pictures", ["ant", "bee", "cow"])), "n_tasks": 2, "image_size": 16,
+        "folder_path": str(fabricate.image_folder(base / "pictures", ["ant", "bee", "cow"])),
+        "n_tasks": 2,
+        "image_size": 16,
     },
     **fabricate_real.FABRICATORS,
     **fabricate_mtil.FABRICATORS,
     **fabricate_mm.FABRICATORS,
-}  # fmt: skip
+}

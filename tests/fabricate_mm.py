@@ -21,11 +21,19 @@ def records(task: int, part: str, source: str, answers: list[str], count: int = 
         given = [answers[k % len(answers)]] * 10
         if source == "textvqa":
             given = given[:4] + ["The " + given[0].upper()] * 2 + ["none"] * 3 + ["dont know"]
-        rows.append({
-            "question": f"What is it, number {k // 2}?", "answer": given[0], "answers": given, "image_source": source,
-            "image_id": f"{'n' if source == 'vg' else ''}{1000 * (part == 'val') + 100 * task + k // 2}",
-            "question_id": f"g{task}{part}{k}", "set_name": part, "stage": str(task), "program": [{"op": "select"}],
-        })  # fmt: skip
+        rows.append(
+            {
+                "question": f"What is it, number {k // 2}?",
+                "answer": given[0],
+                "answers": given,
+                "image_source": source,
+                "image_id": f"{'n' if source == 'vg' else ''}{1000 * (part == 'val') + 100 * task + k // 2}",
+                "question_id": f"g{task}{part}{k}",
+                "set_name": part,
+                "stage": str(task),
+                "program": [{"op": "select"}],
+            }
+        )
     return rows
 
 
@@ -86,8 +94,16 @@ def vqacl(base: Path, form: str = "partition") -> Path:
                     for i, answer in enumerate(answers)
                 ]
                 own[0].append({"image_id": image, "question": f"How is {task} {k}?", "question_id": question})
-                own[1].append({"question_id": question, "image_id": image, "question_type": "how", "answer_type": "other",
-                               "multiple_choice_answer": answers[0], "answers": ten})  # fmt: skip
+                own[1].append(
+                    {
+                        "question_id": question,
+                        "image_id": image,
+                        "question_type": "how",
+                        "answer_type": "other",
+                        "multiple_choice_answer": answers[0],
+                        "answers": ten,
+                    }
+                )
                 rows.append(
                     {
                         "img_id": name,

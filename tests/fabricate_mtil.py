@@ -158,9 +158,18 @@ def sun397(base: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "aircraft": aircraft, "caltech101": caltech101, "cifar100": cifar100, "dtd": dtd, "eurosat": eurosat,
-    "flowers": flowers, "food": food, "mnist": mnist, "pets": pets, "cars": cars, "sun397": sun397,
-}  # fmt: skip
+    "aircraft": aircraft,
+    "caltech101": caltech101,
+    "cifar100": cifar100,
+    "dtd": dtd,
+    "eurosat": eurosat,
+    "flowers": flowers,
+    "food": food,
+    "mnist": mnist,
+    "pets": pets,
+    "cars": cars,
+    "sun397": sun397,
+}
 
 
 def mtil(base: Path, domains: tuple[str, ...] = tuple(WRITERS)) -> Path:
@@ -188,12 +197,22 @@ def coop_lists(base: Path, domains: tuple[str, ...]) -> None:
 
 FABRICATORS = {
     "mtil": lambda base: mtil(base) and {},
-    "xtail": lambda base: mtil(base, ("mnist", "aircraft"))
-    and [
-        (base / place).mkdir(parents=True, exist_ok=True)
-        for place in ("caltech101/101_ObjectCategories", "dtd/dtd/images", "eurosat/2750", "flowers-102/jpg",
-                      "food-101/images", "oxford-iiit-pet/images", "stanford_cars", "SUN397")
-    ]
-    and coop_lists(base, tuple(WRITERS))
-    or {},
-}  # fmt: skip
+    "xtail": lambda base: (
+        mtil(base, ("mnist", "aircraft"))
+        and [
+            (base / place).mkdir(parents=True, exist_ok=True)
+            for place in (
+                "caltech101/101_ObjectCategories",
+                "dtd/dtd/images",
+                "eurosat/2750",
+                "flowers-102/jpg",
+                "food-101/images",
+                "oxford-iiit-pet/images",
+                "stanford_cars",
+                "SUN397",
+            )
+        ]
+        and coop_lists(base, tuple(WRITERS))
+        or {}
+    ),
+}

@@ -44,8 +44,19 @@ def some(tokens, seed: int = 1):
 
 
 def memory_args(**changes) -> Namespace:
-    return Namespace(**{
-        "buffer_bytes_per_class": "2x", "buffer_bytes": None, "budget_unit": "bytes_raw", "budget_fill": "stop",
-        "exemplar_codec": "masked", "mask_rule": "mean", "text_rule": "union", "direction": "i2t", "sum_beta": 1.0,
-        "jpeg_quality": 50, "box_threshold": 0.6,
-    } | changes)  # fmt: skip
+    return Namespace(
+        **{
+            "buffer_bytes_per_class": "2x",
+            "buffer_bytes": None,
+            "budget_unit": "bytes_raw",
+            "budget_fill": "stop",
+            "exemplar_codec": "masked",
+            "mask_rule": "mean",
+            "text_rule": "union",
+            "direction": "i2t",
+            "sum_beta": 1.0,
+            "jpeg_quality": 50,
+            "box_threshold": 0.6,
+        }
+        | changes
+    )

@@ -19,8 +19,13 @@ MAY_IMPORT = {
 # picture world is reference data
 # the prompt templates of data sets are kept with the data sets
 # utils.args names ContinualModel and get_model_names, as Mammoth's does, fetched when asked for
-ALLOWED = {("utils/args.py", "models"), ("utils/mammoth/prompt_templates.py", "datasets"), ("models/utils/continual_model.py", "datasets"), ("datasets/utils/tokens.py", "backbone"),
-           ("models/utils/reference.py", "datasets")}  # fmt: skip
+ALLOWED = {
+    ("utils/args.py", "models"),
+    ("utils/mammoth/prompt_templates.py", "datasets"),
+    ("models/utils/continual_model.py", "datasets"),
+    ("datasets/utils/tokens.py", "backbone"),
+    ("models/utils/reference.py", "datasets"),
+}
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")) + [ROOT / "main.py"]
 
 
@@ -65,7 +70,9 @@ def test_no_assert_outside_tests_and_no_unsafe_loading(path):
 
 @pytest.mark.parametrize("argv", [["--help"], ["--list"], ["--model", "cgli", "--dataset", "seq-mnist"]])
 def test_starts_without_torch(argv):
-    code = f"import sys, main; main.main({argv!r}); print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    code = (
+        f"import sys, main; main.main({argv!r}); print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip().splitlines()[-1] == "False False"
 
@@ -75,15 +82,19 @@ def test_a_broken_file_concerns_itself_only(tmp_path, monkeypatch):
     from utils import registry
 
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "broken.py").write_text('"""Broken."""\nimport no_such_package\n\n\nclass B:\n    NAME = "broken"\n')
+    (tmp_path / "models" / "broken.py").write_text(
+        '"""Broken."""\nimport no_such_package\n\n\nclass B:\n    NAME = "broken"\n'
+    )
     monkeypatch.setattr(registry, "search_folders", lambda kind: [ROOT / registry.PACKAGES[kind], tmp_path / "models"])
     assert "broken" in registry.index("model") and "er" in registry.index("model")
     assert registry.load("model", "er").NAME == "er"
 
 
 def test_only_the_chosen_model_and_dataset_are_imported():
-    code = ("import sys; from utils import registry; registry.load('model', 'er');"
-            "print(sorted(m for m in sys.modules if m.startswith('models.') and m.count('.') == 1))")
+    code = (
+        "import sys; from utils import registry; registry.load('model', 'er');"
+        "print(sorted(m for m in sys.modules if m.startswith('models.') and m.count('.') == 1))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['models.er', 'models.utils']"
 
@@ -94,7 +105,9 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
 
     folder = tmp_path / "models"
     folder.mkdir()
-    (folder / "needs_it.py").write_text('"""Needs something."""\nimport no_such_package_xyz\n\n\nclass N:\n    NAME = "needs-it"\n')
+    (folder / "needs_it.py").write_text(
+        '"""Needs something."""\nimport no_such_package_xyz\n\n\nclass N:\n    NAME = "needs-it"\n'
+    )
     import models
 
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(folder)])

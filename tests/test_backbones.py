@@ -88,8 +88,10 @@ def test_resnet_equals_torchvision_with_a_small_stem(name, filters):
 
 
 def test_parameter_counts():
-    count = {n: sum(p.numel() for p in build(n, 10, **c).parameters()) for n, c in
-             (("mnistmlp", {"mlp_hidden_size": 100}), ("resnet18", {"num_filters": 64}))}  # fmt: skip
+    count = {
+        n: sum(p.numel() for p in build(n, 10, **c).parameters())
+        for n, c in (("mnistmlp", {"mlp_hidden_size": 100}), ("resnet18", {"num_filters": 64}))
+    }
     assert count == {"mnistmlp": 784 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10, "resnet18": 11_173_962}
 
 
@@ -145,13 +147,16 @@ def test_names_lines_and_flags():
     assert get_backbone_class("reduced_resnet18").__name__ == "reduced_resnet18"
 
 
-@pytest.mark.parametrize("name, message", [
-    ("resnet19", "unknown backbone 'resnet19'. Closest: resnet18"),
-    ("resnet18:wide", "no variants"),
-    ("timm", "needs a name"),
-    ("timm:test_vitt", "no model 'test_vitt'. Closest: test_vit"),
-    ("timm:test_vit.nowhere", "Invalid pretrained tag"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet19", "unknown backbone 'resnet19'. Closest: resnet18"),
+        ("resnet18:wide", "no variants"),
+        ("timm", "needs a name"),
+        ("timm:test_vitt", "no model 'test_vitt'. Closest: test_vit"),
+        ("timm:test_vit.nowhere", "Invalid pretrained tag"),
+    ],
+)
 def test_wrong_names(name, message):
     with pytest.raises(UserError) as error:
         build(name, pretrained=False)
@@ -159,9 +164,11 @@ def test_wrong_names(name, message):
 
 
 def test_images_of_another_size():
-    for name, shape, message in (("timm:test_vit", (3, 32, 32), "takes 3x160x160 images, got 3x32x32"),
-                                 ("resnet18", (1, 28, 28), "3 channels, got 1"),
-                                 ("mnistmlp", (3, 32, 32), "784 numbers")):  # fmt: skip
+    for name, shape, message in (
+        ("timm:test_vit", (3, 32, 32), "takes 3x160x160 images, got 3x32x32"),
+        ("resnet18", (1, 28, 28), "3 channels, got 1"),
+        ("mnistmlp", (3, 32, 32), "784 numbers"),
+    ):
         with pytest.raises(UserError, match=message):
             build(name)(torch.zeros(1, *shape))
 

@@ -75,7 +75,10 @@ def refused(start, tmp_path):
         ([*SGD, "--custom_task_order="], ["--custom_task_order: '' is not a list of integers such as 0,2,1"]),
         ([*SGD, "--backbone", ""], ["--backbone needs a name", "--list backbones"]),
         ([*SGD, "--mlp_hidden_size", "0"], ["--mlp_hidden_size 0: a layer needs at least one number"]),
-        ([*SGD, "--backbone", "resnet18", "--num_filters", "-3"], ["--num_filters -3: a network needs at least one filter"]),
+        (
+            [*SGD, "--backbone", "resnet18", "--num_filters", "-3"],
+            ["--num_filters -3: a network needs at least one filter"],
+        ),
         ([*SGD, "--batch_size", "0"], ["--batch_size: 0 is out of range"]),
         ([*ER, "--optim_mom", "-1"], ["--optim_mom: -1 is out of range"]),
         (ER[:-1] + ["0"], ["--buffer_size: 0 is out of range"]),
@@ -130,15 +133,21 @@ def test_a_method_that_does_not_fit_names_datasets_that_do(refused):
     assert {"seq-mnist", "seq-cifar10"} <= set(fits) and "perm-mnist" not in fits
 
 
-@pytest.mark.parametrize("argv, part", [
-    (["--model", "sgdd", "--dataset", "seq-mnist"], "unknown model"),
-    ([*SGD, "--base_path", "/nonexistent"], "/nonexistent"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, part",
+    [
+        (["--model", "sgdd", "--dataset", "seq-mnist"], "unknown model"),
+        ([*SGD, "--base_path", "/nonexistent"], "/nonexistent"),
+    ],
+)
 def test_as_a_process(argv, part, tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), *argv, "--results_path", str(tmp_path / "runs"), "--device", "cpu"],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
     told = done.stderr.splitlines()
     assert done.returncode == 2 and len(told) == 1 and told[0].startswith("error: ") and part in told[0]
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
@@ -191,8 +200,24 @@ def test_broken_image_stops_the_run_in_one_line(start, tmp_path):
     fabricate.image_folder(tmp_path / "p", ["a", "b"], 4, 1, (12, 10))
     path = tmp_path / "p/train/b/2.png"
     path.write_bytes(path.read_bytes()[:60])
-    code, told = start("--model", "sgd", "--dataset", "seq-folder", "--folder_path", str(tmp_path / "p"), "--n_tasks", "1",
-                       "--image_size", "32", "--lr", "0.1", "--n_epochs", "1", "--backbone", "resnet18")  # fmt: skip
+    code, told = start(
+        "--model",
+        "sgd",
+        "--dataset",
+        "seq-folder",
+        "--folder_path",
+        str(tmp_path / "p"),
+        "--n_tasks",
+        "1",
+        "--image_size",
+        "32",
+        "--lr",
+        "0.1",
+        "--n_epochs",
+        "1",
+        "--backbone",
+        "resnet18",
+    )
     assert code == 2 and len(told) == 1 and told[0].startswith(f"error: image {path} cannot be read")
     assert newest_record(tmp_path / "runs")[-1]["status"] == "failed"
 
@@ -264,9 +289,14 @@ def spoilt(path: Path, how: str) -> None:
         path.write_bytes(content.replace(old, new))
 
 
-SAID = {"truncated": "is damaged or no checkpoint", "no safetensors": "is damaged or no checkpoint",
-        "a list": "holds no whole state of a run", "no rows": "holds no whole state of a run",
-        "newer": "newer than 1 known here", "another model": "is a checkpoint of model xy, not er"}  # fmt: skip
+SAID = {
+    "truncated": "is damaged or no checkpoint",
+    "no safetensors": "is damaged or no checkpoint",
+    "a list": "holds no whole state of a run",
+    "no rows": "holds no whole state of a run",
+    "newer": "newer than 1 known here",
+    "another model": "is a checkpoint of model xy, not er",
+}
 
 
 @pytest.mark.parametrize("how", SAID)

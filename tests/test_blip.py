@@ -32,7 +32,9 @@ def test_the_question_encoder_is_that_of_transformers():
     plain = torch.where(ids == words.end, words.sep, ids)
     with torch.no_grad():
         picture = theirs.vision_model(pixel_values=images).last_hidden_state
-        wanted = theirs.text_encoder(input_ids=plain, attention_mask=seen.long(), encoder_hidden_states=picture).last_hidden_state
+        wanted = theirs.text_encoder(
+            input_ids=plain, attention_mask=seen.long(), encoder_hidden_states=picture
+        ).last_hidden_state
         alone = theirs.text_encoder(input_ids=plain, attention_mask=seen.long()).last_hidden_state
         fused = net.make_fusion(False)(net.image_tokens(images), net.text_tokens(ids), seen)
         torch.testing.assert_close(net.image_tokens(images), picture, atol=1e-5, rtol=1e-5)
@@ -68,7 +70,9 @@ def test_a_longer_padding_changes_nothing():
     longer, more = torch.nn.functional.pad(ids, (0, 4)), torch.nn.functional.pad(seen, (0, 4))
     with torch.no_grad():
         expected = fusion(net.image_tokens(images), net.text_tokens(ids), seen)
-        torch.testing.assert_close(fusion(net.image_tokens(images), net.text_tokens(longer), more), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            fusion(net.image_tokens(images), net.text_tokens(longer), more), expected, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_weights_of_another_network_are_refused():
@@ -93,8 +97,22 @@ def test_prompt_baselines_run_on_blip(name, monkeypatch):
 
 def test_clumo_answers_questions_on_blip(tmp_path):
     model = finished(
-        ["--model", "clumo", "--dataset", "clove-tiny-scene", "--vqa_backbone", "blip", "--blip_weights",
-         str(tiny_hub.blip_folder()), "--debug_mode", "1", "--stop_after", "1"], tmp_path)  # fmt: skip
+        [
+            "--model",
+            "clumo",
+            "--dataset",
+            "clove-tiny-scene",
+            "--vqa_backbone",
+            "blip",
+            "--blip_weights",
+            str(tiny_hub.blip_folder()),
+            "--debug_mode",
+            "1",
+            "--stop_after",
+            "1",
+        ],
+        tmp_path,
+    )
     assert model.visual_keys.shape == (2, 3, 24) and model.text_keys.shape == (2, 3, 16)
     assert model.prompts[0].requires_grad is False and model.prompts[1].requires_grad
     assert not any(p.requires_grad for p in model.net.parameters())

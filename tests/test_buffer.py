@@ -19,8 +19,13 @@ from utils.pair import Pair
 
 def full_buffer() -> Buffer:
     """Ten samples i with label i, logits (i, -i) and task i // 4."""
-    return fill(Buffer(10), 10, labels=lambda i: i.long(), logits=lambda i: torch.stack([i, -i], 1),
-                task_labels=lambda i: i.long() // 4)  # fmt: skip
+    return fill(
+        Buffer(10),
+        10,
+        labels=lambda i: i.long(),
+        logits=lambda i: torch.stack([i, -i], 1),
+        task_labels=lambda i: i.long() // 4,
+    )
 
 
 def test_get_data_gives_rows_in_the_promised_order():
@@ -151,7 +156,10 @@ def test_state_continues_bit_for_bit(strategy):
     """A buffer put back from its state draws, replaces and serves as the one that went on."""
     columns = {"labels": lambda i: (i % 3).long(), "sample_selection_scores": lambda i: (i * 7) % 11}
     np.random.seed(0)
-    needs = {"ring": {"n_classes": 3}, "abs": {"dataset": Namespace(c_task=1, get_offsets=lambda task: (task, task + 2))}}.get(strategy, {})
+    needs = {
+        "ring": {"n_classes": 3},
+        "abs": {"dataset": Namespace(c_task=1, get_offsets=lambda task: (task, task + 2))},
+    }.get(strategy, {})
     first = fill(Buffer(9, sample_selection_strategy=strategy, **needs), 23, **columns)
     first.get_data(2)
     second = Buffer(9, sample_selection_strategy=strategy, **needs)
@@ -214,16 +222,19 @@ def test_empty_forgets_everything():
     assert stored(buffer) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("make, fact", [
-    (lambda: Buffer(0), "must be at least 1"),
-    (lambda: Buffer(-3), "must be at least 1"),
-    (lambda: Buffer(4, sample_selection_strategy="newest"), "unknown buffer strategy 'newest'"),
-    (lambda: Buffer(4, codec="jpeg"), "unknown buffer codec 'jpeg'"),
-    (lambda: Buffer(4).load({"examples": torch.rand(5, 1)}), "5 stored samples do not fit"),
-    (lambda: Buffer(4).add_data(torch.rand(3, 1), labels=torch.zeros(2).long()), "3 examples but 2 labels"),
-    (lambda: Buffer(4).add_data(torch.rand(3, 1), logits=torch.zeros(4, 2)), "3 examples but 4 logits"),
-    (lambda: Buffer(4).get_data(2), "empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, fact",
+    [
+        (lambda: Buffer(0), "must be at least 1"),
+        (lambda: Buffer(-3), "must be at least 1"),
+        (lambda: Buffer(4, sample_selection_strategy="newest"), "unknown buffer strategy 'newest'"),
+        (lambda: Buffer(4, codec="jpeg"), "unknown buffer codec 'jpeg'"),
+        (lambda: Buffer(4).load({"examples": torch.rand(5, 1)}), "5 stored samples do not fit"),
+        (lambda: Buffer(4).add_data(torch.rand(3, 1), labels=torch.zeros(2).long()), "3 examples but 2 labels"),
+        (lambda: Buffer(4).add_data(torch.rand(3, 1), logits=torch.zeros(4, 2)), "3 examples but 4 logits"),
+        (lambda: Buffer(4).get_data(2), "empty"),
+    ],
+)
 def test_mistakes_are_told(make, fact):
     with pytest.raises(UserError, match=fact):
         make()
@@ -256,5 +267,9 @@ def test_dataloader_serves_pairs():
 def test_replace_writes_into_taken_places():
     buffer = full_buffer()
     buffer.replace(torch.tensor([2, 7]), logits=torch.tensor([[9.0, 9.0], [8.0, 8.0]]))
-    assert buffer.logits[2].tolist() == [9, 9] and buffer.logits[7].tolist() == [8, 8] and buffer.logits[3].tolist() == [3, -3]
+    assert (
+        buffer.logits[2].tolist() == [9, 9]
+        and buffer.logits[7].tolist() == [8, 8]
+        and buffer.logits[3].tolist() == [3, -3]
+    )
     assert buffer.labels.tolist() == list(range(10))

@@ -115,8 +115,13 @@ def test_lars_scores_follow_the_samples():
 
 def test_labrs_weights_by_hand():
     scores = torch.tensor([1.0, 3.0, 0.0, 4.0])
-    buffer = fill(Buffer(4, sample_selection_strategy="labrs"), 4, (4,), labels=lambda i: torch.tensor([0, 0, 0, 1]),
-                  sample_selection_scores=lambda i: scores)  # fmt: skip
+    buffer = fill(
+        Buffer(4, sample_selection_strategy="labrs"),
+        4,
+        (4,),
+        labels=lambda i: torch.tensor([0, 0, 0, 1]),
+        sample_selection_scores=lambda i: scores,
+    )
     strategy = buffer.sample_selection_fn
     strategy.begin(4)
     by_score, by_class = np.array([1, 3, 0, 4]) / 8, np.array([3, 3, 3, 1]) / 10

@@ -21,8 +21,16 @@ from tests.test_vlm_models import Pictures
 from utils.cli import new_parser
 from utils.errors import UserError
 
-SMALL = {"gr_vae_hidden_dim": 8, "gr_vae_latent_dim": 4, "gr_vae_n_iters": 4, "num_epochs_alignment": 1, "gr_mog_n_iters": 3,
-         "batch_size_alignment": 512, "g_models": "full_gauss", "learning_rate_alignment": 0.01}
+SMALL = {
+    "gr_vae_hidden_dim": 8,
+    "gr_vae_latent_dim": 4,
+    "gr_vae_n_iters": 4,
+    "num_epochs_alignment": 1,
+    "gr_mog_n_iters": 3,
+    "batch_size_alignment": 512,
+    "g_models": "full_gauss",
+    "learning_rate_alignment": 0.01,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +45,16 @@ def build(folder, tmp_path):
     def make(stream=Pictures, **changes):
         parser = new_parser()
         CGIL.get_parser(parser)
-        values = {"clip_backbone": str(folder), "base_path": str(tmp_path), "features": "ram", "batch_size": 16, "seed": 0,
-                  "device": "cpu", "non_verbose": True, "n_epochs": 1}
+        values = {
+            "clip_backbone": str(folder),
+            "base_path": str(tmp_path),
+            "features": "ram",
+            "batch_size": 16,
+            "seed": 0,
+            "device": "cpu",
+            "non_verbose": True,
+            "n_epochs": 1,
+        }
         args = Namespace(**vars(parser.parse_args([])) | values | SMALL | changes)
         torch.manual_seed(0)
         dataset = stream(args)
@@ -72,8 +88,12 @@ def slow_key(model, c):
     return normalize(last @ clip.text_projection, dim=1)[0]
 
 
-MODES = {"combo": {}, "class": {"combo_context": False, "n_context": 2}, "general": {"combo_context": False, "general_context": 1},
-         "generated": {"combo_context": False, "generated_context": True}}
+MODES = {
+    "combo": {},
+    "class": {"combo_context": False, "n_context": 2},
+    "general": {"combo_context": False, "general_context": 1},
+    "generated": {"combo_context": False, "generated_context": True},
+}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -124,7 +144,13 @@ def test_chunked_alignment_is_the_same_step(build, chunk):
         model.align_opt = torch.optim.SGD([model.V, *model.g.parameters()], lr=0.1)
         torch.manual_seed(1)
         x = normalize(torch.randn(12, model.net.embed_dim), dim=1)
-        steps.append((model.align_step(x, torch.arange(12) % 5), model.V.detach().clone(), model.g.layers[0].weight.detach().clone()))
+        steps.append(
+            (
+                model.align_step(x, torch.arange(12) % 5),
+                model.V.detach().clone(),
+                model.g.layers[0].weight.detach().clone(),
+            )
+        )
     for a, b in zip(*steps, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
@@ -154,7 +180,9 @@ def test_a_step_forgets_the_keys(build):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_only_current_prompts_move(build, optimizer):
-    model, dataset = build(train_only_current_prompts=True, align_with_ortholoss=True, optim_alignment=optimizer, optim_alignment_wd=0.1)
+    model, dataset = build(
+        train_only_current_prompts=True, align_with_ortholoss=True, optim_alignment=optimizer, optim_alignment_wd=0.1
+    )
     train(model, dataset, 1)
     first = model.V.detach().clone()
     train(model, dataset, 1)
@@ -164,17 +192,31 @@ def test_only_current_prompts_move(build, optimizer):
 
 def test_forms_that_exclude_each_other():
     def args(**given):
-        base = {"combo_context": False, "general_context": 0, "generated_context": False, "cocoop": False, "align_chunk": 0,
-                "align_with_ortholoss": False, "train_only_current_prompts": False, "level_weight": 0.0, "future_keys": "handwritten"}
+        base = {
+            "combo_context": False,
+            "general_context": 0,
+            "generated_context": False,
+            "cocoop": False,
+            "align_chunk": 0,
+            "align_with_ortholoss": False,
+            "train_only_current_prompts": False,
+            "level_weight": 0.0,
+            "future_keys": "handwritten",
+        }
         return Namespace(**base | given)
 
     assert prompt_mode(args(combo_context=True)) == "combo" and prompt_mode(args()) == "class"
     assert prompt_mode(args(generated_context=True, cocoop=True)) == "cocoop"
-    for wrong in ({"combo_context": True, "generated_context": True}, {"combo_context": True, "general_context": 1}, {"cocoop": True},
-                  {"general_context": 1, "generated_context": True}, {"general_context": 1, "align_with_ortholoss": True},
-                  {"generated_context": True, "train_only_current_prompts": True},
-                  {"generated_context": True, "cocoop": True, "align_chunk": 2},
-                  {"generated_context": True, "cocoop": True, "future_keys": "generated"}):
+    for wrong in (
+        {"combo_context": True, "generated_context": True},
+        {"combo_context": True, "general_context": 1},
+        {"cocoop": True},
+        {"general_context": 1, "generated_context": True},
+        {"general_context": 1, "align_with_ortholoss": True},
+        {"generated_context": True, "train_only_current_prompts": True},
+        {"generated_context": True, "cocoop": True, "align_chunk": 2},
+        {"generated_context": True, "cocoop": True, "future_keys": "generated"},
+    ):
         with pytest.raises(UserError):
             prompt_mode(args(**wrong))
 
@@ -208,7 +250,10 @@ def test_unseen_names_by_hand(build):
     assert torch.allclose(raw.future_variants(x)["normalised"], model.future_forward(x), atol=1e-3)
     generated, stream = build(future_keys="generated")
     train(generated, stream, 2)
-    context = torch.cat([generated.V[:5].mean(0, keepdim=True).expand(2, -1, -1), generated.g(generated.handwritten[5:])[:, None]], dim=1)
+    context = torch.cat(
+        [generated.V[:5].mean(0, keepdim=True).expand(2, -1, -1), generated.g(generated.handwritten[5:])[:, None]],
+        dim=1,
+    )
     keys = normalize(generated.prompts.encode(generated.net, context, torch.arange(5, 7)), dim=1)
     assert torch.allclose(generated.future_forward(x)[:, 5:], scale * unit @ keys.T, atol=1e-4)
 
@@ -283,14 +328,34 @@ def test_a_name_that_does_not_fit(build):
         NamePrompts(model.net, ["a very long name of some very very long striped fish indeed"], 9)
 
 
-COMMAND = ["--model", "cgil", "--dataset", "seq-tiny", "--clip_backbone", "tiny", "--stop_after", "1", "--num_epochs_alignment", "3",
-           "--batch_size_alignment", "512", "--non_verbose", "1", "--device", "cpu", "--resume", "auto"]
+COMMAND = [
+    "--model",
+    "cgil",
+    "--dataset",
+    "seq-tiny",
+    "--clip_backbone",
+    "tiny",
+    "--stop_after",
+    "1",
+    "--num_epochs_alignment",
+    "3",
+    "--batch_size_alignment",
+    "512",
+    "--non_verbose",
+    "1",
+    "--device",
+    "cpu",
+    "--resume",
+    "auto",
+]
 
 
 def run(data, results, autosave, *more):
     import main
 
-    return main.main([*COMMAND, "--base_path", str(data), "--results_path", str(results), "--autosave", autosave, *more])
+    return main.main(
+        [*COMMAND, "--base_path", str(data), "--results_path", str(results), "--autosave", autosave, *more]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +382,18 @@ PLACES = {"vae": (CGIL, "align_epoch"), "full_gauss": (CGIL, "align_epoch"), "fi
 def test_killed_inside_long_work(pictures, tmp_path, place):
     """Inside the alignment with either kind of generator, and inside a fit."""
     kind = "vae" if place == "fit" else place
-    more = ["--seed", "1", "--g_models", kind, "--gr_vae_n_iters", "3", "--gr_vae_hidden_dim", "8", "--gr_vae_latent_dim", "4"]
+    more = [
+        "--seed",
+        "1",
+        "--g_models",
+        kind,
+        "--gr_vae_n_iters",
+        "3",
+        "--gr_vae_hidden_dim",
+        "8",
+        "--gr_vae_latent_dim",
+        "4",
+    ]
 
     def killed(count):
         owner, name = PLACES[place]
@@ -334,7 +410,10 @@ def test_killed_inside_long_work(pictures, tmp_path, place):
     for count in (2, 1, 3):
         assert in_child(lambda c=count: killed(c)) == 9
     assert in_child(lambda: run(pictures, tmp_path / "killed", "60", *more)) == 0
-    rows = [[comparable(r) for r in newest_record(tmp_path / p) if r["type"] in {"task", "end"}] for p in ("whole", "killed")]
+    rows = [
+        [comparable(r) for r in newest_record(tmp_path / p) if r["type"] in {"task", "end"}]
+        for p in ("whole", "killed")
+    ]
     for row in rows[0] + rows[1]:
         row.pop("image_forwards", None)
         row["summary"].pop("image_forwards", None)  # features on disk are not computed again

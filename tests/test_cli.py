@@ -20,9 +20,13 @@ def test_precedence_low_to_high(tmp_path, monkeypatch):
     """framework < dataset < model file < model yaml < command line, and the origin of each is kept."""
     folder = tmp_path / "config"
     folder.mkdir()
-    (folder / "er.yaml").write_text("default:\n  optim_mom: 0.5\nseq-mnist:\n  optim_wd: 0.01\n  20:\n    lr: 0.3\n  50:\n    lr: 0.7\n")
+    (folder / "er.yaml").write_text(
+        "default:\n  optim_mom: 0.5\nseq-mnist:\n  optim_wd: 0.01\n  20:\n    lr: 0.3\n  50:\n    lr: 0.7\n"
+    )
     real = configs.registry.search_folders
-    monkeypatch.setattr(configs.registry, "search_folders", lambda kind: [tmp_path, *real(kind)] if kind == "model" else real(kind))
+    monkeypatch.setattr(
+        configs.registry, "search_folders", lambda kind: [tmp_path, *real(kind)] if kind == "model" else real(kind)
+    )
     base = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "20"]
     plain = cli.parse([*base, "--lr", "0.1"])
     assert (plain.args.batch_size, plain.origins["batch_size"]) == (64, "dataset")
@@ -32,15 +36,21 @@ def test_precedence_low_to_high(tmp_path, monkeypatch):
     best = cli.parse([*base, "--model_config", "best"])
     assert (best.args.lr, best.args.optim_wd) == (0.3, 0.01)
     assert cli.parse([*base, "--model_config=best", "--lr=0.2", "--batch_size", "7"]).args.batch_size == 7
-    (folder / "er.yaml").write_text("default:\n  optim_mom: 0.5\ndefault_for:\n  seq-mnist:\n    optim_mom: 0.7\n  other:\n    lr: 9\n")
+    (folder / "er.yaml").write_text(
+        "default:\n  optim_mom: 0.5\ndefault_for:\n  seq-mnist:\n    optim_mom: 0.7\n  other:\n    lr: 9\n"
+    )
     usual = cli.parse([*base, "--lr", "0.1"])
     assert (usual.args.optim_mom, usual.origins["optim_mom"]) == (0.7, "er.yaml (default for seq-mnist)")
     (folder / "er.yaml").write_text("seq-mnist:\n  20:\n    lr: 0.3\n  50:\n    lr: 0.7\n")
-    assert "buffer_size 20, 50" in problems("--model", "er", "--dataset", "seq-mnist", "--buffer_size", "21", "--model_config", "best")
+    assert "buffer_size 20, 50" in problems(
+        "--model", "er", "--dataset", "seq-mnist", "--buffer_size", "21", "--model_config", "best"
+    )
 
 
 def test_underscore_and_dash_are_equal():
-    args = cli.parse(["--model", "er", "--dataset", "seq_mnist", "--buffer-size", "20", "--lr", "0.1", "--optim-mom=0.9"]).args
+    args = cli.parse(
+        ["--model", "er", "--dataset", "seq_mnist", "--buffer-size", "20", "--lr", "0.1", "--optim-mom=0.9"]
+    ).args
     assert (args.dataset, args.buffer_size, args.optim_mom) == ("seq-mnist", 20, 0.9)
 
 
@@ -56,10 +66,37 @@ def test_minibatch_size_is_respected():
 
 
 def test_all_mistakes_are_told_together():
-    text = problems("--model", "er", "--dataset", "seq-mnist", "--buffer_size", "-5", "--lr", "nan", "--batch_size", "0",
-                    "--optimizer", "sdg", "--momentun", "1", "--n_epochs", "2", "--n_epochs", "3", "--wandb_project", "x")
-    for part in ("--buffer_size: -5 is out of range", "--lr: nan", "--batch_size: 0", "'sdg' is none of sgd, adam, adamw",
-                 "unknown flag '--momentun'", "--n_epochs is given twice", "--wandb_project is not offered"):
+    text = problems(
+        "--model",
+        "er",
+        "--dataset",
+        "seq-mnist",
+        "--buffer_size",
+        "-5",
+        "--lr",
+        "nan",
+        "--batch_size",
+        "0",
+        "--optimizer",
+        "sdg",
+        "--momentun",
+        "1",
+        "--n_epochs",
+        "2",
+        "--n_epochs",
+        "3",
+        "--wandb_project",
+        "x",
+    )
+    for part in (
+        "--buffer_size: -5 is out of range",
+        "--lr: nan",
+        "--batch_size: 0",
+        "'sdg' is none of sgd, adam, adamw",
+        "unknown flag '--momentun'",
+        "--n_epochs is given twice",
+        "--wandb_project is not offered",
+    ):
         assert part in text, part
     assert len(text.splitlines()) == 7
 
@@ -67,7 +104,9 @@ def test_all_mistakes_are_told_together():
 def test_mistakes_have_a_remedy():
     assert "Closest: er" in problems("--model", "err", "--dataset", "seq-mnist")
     assert "seq-mnist" in problems("--model", "er", "--dataset", "seq-minst")
-    assert "--model is missing" in problems("--dataset", "seq-mnist") and "--dataset is missing" in problems("--model", "er")
+    assert "--model is missing" in problems("--dataset", "seq-mnist") and "--dataset is missing" in problems(
+        "--model", "er"
+    )
     assert "--buffer_size is missing" in problems("--model", "er", "--dataset", "seq-mnist", "--lr", "0.1")
     assert "--optim_mom" in problems(*ER, "--optim_mon", "1")
     assert "needs a value" in problems(*ER, "--n_epochs")
@@ -111,8 +150,16 @@ def test_integer_list(text, value):
     assert flags.integer_list(text) == value
 
 
-@pytest.mark.parametrize("kind, good, bad", [(flags.positive, "0.5", "0"), (flags.natural, "0", "-1"), (flags.share, "1", "0"),
-                                             (flags.fraction, "0", "1.1"), (flags.real, "-3", "inf")])
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    [
+        (flags.positive, "0.5", "0"),
+        (flags.natural, "0", "-1"),
+        (flags.share, "1", "0"),
+        (flags.fraction, "0", "1.1"),
+        (flags.real, "-3", "inf"),
+    ],
+)
 def test_ranges(kind, good, bad):
     assert kind(good) == float(good)
     with pytest.raises(ArgumentTypeError):
@@ -123,7 +170,9 @@ def test_yaml_mistakes(tmp_path, monkeypatch):
     folder = tmp_path / "config"
     folder.mkdir()
     real = configs.registry.search_folders
-    monkeypatch.setattr(configs.registry, "search_folders", lambda kind: [tmp_path, *real(kind)] if kind == "model" else real(kind))
+    monkeypatch.setattr(
+        configs.registry, "search_folders", lambda kind: [tmp_path, *real(kind)] if kind == "model" else real(kind)
+    )
     (folder / "er.yaml").write_text("default:\n  optim_mon: 0.5\n")
     assert "closest: optim_mom" in problems(*ER)
     (folder / "er.yaml").write_text("default: [1\n")

@@ -160,10 +160,18 @@ def test_bad_files_are_refused_in_one_line(files, tmp_path):
     state = openai_state(random_clip(transformer_layers=1))
     torch.save({k: v for k, v in state.items() if "ln_final.bias" not in k}, tmp_path / "incomplete.pt")
     wanted = {
-        "short.pt": "damaged", "short.safetensors": "damaged", "text.pt": "damaged", "users.pt": "damaged", "empty.pt": "damaged",
-        "bomb.pt": "more than tensors", "old.pt": "more than tensors", "list.pt": "not a state dict",
-        "other.pt": "does not hold a CLIP", "incomplete.pt": "ln_final.bias", "absent.pt": "neither a file nor a known name",
-    }  # fmt: skip
+        "short.pt": "damaged",
+        "short.safetensors": "damaged",
+        "text.pt": "damaged",
+        "users.pt": "damaged",
+        "empty.pt": "damaged",
+        "bomb.pt": "more than tensors",
+        "old.pt": "more than tensors",
+        "list.pt": "not a state dict",
+        "other.pt": "does not hold a CLIP",
+        "incomplete.pt": "ln_final.bias",
+        "absent.pt": "neither a file nor a known name",
+    }
     for name, words in wanted.items():
         with pytest.raises(UserError, match=words) as caught:
             load_clip(str(tmp_path / name))

@@ -31,12 +31,28 @@ def refused(name, base, **flags):
     return str(error.value)
 
 
-@pytest.mark.parametrize("answer, wanted", [
-    ("The Dogs.", "dogs"), ("dont know", "don't know"), ("two", "2"), ("None", "0"), ("1,000", "1000"), ("3.5", "3.5"),
-    ("U.S.A.", "usa"), ("red/blue", "red blue"), ("red / blue", "red blue"), ("a  an the", ""),
-    ("yes!", "yes"), ("t-shirt", "t shirt"), ("dog's", "dog 's"), ("its", "its"), ("its, a well", "its well"),
-    ("thats", "that's"), ("Ten\ncats?", "10 cats"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, wanted",
+    [
+        ("The Dogs.", "dogs"),
+        ("dont know", "don't know"),
+        ("two", "2"),
+        ("None", "0"),
+        ("1,000", "1000"),
+        ("3.5", "3.5"),
+        ("U.S.A.", "usa"),
+        ("red/blue", "red blue"),
+        ("red / blue", "red blue"),
+        ("a  an the", ""),
+        ("yes!", "yes"),
+        ("t-shirt", "t shirt"),
+        ("dog's", "dog 's"),
+        ("its", "its"),
+        ("its, a well", "its well"),
+        ("thats", "that's"),
+        ("Ten\ncats?", "10 cats"),
+    ],
+)
 def test_one_spelling(answer, wanted):
     assert normalise_answer(answer) == wanted
 
@@ -95,8 +111,9 @@ def test_layouts_agree(name, kind, tmp_path):
         samples = dataset.samples(True)
         assert len(samples) == 48 and samples.task_ids.bincount().tolist() == [8] * 6
         assert len(samples.distinct) == 24, "two questions about each picture"
-        found.append((dataset.CLASS_NAMES, samples.targets.tolist(), samples.text.tolist(),
-                      [p.name for p in samples.paths]))  # fmt: skip
+        found.append(
+            (dataset.CLASS_NAMES, samples.targets.tolist(), samples.text.tolist(), [p.name for p in samples.paths])
+        )
     assert found[0] == found[1] == found[2]
     assert {"yes", "no", "thing 1", "kind 1"} <= set(found[0][0])
 
@@ -146,8 +163,22 @@ def test_what_the_answers_do_not_cover(tmp_path, capsys):
 
 def test_a_run_reports_both_accuracies(tmp_path, capsys):
     mm.clove(tmp_path, "function")
-    argv = ["--model", "clip", "--dataset", "clove-function", "--base_path", str(tmp_path), "--clip_backbone", "tiny",
-            "--clove_order", "os", "--results_path", str(tmp_path / "runs"), "--seed", "0"]  # fmt: skip
+    argv = [
+        "--model",
+        "clip",
+        "--dataset",
+        "clove-function",
+        "--base_path",
+        str(tmp_path),
+        "--clip_backbone",
+        "tiny",
+        "--clove_order",
+        "os",
+        "--results_path",
+        str(tmp_path / "runs"),
+        "--seed",
+        "0",
+    ]
     assert main.main(argv) == 0
     rows = newest_record(tmp_path / "runs")
     printed = capsys.readouterr().out
@@ -159,11 +190,20 @@ def test_a_run_reports_both_accuracies(tmp_path, capsys):
     assert len(last["exact_match"]) == 2 and last["exact_match"][1] <= last["class_il"][1] + 1e-6
 
 
-@pytest.mark.parametrize("spoil, told", [
-    ("picture", "does not exist (nor in"), ("json", "line 1"), ("answers", "question 3: 9 answers"),
-    ("field", "question 1 has no 'question'"), ("source", "image_source 'coco'"), ("escape", "no file name"),
-    ("empty", "holds no question"), ("kind", "no list of questions"), ("absent", "prepare_data.py"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, told",
+    [
+        ("picture", "does not exist (nor in"),
+        ("json", "line 1"),
+        ("answers", "question 3: 9 answers"),
+        ("field", "question 1 has no 'question'"),
+        ("source", "image_source 'coco'"),
+        ("escape", "no file name"),
+        ("empty", "holds no question"),
+        ("kind", "no list of questions"),
+        ("absent", "prepare_data.py"),
+    ],
+)
 def test_bad_files_are_named(spoil, told, tmp_path):
     root = mm.clove(tmp_path, "scene")
     path = root / "json/scene/scene_b#Workplace_train.json"
@@ -177,8 +217,11 @@ def test_bad_files_are_named(spoil, told, tmp_path):
     elif spoil == "json":
         path.write_text(path.read_text()[:-20])
     else:
-        changes = {"answers": (2, {"answers": rows[2]["answers"][1:]}), "source": (0, {"image_source": "coco"}),
-                   "escape": (0, {"image_id": "../../x"})}  # fmt: skip
+        changes = {
+            "answers": (2, {"answers": rows[2]["answers"][1:]}),
+            "source": (0, {"image_source": "coco"}),
+            "escape": (0, {"image_id": "../../x"}),
+        }
         if spoil in changes:
             rows[changes[spoil][0]] |= changes[spoil][1]
         elif spoil == "field":
@@ -221,8 +264,9 @@ def test_bad_vqacl_files_are_named(spoil, tmp_path):
     mm.vqacl(tmp_path, "partition" if spoil == "img_id" else "map")
     root = tmp_path / "vqacl"
     path = root / {
-        "img_id": "Partition_Q/karpathy_train_q_count.json", "annotations": "v2_mscoco_train2014_annotations.json",
-    }.get(spoil, "v2_OpenEnded_mscoco_train2014_questions.json")  # fmt: skip
+        "img_id": "Partition_Q/karpathy_train_q_count.json",
+        "annotations": "v2_mscoco_train2014_annotations.json",
+    }.get(spoil, "v2_OpenEnded_mscoco_train2014_questions.json")
     table = json.loads(path.read_text())
     if spoil == "img_id":
         table[0]["img_id"] = "COCO"

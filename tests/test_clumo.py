@@ -1,6 +1,5 @@
 """CluMo: keys, selection, what is trained, distillation, growing head, routing, and forgetting against fine-tuning."""
 
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -77,8 +76,10 @@ def test_key_features_are_those_of_clip():
     pairs = toy.dataset.samples(True).data[torch.arange(6)]
     pairs.image = toy.model.net.normalize_images(pairs.image)
     batch = toy.model.read(pairs)
-    for found, wanted in ((batch.visual, toy.model.net.encode_image(pairs.image)),
-                          (batch.textual, toy.model.net.encode_text(pairs.text))):  # fmt: skip
+    for found, wanted in (
+        (batch.visual, toy.model.net.encode_image(pairs.image)),
+        (batch.textual, toy.model.net.encode_text(pairs.text)),
+    ):
         torch.testing.assert_close(found, wanted / wanted.norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
 
 
@@ -309,12 +310,25 @@ def test_the_short_last_block_is_exact():
     seen = torch.ones(2, 3, dtype=torch.bool)
     cls, states = fusion(image, text, seen, prompts, prompt_states=True)
     torch.testing.assert_close(fusion(image, text, seen, prompts), cls)
-    x = torch.cat([fusion.cls.expand(2, 1, -1), prompts + fusion.kinds[0], fusion.image_in(image) + fusion.kinds[1],
-                   fusion.text_in(text) + fusion.kinds[2]], dim=1)  # fmt: skip
+    x = torch.cat(
+        [
+            fusion.cls.expand(2, 1, -1),
+            prompts + fusion.kinds[0],
+            fusion.image_in(image) + fusion.kinds[1],
+            fusion.text_in(text) + fusion.kinds[2],
+        ],
+        dim=1,
+    )
     for block in fusion.blocks:  # every row of every block, through the library's own attention
         attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
-        attention.load_state_dict({"in_proj_weight": block.qkv.weight, "in_proj_bias": block.qkv.bias,
-                                   "out_proj.weight": block.out.weight, "out_proj.bias": block.out.bias})  # fmt: skip
+        attention.load_state_dict(
+            {
+                "in_proj_weight": block.qkv.weight,
+                "in_proj_bias": block.qkv.bias,
+                "out_proj.weight": block.out.weight,
+                "out_proj.bias": block.out.bias,
+            }
+        )
         h = block.ln_1(x)
         x = x + attention(h, h, h, need_weights=False)[0]
         x = x + block.mlp(block.ln_2(x))

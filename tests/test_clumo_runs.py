@@ -31,14 +31,34 @@ def test_forgetting_takes_the_best_of_each_task():
 
 def finished(folder, *argv) -> dict:
     """The end of the record of a run of main.py, and its folder."""
-    common = ["--dataset", "clove-tiny-function", "--base_path", str(folder / "data"), "--results_path", str(folder / "runs"),
-              "--device", "cpu", "--seed", "0", "--non_verbose", "1", "--stop_after", "2", "--batch_size", "20"]  # fmt: skip
+    common = [
+        "--dataset",
+        "clove-tiny-function",
+        "--base_path",
+        str(folder / "data"),
+        "--results_path",
+        str(folder / "runs"),
+        "--device",
+        "cpu",
+        "--seed",
+        "0",
+        "--non_verbose",
+        "1",
+        "--stop_after",
+        "2",
+        "--batch_size",
+        "20",
+    ]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         main.run(cli.parse([*common, *argv]))
     path = max((folder / "runs").rglob("record.jsonl"), key=lambda p: p.stat().st_mtime)
     rows = read_record(path)
-    return {"summary": rows[-1]["summary"], "tasks": [r for r in rows if r["type"] == "task"], "folder": path.parent,
-            "printed": printed.getvalue()}  # fmt: skip
+    return {
+        "summary": rows[-1]["summary"],
+        "tasks": [r for r in rows if r["type"] == "task"],
+        "folder": path.parent,
+        "printed": printed.getvalue(),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +130,8 @@ def test_pre_training_of_the_fusion_goes_on_to_the_same_weights(tmp_path, monkey
 
 
 def test_the_papers_script_refuses_another_stream():
-    done = subprocess.run(["bash", "scripts/paper_clumo.sh", "--foo"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        ["bash", "scripts/paper_clumo.sh", "--foo"], cwd=ROOT, capture_output=True, text=True, timeout=20
+    )
     assert done.returncode == 2
     assert done.stderr == "error: unknown stream '--foo': clove-scene, clove-function, or both in quotes\n"

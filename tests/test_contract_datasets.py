@@ -142,7 +142,9 @@ def names_and_templates(name, make):
     names = dataset.get_class_names()
     assert len(names) == dataset.N_CLASSES and all(isinstance(n, str) and n.strip() for n in names)
     told_by = list(zip(names, map(tuple, dataset.class_templates()), strict=True))
-    assert len(set(told_by)) == len(names), "two classes of one name and one set of sentences cannot be told apart by text"
+    assert len(set(told_by)) == len(names), (
+        "two classes of one name and one set of sentences cannot be told apart by text"
+    )
     templates = dataset.get_prompt_templates()
     assert templates and all(t.count("{}") == 1 for t in templates)
 
@@ -182,9 +184,18 @@ def missing_data_is_told(name, make, tmp_path):
     assert not absent.exists()
 
 
-CHECKS = [described, constructs_from_the_command_line, tasks_partition_the_classes, items_have_the_declared_form,
-          workers_change_nothing, names_and_templates, transforms_belong_together, fingerprint_tells_the_data,
-          one_task_too_many, missing_data_is_told]  # fmt: skip
+CHECKS = [
+    described,
+    constructs_from_the_command_line,
+    tasks_partition_the_classes,
+    items_have_the_declared_form,
+    workers_change_nothing,
+    names_and_templates,
+    transforms_belong_together,
+    fingerprint_tells_the_data,
+    one_task_too_many,
+    missing_data_is_told,
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*not comparable", "ignore:This DataLoader will create")

@@ -114,12 +114,24 @@ class Spoilt(Broken):
         self.register_buffer("statistics", torch.tensor([math.nan]))
 
 
-FAULTS = [(AddsPosition, checks.shuffled_batch_gives_shuffled_outputs), (AddsPosition, checks.batch_of_one_equals_batch_of_many),
-          (WholeBatch, checks.batch_of_one_equals_batch_of_many), (HiddenCopy, checks.stored_bytes_true), (Infinite, checks.forward_shape),
-          (CountsInForward, checks.evaluation_leaves_the_state), (DrawsInForward, checks.evaluation_leaves_the_state),
-          (Unseeded, checks.one_seed_one_result), (LosesState, checks.state_round_trip), (Wide, checks.forward_shape), (Spoilt, checks.finite),
-          (DeadFlag, checks.every_flag_changes_something), (Meddler, checks.only_adds_flags_that_parse), (NoEndOfEpoch, checks.hook_order),
-          (FitsAll, checks.refuses_a_setting_it_does_not_name), (FewImages, checks.single_last_batch)]  # fmt: skip
+FAULTS = [
+    (AddsPosition, checks.shuffled_batch_gives_shuffled_outputs),
+    (AddsPosition, checks.batch_of_one_equals_batch_of_many),
+    (WholeBatch, checks.batch_of_one_equals_batch_of_many),
+    (HiddenCopy, checks.stored_bytes_true),
+    (Infinite, checks.forward_shape),
+    (CountsInForward, checks.evaluation_leaves_the_state),
+    (DrawsInForward, checks.evaluation_leaves_the_state),
+    (Unseeded, checks.one_seed_one_result),
+    (LosesState, checks.state_round_trip),
+    (Wide, checks.forward_shape),
+    (Spoilt, checks.finite),
+    (DeadFlag, checks.every_flag_changes_something),
+    (Meddler, checks.only_adds_flags_that_parse),
+    (NoEndOfEpoch, checks.hook_order),
+    (FitsAll, checks.refuses_a_setting_it_does_not_name),
+    (FewImages, checks.single_last_batch),
+]
 
 
 @pytest.mark.parametrize("fault, check", FAULTS, ids=lambda x: x.__name__)

@@ -29,30 +29,89 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     "clip_download": "tests have no network",
     "domain_lr": "the toy streams have no domains; tests/test_clip_tuning.py",
     "augment": "the toy streams do not augment; tests/test_mulki.py tries it",
-    **dict.fromkeys(["vqa_backbone", "fusion", "vilt_weights", "blip_weights", "vilt_resolution"],
-                    "no weights of ViLT and BLIP are embedded; tests/test_vilt.py and tests/test_blip.py make tiny ones"),
+    **dict.fromkeys(
+        ["vqa_backbone", "fusion", "vilt_weights", "blip_weights", "vilt_resolution"],
+        "no weights of ViLT and BLIP are embedded; tests/test_vilt.py and tests/test_blip.py make tiny ones",
+    ),
     "probe_input": "needs a stream with texts that CLIP reads; its own test has one",
     # of one method: these use the fusion only where pictures come with questions; tests/test_prompt_baselines.py
-    **dict.fromkeys([f"{name} {flag}" for name in ("l2p", "dualprompt", "s-prompts") for flag in
-                     ("fusion_width", "fusion_layers", "fusion_heads", "fusion_train", "key_feature", "query",
-                      "vit", "vit_pretrained")], "tests/test_prompt_baselines.py"),
+    **dict.fromkeys(
+        [
+            f"{name} {flag}"
+            for name in ("l2p", "dualprompt", "s-prompts")
+            for flag in (
+                "fusion_width",
+                "fusion_layers",
+                "fusion_heads",
+                "fusion_train",
+                "key_feature",
+                "query",
+                "vit",
+                "vit_pretrained",
+            )
+        ],
+        "tests/test_prompt_baselines.py",
+    ),
     "fusion_weights": "the shipped ones have sizes of their own; tests/test_clumo.py",
     "n_text_keys": "streams of pictures alone have one question; tests/test_clumo.py",
     "route": "the true task is known to evaluation only; tests/test_clumo.py compares both ways",
     # cgil: flags that act with another flag's value, or are exact; tests/test_cgil.py tries each
-    **dict.fromkeys(["g_models", "gr_mog_n_components", "gr_mog_n_iters", "general_context", "generated_context", "cocoop",
-                     "align_chunk", "future_scoring", "future_keys", "lambda_ortho_first_stage", "optim_alignment_wd",
-                     "diffusion_noise_quirk", "diffusion_renoise_quirk"],
-                    "tests/test_cgil.py"),
+    **dict.fromkeys(
+        [
+            "g_models",
+            "gr_mog_n_components",
+            "gr_mog_n_iters",
+            "general_context",
+            "generated_context",
+            "cocoop",
+            "align_chunk",
+            "future_scoring",
+            "future_keys",
+            "lambda_ortho_first_stage",
+            "optim_alignment_wd",
+            "diffusion_noise_quirk",
+            "diffusion_renoise_quirk",
+        ],
+        "tests/test_cgil.py",
+    ),
     # exemplar-masking: flags that act with another flag's value, or on texts
-    **dict.fromkeys(["sum_beta", "jpeg_quality", "box_threshold", "budget_fill", "direction", "text_rule", "look_at",
-                     "exemplar-masking exemplar_aug", "exemplar-masking aug_p"], "tests/test_exemplar_masking.py"),
+    **dict.fromkeys(
+        [
+            "sum_beta",
+            "jpeg_quality",
+            "box_threshold",
+            "budget_fill",
+            "direction",
+            "text_rule",
+            "look_at",
+            "exemplar-masking exemplar_aug",
+            "exemplar-masking aug_p",
+        ],
+        "tests/test_exemplar_masking.py",
+    ),
     # mulki: these act with another flag's value, or are exact where nothing is augmented (cache_teacher)
-    **dict.fromkeys(["snd_scale", "snd_threshold", "lora_rank", "lora_scale", "cache_teacher", "mulki distill_data",
-                     "mulki reference", "mulki n_reference"], "tests/test_mulki.py"),
+    **dict.fromkeys(
+        [
+            "snd_scale",
+            "snd_threshold",
+            "lora_rank",
+            "lora_scale",
+            "cache_teacher",
+            "mulki distill_data",
+            "mulki reference",
+            "mulki n_reference",
+        ],
+        "tests/test_mulki.py",
+    ),
 }
-TEXTS = {"prompt_template": "an image of a {}.", "rel": "vv", "reference": "self",
-         "buffer_bytes_per_class": "4x", "buffer_bytes": ["60000", "1500", "700"], "mask_rule": "ratio:0.25"}  # fmt: skip
+TEXTS = {
+    "prompt_template": "an image of a {}.",
+    "rel": "vv",
+    "reference": "self",
+    "buffer_bytes_per_class": "4x",
+    "buffer_bytes": ["60000", "1500", "700"],
+    "mask_rule": "ratio:0.25",
+}
 # another value for a flag that takes text
 
 
@@ -106,8 +165,18 @@ def only_adds_flags_that_parse(name: str) -> None:
 
 def hook_order(name: str) -> None:
     toy = trained(name)
-    word = "".join({"begin_task": "b", "begin_epoch": "e", "observe": "o", "end_epoch": "p", "end_task": "t",
-                    "forward": "f", "end_eval": "v"}[call[0]] for call in toy.calls)  # fmt: skip
+    word = "".join(
+        {
+            "begin_task": "b",
+            "begin_epoch": "e",
+            "observe": "o",
+            "end_epoch": "p",
+            "end_task": "t",
+            "forward": "f",
+            "end_eval": "v",
+        }[call[0]]
+        for call in toy.calls
+    )
     epochs = toy.args.n_epochs if toy.model.trains_in_loop else 0
     pattern = rf"(?:bf*(?:ef*(?:of*)+pf*){{{epochs}}}t[of]*fv){{{toy.dataset.N_TASKS}}}"
     assert re.fullmatch(pattern, word), f"{word} does not match {pattern}"
@@ -238,8 +307,11 @@ def single_last_batch(name: str) -> None:
     toy = run(name, n_epochs=1)
     assert all(map(math.isfinite, toy.losses)) and logits(toy).isfinite().all()
     if toy.model.trains_in_loop:
-        sizes = [len(kwargs["inputs"] if "inputs" in kwargs else args[0])
-                 for hook, task, args, kwargs in toy.calls if hook == "observe" and task == 0]  # fmt: skip
+        sizes = [
+            len(kwargs["inputs"] if "inputs" in kwargs else args[0])
+            for hook, task, args, kwargs in toy.calls
+            if hook == "observe" and task == 0
+        ]
         assert sizes[-1] == 1 and set(sizes[:-1]) == {contract.BATCH_SIZE}
 
 
@@ -266,10 +338,26 @@ def every_flag_changes_something(name: str) -> None:
         pytest.skip(f"no other value is known for {', '.join(no_value)}: add one to TEXTS")
 
 
-CHECKS = [described, runs_in_every_setting_it_names, takes_pairs, only_adds_flags_that_parse, hook_order, finite, forward_shape,
-          one_seed_one_result, state_round_trip, refuses_a_setting_it_does_not_name, stored_bytes_true,
-          batch_of_one_equals_batch_of_many, shuffled_batch_gives_shuffled_outputs, no_task_id_where_it_is_unknown,
-          evaluation_leaves_the_state, unequal_tasks_are_measured, single_last_batch, every_flag_changes_something]  # fmt: skip
+CHECKS = [
+    described,
+    runs_in_every_setting_it_names,
+    takes_pairs,
+    only_adds_flags_that_parse,
+    hook_order,
+    finite,
+    forward_shape,
+    one_seed_one_result,
+    state_round_trip,
+    refuses_a_setting_it_does_not_name,
+    stored_bytes_true,
+    batch_of_one_equals_batch_of_many,
+    shuffled_batch_gives_shuffled_outputs,
+    no_task_id_where_it_is_unknown,
+    evaluation_leaves_the_state,
+    unequal_tasks_are_measured,
+    single_last_batch,
+    every_flag_changes_something,
+]
 
 
 # what they use

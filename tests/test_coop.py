@@ -20,8 +20,18 @@ def build(tmp_path):
     def make(**changes):
         parser = new_parser()
         CoOp.get_parser(parser)
-        values = {"clip_backbone": str(tmp_path), "base_path": str(tmp_path), "features": "ram", "seed": 0, "device": "cpu",
-                  "non_verbose": True, "n_epochs": 2, "n_ctx": 4, "optimizer": "adamw", "lr": 0.01}
+        values = {
+            "clip_backbone": str(tmp_path),
+            "base_path": str(tmp_path),
+            "features": "ram",
+            "seed": 0,
+            "device": "cpu",
+            "non_verbose": True,
+            "n_epochs": 2,
+            "n_ctx": 4,
+            "optimizer": "adamw",
+            "lr": 0.01,
+        }
         args = Namespace(**vars(parser.parse_args([])) | values | changes)
         torch.manual_seed(0)
         dataset = Pictures(args)

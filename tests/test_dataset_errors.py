@@ -28,12 +28,15 @@ def refused(name: str, base, **options) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name, file", [
-    ("seq-mnist", "MNIST/MNIST/raw/train-images-idx3-ubyte"),
-    ("mnist-360", "MNIST/MNIST/raw/train-images-idx3-ubyte"),
-    ("seq-cifar10", "CIFAR10/cifar-10-batches-py/data_batch_1"),
-    ("seq-cifar100", "CIFAR100/cifar-100-python/train"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("seq-mnist", "MNIST/MNIST/raw/train-images-idx3-ubyte"),
+        ("mnist-360", "MNIST/MNIST/raw/train-images-idx3-ubyte"),
+        ("seq-cifar10", "CIFAR10/cifar-10-batches-py/data_batch_1"),
+        ("seq-cifar100", "CIFAR100/cifar-100-python/train"),
+    ],
+)
 def test_missing_files(tmp_path, name, file):
     message = refused(name, tmp_path)
     assert f"{tmp_path / file} does not exist" in message and " MB " in message
@@ -87,15 +90,18 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, protocol):
     assert made.exists()  # so the file was dangerous
 
 
-@pytest.mark.parametrize("table", [
-    [1, 2],
-    {"labels": [0] * 4},
-    {"data": np.zeros((4, 3072), np.float32), "labels": [0] * 4},
-    {"data": np.zeros((4, 3000), np.uint8), "labels": [0] * 4},
-    {"data": np.zeros((4, 3072), np.uint8), "labels": [0] * 3},
-    {"data": np.zeros((4, 3072), np.uint8), "labels": ["cat"] * 4},
-    {"data": np.zeros((4, 3072), np.uint8)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "table",
+    [
+        [1, 2],
+        {"labels": [0] * 4},
+        {"data": np.zeros((4, 3072), np.float32), "labels": [0] * 4},
+        {"data": np.zeros((4, 3000), np.uint8), "labels": [0] * 4},
+        {"data": np.zeros((4, 3072), np.uint8), "labels": [0] * 3},
+        {"data": np.zeros((4, 3072), np.uint8), "labels": ["cat"] * 4},
+        {"data": np.zeros((4, 3072), np.uint8)},
+    ],
+)
 def test_cifar_of_other_content(tmp_path, table):
     path = fabricate.cifar10(tmp_path) / "test_batch"
     path.write_bytes(pickle.dumps(table))
@@ -120,29 +126,39 @@ def test_labels_out_of_range_and_empty_class(tmp_path):
     assert "no test image of class automobile" in refused("seq-cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"custom_class_order": [0, 1, 2]}, "--custom_class_order must hold each of 0..9 once"),
-    ({"custom_class_order": [0] * 10}, "--custom_class_order must hold each of 0..9 once"),
-    ({"custom_task_order": [1, 2, 3, 4, 5]}, "--custom_task_order must hold each of 0..4 once"),
-    ({"custom_task_order": [4, 3, 2, 1, 0], "permute_classes": True}, "give one of"),
-    ({"validation": 99.9}, "--validation leaves no training image"),
-    ({"label_perc": 0.5, "label_perc_by_class": 0.5}, "not both"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"custom_class_order": [0, 1, 2]}, "--custom_class_order must hold each of 0..9 once"),
+        ({"custom_class_order": [0] * 10}, "--custom_class_order must hold each of 0..9 once"),
+        ({"custom_task_order": [1, 2, 3, 4, 5]}, "--custom_task_order must hold each of 0..4 once"),
+        ({"custom_task_order": [4, 3, 2, 1, 0], "permute_classes": True}, "give one of"),
+        ({"validation": 99.9}, "--validation leaves no training image"),
+        ({"label_perc": 0.5, "label_perc_by_class": 0.5}, "not both"),
+    ],
+)
 def test_orders_and_shares(tmp_path, options, message):
     fabricate.cifar10(tmp_path)
     assert message in refused("seq-cifar10", tmp_path, **options)
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("perm-mnist", {"permute_classes": True}, "--permute_classes needs a dataset whose tasks have classes of their own"),
-    ("rot-mnist", {"joint": True}, "--joint needs"),
-    ("seq-mnist", {"noise_rate": 0.2, "noise_type": "asymmetric"}, "no table of confusable classes"),
-    ("mnist-360", {"noise_rate": 0.2}, "--noise_rate has no meaning"),
-    ("mnist-360", {"eval_future": True}, "--eval_future has no meaning"),
-    ("mnist-360", {"n_epochs": 2}, "use --n_epochs 1"),
-    ("mnist-360", {"label_perc": 0.5}, "--label_perc"),
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        (
+            "perm-mnist",
+            {"permute_classes": True},
+            "--permute_classes needs a dataset whose tasks have classes of their own",
+        ),
+        ("rot-mnist", {"joint": True}, "--joint needs"),
+        ("seq-mnist", {"noise_rate": 0.2, "noise_type": "asymmetric"}, "no table of confusable classes"),
+        ("mnist-360", {"noise_rate": 0.2}, "--noise_rate has no meaning"),
+        ("mnist-360", {"eval_future": True}, "--eval_future has no meaning"),
+        ("mnist-360", {"n_epochs": 2}, "use --n_epochs 1"),
+        ("mnist-360", {"label_perc": 0.5}, "--label_perc"),
         ("mnist-360", {"drop_last": True}, "leave --drop_last out"),
-])  # fmt: skip
+    ],
+)
 def test_flags_that_do_not_suit_the_stream(tmp_path, name, options, message):
     fabricate.mnist(tmp_path)
     assert message in refused(name, tmp_path, **options)
@@ -197,15 +213,18 @@ def test_a_broken_image_is_named(tmp_path):
         assert str(error.value).startswith(f"image {path} cannot be read") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda rows: [r for r in rows if r["split"] == "train"], "no row with split test or val"),
-    (lambda rows: [r for r in rows if r["split"] == "test"], "no row with split train"),
-    (lambda rows: [rows[0], rows[1] | {"split": "dev"}, *rows[2:]], "line 3: split 'dev'"),
-    (lambda rows: [rows[0], rows[1] | {"label": ""}, *rows[2:]], "line 3: no value for label"),
-    (lambda rows: [rows[0], rows[1] | {"path": "train/a/x.png"}, *rows[2:]], "line 3: there is no image"),
-    (lambda rows: [{"image": r["path"], **r, "path": ""} for r in rows], "line 2: no value for path"),
-    (lambda rows: [{"path": r["path"], "label": r["label"]} for r in rows], "line 1: no column split"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rows: [r for r in rows if r["split"] == "train"], "no row with split test or val"),
+        (lambda rows: [r for r in rows if r["split"] == "test"], "no row with split train"),
+        (lambda rows: [rows[0], rows[1] | {"split": "dev"}, *rows[2:]], "line 3: split 'dev'"),
+        (lambda rows: [rows[0], rows[1] | {"label": ""}, *rows[2:]], "line 3: no value for label"),
+        (lambda rows: [rows[0], rows[1] | {"path": "train/a/x.png"}, *rows[2:]], "line 3: there is no image"),
+        (lambda rows: [{"image": r["path"], **r, "path": ""} for r in rows], "line 2: no value for path"),
+        (lambda rows: [{"path": r["path"], "label": r["label"]} for r in rows], "line 1: no column split"),
+    ],
+)
 def test_lists(tmp_path, change, message):
     fabricate.image_folder(tmp_path, ["a", "b"], 2, 1, (12, 10))
     path = fabricate.image_list(tmp_path / "list.csv", change(fabricate.rows_of(tmp_path)))

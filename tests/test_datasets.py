@@ -328,8 +328,11 @@ def test_folder_details(make, tmp_path):
 
 
 def test_configs_change_the_stream(make):
-    for name, config, tasks, classes in (("seq-cifar100", "5tasks", 5, 20), ("seq-cifar100", "20tasks", 20, 5),
-                                         ("perm-mnist", "10tasks", 10, 10)):  # fmt: skip
+    for name, config, tasks, classes in (
+        ("seq-cifar100", "5tasks", 5, 20),
+        ("seq-cifar100", "20tasks", 20, 5),
+        ("perm-mnist", "10tasks", 10, 10),
+    ):
         copy = type("Copy", (get_dataset_class(name),), {})
         configs.dataset_config(copy, config)
         dataset = copy(make(name).args)

@@ -148,8 +148,15 @@ def test_eval_mode_inside_and_the_old_mode_after():
     assert model.training
 
 
-@pytest.mark.parametrize("settings, told", [(["class-il", "task-il"], False), (["general-continual"], False),
-                                            (["domain-il", "task-il"], False), (["task-il"], True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        (["class-il", "task-il"], False),
+        (["general-continual"], False),
+        (["domain-il", "task-il"], False),
+        (["task-il"], True),
+    ],
+)
 def test_the_task_number_is_for_pure_task_il_models(settings, told):
     stream, model = at_task(2), Recorder(logits())
     model.COMPATIBILITY = settings
@@ -180,8 +187,11 @@ class Net(nn.Module):
 def test_batches_do_not_matter():
     """Batch sizes 1, 3 and all give the same; a shuffled order gives the same scores, sample by sample."""
     model = Net().train()
-    results = {size: evaluate_tasks(model, s, dict(enumerate(s.test_loaders))) for size in (1, 3, 100)
-               for s in [at_task(2, eval_batch_size=size)]}  # fmt: skip
+    results = {
+        size: evaluate_tasks(model, s, dict(enumerate(s.test_loaders)))
+        for size in (1, 3, 100)
+        for s in [at_task(2, eval_batch_size=size)]
+    }
     for task in range(3):
         one = results[1][task]
         for size in (3, 100):
@@ -301,8 +311,18 @@ def test_cached_features_take_the_place_of_images():
 
 def test_the_batch_size_follows_the_size_of_an_image():
     def loader(data):
-        return Loader(Split(ArraySamples(data, [0]), torch.tensor([0]), torch.tensor([0]), at_task(0).default_test_transform(), False),
-                      8, ("t",), False)  # fmt: skip
+        return Loader(
+            Split(
+                ArraySamples(data, [0]),
+                torch.tensor([0]),
+                torch.tensor([0]),
+                at_task(0).default_test_transform(),
+                False,
+            ),
+            8,
+            ("t",),
+            False,
+        )
 
     small, large = torch.zeros(1, 1, 2, 3, dtype=torch.uint8), torch.zeros(1, 3, 512, 512, dtype=torch.uint8)
     assert eval_batch_size(loader(small), toy_args()) == 512

@@ -1,6 +1,5 @@
 """ExemplarMasking: records, budgets, and a run on pictures with texts."""
 
-
 import pytest
 import torch
 
@@ -211,9 +210,14 @@ def test_a_run_on_pairs_keeps_bytes_and_masks():
 
 @pytest.mark.parametrize(
     ("flag", "value", "base"),
-    [("text_rule", "class_only", {}), ("direction", "t2i", {}), ("sum_beta", 5.0, {"text_rule": "sum"}),
-     ("box_threshold", 0.95, {"exemplar_codec": "box"}), ("jpeg_quality", 5, {"exemplar_codec": "jpeg"})],
-)  # fmt: skip
+    [
+        ("text_rule", "class_only", {}),
+        ("direction", "t2i", {}),
+        ("sum_beta", 5.0, {"text_rule": "sum"}),
+        ("box_threshold", 0.95, {"exemplar_codec": "box"}),
+        ("jpeg_quality", 5, {"exemplar_codec": "jpeg"}),
+    ],
+)
 def test_a_flag_of_masks_and_records_changes_what_is_kept(flag, value, base):
     _, tokens = batch(6)
     n, m = CELLS, tokens.ids.shape[1]

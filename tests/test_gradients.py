@@ -47,12 +47,20 @@ def test_cone_projection_equals_a_quadratic_program(seed, margin):
     g, G = draw(8, seed=seed), draw(4, 8, seed=seed + 10)
     x = project_cone(g, G, margin)
     assert (G @ x > -1e-9).all()
-    dual = minimize(lambda v: ((g.numpy() + v @ G.numpy()) ** 2).sum(), np.full(4, margin + 1), bounds=[(margin, None)] * 4,
-                    method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10})  # fmt: skip
+    dual = minimize(
+        lambda v: ((g.numpy() + v @ G.numpy()) ** 2).sum(),
+        np.full(4, margin + 1),
+        bounds=[(margin, None)] * 4,
+        method="L-BFGS-B",
+        options={"ftol": 1e-15, "gtol": 1e-10},
+    )
     np.testing.assert_allclose(x, g.numpy() + dual.x @ G.numpy(), atol=1e-5)
     if margin == 0:
-        primal = minimize(lambda x: ((x - g.numpy()) ** 2).sum(), np.zeros(8),
-                          constraints=[{"type": "ineq", "fun": lambda x: G.numpy() @ x}])  # fmt: skip
+        primal = minimize(
+            lambda x: ((x - g.numpy()) ** 2).sum(),
+            np.zeros(8),
+            constraints=[{"type": "ineq", "fun": lambda x: G.numpy() @ x}],
+        )
         np.testing.assert_allclose(x, primal.x, atol=1e-4)
 
 
@@ -130,8 +138,17 @@ class Words(nn.Module):
 
 
 def pictures():
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 2, bias=False),
-                         nn.ReLU(), nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 5), nn.BatchNorm1d(5))  # fmt: skip
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 3, 2, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LayerNorm(12),
+        nn.Linear(12, 5),
+        nn.BatchNorm1d(5),
+    )
 
 
 def dilated():
@@ -142,8 +159,14 @@ def grouped():
     return nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 3))
 
 
-NETS = {"pictures": (pictures, (2, 6, 6), "layers"), "dilated": (dilated, (2, 5, 6), "layers"), "grouped": (grouped, (2, 6, 6), "vmap"),
-        "positions": (Positions, (7, 5), "layers"), "attention": (Attention, (4, 6), "vmap"), "words": (Words, None, "layers")}  # fmt: skip
+NETS = {
+    "pictures": (pictures, (2, 6, 6), "layers"),
+    "dilated": (dilated, (2, 5, 6), "layers"),
+    "grouped": (grouped, (2, 6, 6), "vmap"),
+    "positions": (Positions, (7, 5), "layers"),
+    "attention": (Attention, (4, 6), "vmap"),
+    "words": (Words, None, "layers"),
+}
 
 
 def setup(name, n=9):

@@ -93,8 +93,10 @@ def test_validation_stands_in_for_the_test_set_until_the_end(run_main, seen, bui
     assert [sum(len(c[2]) for c in seen if c[0] == t) for t in range(5)] == [N_TRAIN - 12] * 5
     model, dataset, _ = built[0]
     model.eval()
-    hits = [float((model(x).argmax(1) == y).float().mean()) for x, y in (
-        [torch.cat(part) for part in zip(*loader, strict=True)] for loader in dataset.final_test_loaders)]  # fmt: skip
+    hits = [
+        float((model(x).argmax(1) == y).float().mean())
+        for x, y in ([torch.cat(part) for part in zip(*loader, strict=True)] for loader in dataset.final_test_loaders)
+    ]
     assert summary(rows)["final_test"] == pytest.approx(100 * np.mean(hits))
 
 
@@ -157,10 +159,13 @@ def test_iterations_end_a_task(run_main, seen):
     assert [(c[0], c[1]) for c in seen] == [(t, e) for t in (0, 1) for e in (0, 0, 0, 0, 1, 1)]
 
 
-@pytest.mark.parametrize("flags, expected", [
-    (["--lr_scheduler", "multisteplr", "--lr_milestones", "1", "3"], [0.1, 0.01, 0.01, 0.001]),
-    (["--lr_scheduler", "cosine"], [0.05 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--lr_scheduler", "multisteplr", "--lr_milestones", "1", "3"], [0.1, 0.01, 0.01, 0.001]),
+        (["--lr_scheduler", "cosine"], [0.05 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]),
+    ],
+)
 def test_schedules_by_epoch(run_main, seen, flags, expected):
     run_main(*BASE, "--n_epochs", "4", "--stop_after", "1", *flags)
     for task in (0, 1):  # each task starts anew
@@ -262,8 +267,24 @@ def test_disable_log_writes_nothing(run_main, tmp_path):
 def test_lines_of_the_record_have_their_fields(run_main):
     _, rows = run_main(*BASE, "--notes", "first try", "--savecheck", "last")
     start, end = rows[0], rows[-1]
-    assert {"type", "schema", "config_hash", "requested", "args", "git_commit", "versions", "python", "host", "device", "time",
-            "weights_sha256", "dataset_fingerprint", "class_order", "argv", "threads"} <= set(start)  # fmt: skip
+    assert {
+        "type",
+        "schema",
+        "config_hash",
+        "requested",
+        "args",
+        "git_commit",
+        "versions",
+        "python",
+        "host",
+        "device",
+        "time",
+        "weights_sha256",
+        "dataset_fingerprint",
+        "class_order",
+        "argv",
+        "threads",
+    } <= set(start)
     assert (
         start["args"]["notes"] == "first try"
         and start["requested"]["lr"] == 0.1

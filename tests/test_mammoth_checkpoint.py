@@ -42,8 +42,14 @@ def finished(start, monkeypatch):
 def mammoth_form(model, prefix: str = "") -> dict:
     weights = {f"{prefix}{k}": v for k, v in model.state_dict().items()}
     args = {"model": "er", "dataset": "seq-mnist", "lr": 0.05, "buffer_size": 20}
-    return {"model": weights, "optimizer": model.opt.state_dict(), "scheduler": None, "args": args,
-            "results": [[90.0], [95.0], {}], "buffer": model.buffer.serialize()}  # fmt: skip
+    return {
+        "model": weights,
+        "optimizer": model.opt.state_dict(),
+        "scheduler": None,
+        "args": args,
+        "results": [[90.0], [95.0], {}],
+        "buffer": model.buffer.serialize(),
+    }
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -291,8 +291,10 @@ def test_progressive_columns_read_the_old_ones_and_leave_them_alone():
     new = columns[-1]
     new(x).sum().backward()
     assert all(p.grad is not None for p in new.parameters()) and all(p.grad is None for p in first.parameters())
-    old = [(h := c.fc1(x).relu(), (c.fc2(h) + (c.laterals[0]([columns[0].fc1(x).relu()]) if c is not first else 0)).relu())
-           for c in columns[:2]]  # fmt: skip
+    old = [
+        (h := c.fc1(x).relu(), (c.fc2(h) + (c.laterals[0]([columns[0].fc1(x).relu()]) if c is not first else 0)).relu())
+        for c in columns[:2]
+    ]
     both = new.laterals[0]
     mixed = torch.cat([both.alphas[k].alpha * old[k][0] for k in range(2)], 1)
     second = (new.fc2(new.fc1(x).relu()) + both.expand(both.reduce(mixed).relu())).relu()

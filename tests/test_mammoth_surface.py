@@ -85,7 +85,11 @@ def test_star_imports_bring_what_files_use():
 
 def test_every_module_for_other_files_is_in_the_table():
     """The folders mammoth/ hold what the table names, and what those modules share among themselves."""
-    found = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("*/**/mammoth/**/*.py") if ".venv" not in p.parts}
+    found = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts)
+        for p in ROOT.glob("*/**/mammoth/**/*.py")
+        if ".venv" not in p.parts
+    }
     shared = {"backbone.mammoth.additive", "backbone.mammoth.columns"}
     assert len(found) > 20 and {name.replace(".mammoth", "") for name in found - shared} <= set(SURFACE)
 

@@ -62,8 +62,11 @@ def test_words_of_the_discarded_patches_are_context():
         rule: text_mask(by_class, context, words, rule, least=1)[0].tolist()
         for rule in ("class_only", "context_only", "union")
     }
-    assert kept == {"class_only": [True, False, False, False], "context_only": [False, True, False, False],
-                    "union": [True, True, False, False]}  # fmt: skip
+    assert kept == {
+        "class_only": [True, False, False, False],
+        "context_only": [False, True, False, False],
+        "union": [True, True, False, False],
+    }
     assert text_mask(by_class, context, words, "sum", beta=0.0, least=1)[0].tolist() == [True, False, False, False]
 
 

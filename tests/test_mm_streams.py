@@ -72,11 +72,17 @@ def test_a_picture_that_many_ask_about_is_encoded_once(tmp_path):
     assert rows[1] == pytest.approx(brightness(samples.open(1)))
 
 
-@pytest.mark.parametrize("name, write, form", [
-    ("mm-imagenet-r", mm.mm_imagenet_r, "jsonl"), ("mm-imagenet-r", mm.mm_imagenet_r, "object"),
-    ("upmc-food101", mm.upmc_food101, "csv"), ("upmc-food101", mm.upmc_food101, "json"),
-    ("mm-imdb", mm.mm_imdb, "published"), ("mm-imdb", mm.mm_imdb, "folders"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, write, form",
+    [
+        ("mm-imagenet-r", mm.mm_imagenet_r, "jsonl"),
+        ("mm-imagenet-r", mm.mm_imagenet_r, "object"),
+        ("upmc-food101", mm.upmc_food101, "csv"),
+        ("upmc-food101", mm.upmc_food101, "json"),
+        ("mm-imdb", mm.mm_imdb, "published"),
+        ("mm-imdb", mm.mm_imdb, "folders"),
+    ],
+)
 def test_every_layout(name, write, form, tmp_path):
     write(tmp_path, form)
     dataset = make(name, tmp_path)
@@ -89,8 +95,10 @@ def test_every_layout(name, write, form, tmp_path):
             assert path.parent.name.replace("_", " ") == names[label]
     if name == "mm-imdb":
         assert names[0] == "drama" and "western" not in names
-        assert all(f"about {names[label].capitalize()}" in text for text, label in
-                   zip(samples.captions, samples.targets.tolist(), strict=True))  # fmt: skip
+        assert all(
+            f"about {names[label].capitalize()}" in text
+            for text, label in zip(samples.captions, samples.targets.tolist(), strict=True)
+        )
     inputs, labels, plain = next(iter(dataset.get_data_loaders()[0]))
     assert isinstance(inputs, Pair) and isinstance(plain, Pair) and inputs.image.shape[1:] == (3, 224, 224)
     split = dataset.train_loader.dataset
@@ -145,11 +153,17 @@ def test_captions_that_are_no_utf8_are_named(tmp_path):
     assert f"{path} cannot be read as UTF-8 text" in refused("mm-imagenet-r", tmp_path)
 
 
-@pytest.mark.parametrize("spoil, told", [
-    ("empty", "test_titles.csv is truncated or corrupt (it is empty)"),
-    ("columns", "train_titles.csv line 2"), ("quote", "train_titles.csv line"), ("picture", "dish3_3.jpg, which does not exist"),
-    ("class", "100 classes, 101 are published"), ("name", "test_titles.csv line 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, told",
+    [
+        ("empty", "test_titles.csv is truncated or corrupt (it is empty)"),
+        ("columns", "train_titles.csv line 2"),
+        ("quote", "train_titles.csv line"),
+        ("picture", "dish3_3.jpg, which does not exist"),
+        ("class", "100 classes, 101 are published"),
+        ("name", "test_titles.csv line 1"),
+    ],
+)
 def test_bad_titles_are_named(spoil, told, tmp_path):
     root = mm.upmc_food101(tmp_path)
     train, test = (root / "texts" / f"{part}_titles.csv" for part in ("train", "test"))
@@ -170,10 +184,16 @@ def test_bad_titles_are_named(spoil, told, tmp_path):
     assert told in refused("upmc-food101", tmp_path)
 
 
-@pytest.mark.parametrize("spoil, told", [
-    ("json", "line 1"), ("poster", "which does not exist"), ("table", "which does not exist"), ("part", "'test'"),
-    ("genres", "'genres'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, told",
+    [
+        ("json", "line 1"),
+        ("poster", "which does not exist"),
+        ("table", "which does not exist"),
+        ("part", "'test'"),
+        ("genres", "'genres'"),
+    ],
+)
 def test_bad_movies_are_named(spoil, told, tmp_path):
     root = mm.mm_imdb(tmp_path)
     first = root / "dataset/0000001.json"
@@ -191,8 +211,20 @@ def test_bad_movies_are_named(spoil, told, tmp_path):
 
 def test_a_run_on_pictures_with_titles(tmp_path):
     mm.mm_imdb(tmp_path)
-    argv = ["--model", "ncm", "--dataset", "mm-imdb", "--base_path", str(tmp_path), "--clip_backbone", "tiny",
-            "--results_path", str(tmp_path / "runs"), "--seed", "0"]  # fmt: skip
+    argv = [
+        "--model",
+        "ncm",
+        "--dataset",
+        "mm-imdb",
+        "--base_path",
+        str(tmp_path),
+        "--clip_backbone",
+        "tiny",
+        "--results_path",
+        str(tmp_path / "runs"),
+        "--seed",
+        "0",
+    ]
     assert main.main(argv) == 0
     assert newest_record(tmp_path / "runs")[-1]["status"] == "done"
 
@@ -242,8 +274,10 @@ def test_captions_are_of_one_model(tmp_path):
 
 def test_captions_need_transformers(tmp_path):
     root, out = pictures(tmp_path, 1)
-    code = ("import sys; sys.modules['transformers'] = None; sys.argv = ['x', *sys.argv[1:]]; import runpy; "
-            f"runpy.run_path({str(ROOT / 'scripts' / 'caption_images.py')!r}, run_name='__main__')")  # fmt: skip
+    code = (
+        "import sys; sys.modules['transformers'] = None; sys.argv = ['x', *sys.argv[1:]]; import runpy; "
+        f"runpy.run_path({str(ROOT / 'scripts' / 'caption_images.py')!r}, run_name='__main__')"
+    )
     found = subprocess.run([sys.executable, "-c", code, str(root), str(out)], capture_output=True, text=True)
     assert found.returncode == 2 and "pip install transformers" in found.stderr
     assert found.stderr.count("\n") == 1 and not out.exists()

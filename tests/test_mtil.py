@@ -64,8 +64,13 @@ def test_published_sizes_orders_and_numbers_of_sentences():
     assert sorted(ORDERS["I"]) == sorted(ORDERS["II"]) == sorted(DOMAINS)
     assert ORDERS["II"][0] == "cars" and ORDERS["II"][-1] == "cifar100"
     first = [DOMAINS[d].templates[0].format("X") for d in ("aircraft", "cars", "dtd", "mnist", "sun397")]
-    assert first == ["a photo of a X, a type of aircraft.", "a photo of a X, a type of car.", "a photo of a X texture.",
-                     'a photo of the number: "X".', "a photo of a X."]  # fmt: skip
+    assert first == [
+        "a photo of a X, a type of aircraft.",
+        "a photo of a X, a type of car.",
+        "a photo of a X texture.",
+        'a photo of the number: "X".',
+        "a photo of a X.",
+    ]
 
 
 @pytest.mark.parametrize("n, wanted", [(8677, (6941, 1736)), (27_000, (21_600, 5400)), (108_754, (87_003, 21_751))])
@@ -300,8 +305,23 @@ def weights(tmp_path_factory):
 
 
 def launch(base, weights, results, *more) -> list[dict]:
-    argv = ["--dataset", "mtil", "--clip_backbone", str(weights), "--seed", "0", "--base_path", str(base), *more,
-            "--results_path", str(results), "--non_verbose", "1", "--device", "cpu"]  # fmt: skip
+    argv = [
+        "--dataset",
+        "mtil",
+        "--clip_backbone",
+        str(weights),
+        "--seed",
+        "0",
+        "--base_path",
+        str(base),
+        *more,
+        "--results_path",
+        str(results),
+        "--non_verbose",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert main.main(argv) == 0
     return newest_record(results)
 
@@ -321,10 +341,31 @@ def test_all_eleven_end_to_end(base, weights, tmp_path):
 
 
 def test_mulki_end_to_end(base, weights, tmp_path):
-    rows = launch(base, weights, tmp_path, "--model", "mulki", "--n_iters", "2", "--fitting_mode", "iters", "--batch_size", "4",
-                  "--avg_freq", "1", "--cache_teacher", "1", "--lr", "0.001", "--test_templates", "first")  # fmt: skip
+    rows = launch(
+        base,
+        weights,
+        tmp_path,
+        "--model",
+        "mulki",
+        "--n_iters",
+        "2",
+        "--fitting_mode",
+        "iters",
+        "--batch_size",
+        "4",
+        "--avg_freq",
+        "1",
+        "--cache_teacher",
+        "1",
+        "--lr",
+        "0.001",
+        "--test_templates",
+        "first",
+    )
     R = np.array([row["scores"]["task_il"] for row in rows if row["type"] == "task"], dtype=float)
-    assert R.shape == (11, 11) and not np.isnan(R).any() and (R != R[0]).any(), "domains not yet trained are scored, too"
+    assert R.shape == (11, 11) and not np.isnan(R).any() and (R != R[0]).any(), (
+        "domains not yet trained are scored, too"
+    )
     above = [R[:j, j].mean() for j in range(1, 11)]
     assert rows[-1]["summary"]["mtil_transfer"] == pytest.approx(np.mean(above))
     assert list(tmp_path.rglob("*.png")), "a heat map"
@@ -333,8 +374,24 @@ def test_mulki_end_to_end(base, weights, tmp_path):
 @pytest.mark.parametrize("model", ["finetune-clip", "zscl"])
 def test_tuned_on_three_with_mixed_batches(model, base, weights, tmp_path):
     more = ["--reference", "synthetic", "--n_reference", "8", "--reference_batch", "4"] if model == "zscl" else []
-    rows = launch(base, weights, tmp_path, "--model", model, "--task_order", "mnist,eurosat,pets", "--mixed_batches", "1",
-                  "--n_iters", "2", "--fitting_mode", "iters", "--batch_size", "4", *more)  # fmt: skip
+    rows = launch(
+        base,
+        weights,
+        tmp_path,
+        "--model",
+        model,
+        "--task_order",
+        "mnist,eurosat,pets",
+        "--mixed_batches",
+        "1",
+        "--n_iters",
+        "2",
+        "--fitting_mode",
+        "iters",
+        "--batch_size",
+        "4",
+        *more,
+    )
     summary = rows[-1]["summary"]
     for end in ("transfer", "avg", "last"):
         for way in ("mtil", "xtail"):

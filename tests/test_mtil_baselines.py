@@ -52,8 +52,11 @@ def disturb(model, seed: int = 0):
 def towers_with_gradient(model, loss) -> set[str]:
     model.net.zero_grad()
     loss.backward()
-    return {"image" if name.startswith("clip.visual") else "text" for name, p in model.net.named_parameters()
-            if p.grad is not None and bool(p.grad.abs().max() > 0)}  # fmt: skip
+    return {
+        "image" if name.startswith("clip.visual") else "text"
+        for name, p in model.net.named_parameters()
+        if p.grad is not None and bool(p.grad.abs().max() > 0)
+    }
 
 
 # distillation
@@ -82,10 +85,17 @@ def test_a_student_that_is_its_teacher_is_not_held(name, teacher):
     assert float(penalty(model, pixels, labels).detach()) > 1e-3
 
 
-@pytest.mark.parametrize("name, flags, towers", [
-    ("zscl", {"l2": 0}, {"image"}), ("zscl", {"l2": 0, "reference": "self"}, {"image"}), ("zscl", {}, {"image", "text"}),
-    ("lwf-clip", {}, {"image"}), ("lwf-clip", {"kd_text": "student"}, {"image", "text"}), ("lwf-vr", {}, {"image"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, flags, towers",
+    [
+        ("zscl", {"l2": 0}, {"image"}),
+        ("zscl", {"l2": 0, "reference": "self"}, {"image"}),
+        ("zscl", {}, {"image", "text"}),
+        ("lwf-clip", {}, {"image"}),
+        ("lwf-clip", {"kd_text": "student"}, {"image", "text"}),
+        ("lwf-vr", {}, {"image"}),
+    ],
+)
 def test_which_tower_the_penalty_moves(name, flags, towers):
     """The text tower gets no distillation gradient: the teacher's texts stand on both sides. The way back moves both."""
     model, pixels, labels = begun(name, **flags)
@@ -246,8 +256,11 @@ def test_icarl_keeps_herded_images_and_their_answers():
     for c in range(3):
         rows, chosen = torch.nonzero(split.targets == c).flatten(), []
         for k in range(int((stored["labels"] == c).sum())):
-            gaps = {r: float((features[rows].mean(0) - features[[*chosen, r]].sum(0) / (k + 1)).norm())
-                    for r in rows.tolist() if r not in chosen}  # fmt: skip
+            gaps = {
+                r: float((features[rows].mean(0) - features[[*chosen, r]].sum(0) / (k + 1)).norm())
+                for r in rows.tolist()
+                if r not in chosen
+            }
             chosen.append(min(gaps, key=gaps.get))
         assert torch.equal(stored["examples"][stored["labels"] == c], split.data[chosen])
     dataset.get_data_loaders()

@@ -196,9 +196,39 @@ def test_images_in_files_are_prepared_for_teachers_as_for_tests(tmp_path):
 
     pictures = fabricate.image_folder(tmp_path, ["ant", "bee", "cow"])
     for kept in ("0", "1"):
-        assert main.main(["--model", "mulki", "--dataset", "seq-folder", "--folder_path", str(pictures), "--n_tasks", "3", "--lr", "0.001",
-                          "--image_size", "16", "--clip_backbone", random_clip_folder().name, "--base_path", str(tmp_path), "--n_epochs", "1",
-                          "--results_path", str(tmp_path / "runs"), "--cache_teacher", kept, "--device", "cpu", "--non_verbose", "1"]) == 0  # fmt: skip
+        assert (
+            main.main(
+                [
+                    "--model",
+                    "mulki",
+                    "--dataset",
+                    "seq-folder",
+                    "--folder_path",
+                    str(pictures),
+                    "--n_tasks",
+                    "3",
+                    "--lr",
+                    "0.001",
+                    "--image_size",
+                    "16",
+                    "--clip_backbone",
+                    random_clip_folder().name,
+                    "--base_path",
+                    str(tmp_path),
+                    "--n_epochs",
+                    "1",
+                    "--results_path",
+                    str(tmp_path / "runs"),
+                    "--cache_teacher",
+                    kept,
+                    "--device",
+                    "cpu",
+                    "--non_verbose",
+                    "1",
+                ]
+            )
+            == 0
+        )
         rows = newest_record(tmp_path / "runs")
         assert rows[-1]["status"] == "done" and not [row for row in rows if row["type"] == "warning"]
 
@@ -304,9 +334,17 @@ def test_low_rank_tasks_move_only_the_adapted_weights_by_their_rank():
     assert not toy(trained=True, peft="lora", lora_rank=2, lora_scale=3.0).model.adapters
 
 
-@pytest.mark.parametrize("flags, message", [({"clip_dtype": "fp16"}, "trains CLIP's weights"), ({"lr_scheduler": "cosine"}, "schedule of its own"),
-                                            ({"rel": "it,xy"}, "xy"), ({"rel": "it=-1"}, "out of range"), ({"w_min": 0.6}, "out of range"),
-                                            ({"distill_data": "reference", "teacher_weight": "const", "rel": "vv,tt"}, "--rel")])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"clip_dtype": "fp16"}, "trains CLIP's weights"),
+        ({"lr_scheduler": "cosine"}, "schedule of its own"),
+        ({"rel": "it,xy"}, "xy"),
+        ({"rel": "it=-1"}, "out of range"),
+        ({"w_min": 0.6}, "out of range"),
+        ({"distill_data": "reference", "teacher_weight": "const", "rel": "vv,tt"}, "--rel"),
+    ],
+)
 def test_what_cannot_work_is_refused(flags, message):
     with pytest.raises(UserError, match=message):
         toy(**flags)
@@ -319,10 +357,48 @@ def command(folder, base, results, autosave, peft):
     import main
 
     with contract.toys():
-        return main.main(["--model", "mulki", "--dataset", "toy-class-il", "--clip_backbone", folder, "--base_path", str(base),
-                          "--results_path", str(results), "--features", "ram", "--seed", "0", "--n_epochs", "1", "--lr", "0.001",
-                          "--avg_freq", "2", "--text_bank", "seen", "--bank_size", "2", "--elicit", "student", "--l2", "0.1",
-                          "--device", "cpu", "--non_verbose", "1", "--resume", "auto", "--autosave", autosave, "--peft", peft])  # fmt: skip
+        return main.main(
+            [
+                "--model",
+                "mulki",
+                "--dataset",
+                "toy-class-il",
+                "--clip_backbone",
+                folder,
+                "--base_path",
+                str(base),
+                "--results_path",
+                str(results),
+                "--features",
+                "ram",
+                "--seed",
+                "0",
+                "--n_epochs",
+                "1",
+                "--lr",
+                "0.001",
+                "--avg_freq",
+                "2",
+                "--text_bank",
+                "seen",
+                "--bank_size",
+                "2",
+                "--elicit",
+                "student",
+                "--l2",
+                "0.1",
+                "--device",
+                "cpu",
+                "--non_verbose",
+                "1",
+                "--resume",
+                "auto",
+                "--autosave",
+                autosave,
+                "--peft",
+                peft,
+            ]
+        )
 
 
 def without_forwards(row):

@@ -1,6 +1,5 @@
 """The two towers on kept patches and words, scale-and-shift adapters, and augmentation of exemplars."""
 
-
 import torch
 
 from backbone.adapters import add_ssf, count, fold, layers_of
@@ -35,7 +34,14 @@ def test_what_is_dropped_and_what_is_padding_changes_nothing():
         other = tokens._replace(patches=torch.where(patches[..., None], tokens.patches, 255 - tokens.patches))
         other = other._replace(ids=torch.where(words, tokens.ids, 5))
         assert torch.equal(net().features(select(other, patches, words)), expected)
-        alone = torch.cat([net().features(select(*(t.rows([i]) if hasattr(t, "rows") else t[[i]] for t in (tokens, patches, words)))) for i in range(3)])  # fmt: skip
+        alone = torch.cat(
+            [
+                net().features(
+                    select(*(t.rows([i]) if hasattr(t, "rows") else t[[i]] for t in (tokens, patches, words)))
+                )
+                for i in range(3)
+            ]
+        )
         torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(net().attend(tokens)[0], net().features(tokens), atol=1e-5, rtol=1e-5)
 
@@ -67,8 +73,14 @@ def test_ssf_folds_back_exactly_and_only_it_is_trained():
 
 def test_ssf_of_a_base_transformer_counts_205824():
     width = 768
-    block = {"ln_1": torch.nn.LayerNorm(width), "qkv": torch.nn.Linear(width, 3 * width), "out": torch.nn.Linear(width, width),
-             "ln_2": torch.nn.LayerNorm(width), "fc1": torch.nn.Linear(width, 4 * width), "fc2": torch.nn.Linear(4 * width, width)}  # fmt: skip
+    block = {
+        "ln_1": torch.nn.LayerNorm(width),
+        "qkv": torch.nn.Linear(width, 3 * width),
+        "out": torch.nn.Linear(width, width),
+        "ln_2": torch.nn.LayerNorm(width),
+        "fc1": torch.nn.Linear(width, 4 * width),
+        "fc2": torch.nn.Linear(4 * width, width),
+    }
     layers = {"patch": torch.nn.Conv2d(3, width, 32, 32, bias=False), "norm": torch.nn.LayerNorm(width)}
     with torch.device("meta"):
         tower = torch.nn.ModuleDict(

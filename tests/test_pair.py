@@ -59,9 +59,16 @@ def test_what_has_no_meaning_is_refused():
 
 
 @pytest.mark.parametrize(
-    "how", [(torch.float64,), ("cpu", torch.float64), (torch.float64, True), ("cpu", torch.float64, True),
-            (torch.zeros(1, dtype=torch.float64),)], ids=str,
-)  # fmt: skip
+    "how",
+    [
+        (torch.float64,),
+        ("cpu", torch.float64),
+        (torch.float64, True),
+        ("cpu", torch.float64, True),
+        (torch.zeros(1, dtype=torch.float64),),
+    ],
+    ids=str,
+)
 def test_a_dtype_is_for_the_image_only(how):
     moved = random_pairs(4).to(*how)
     assert moved.image.dtype == torch.float64 and moved.text.dtype == torch.int64
@@ -92,10 +99,13 @@ class PairStream(ToyStream):
         return ArraySamples(Pair(plain.data, text), plain.targets)
 
 
-@pytest.mark.parametrize("transform, whole", [
-    (T.Compose([T.RandomHorizontalFlip(), T.ToTensor()]), True),  # batch form
-    (T.Compose([T.ColorJitter(0.1), T.ToTensor()]), False),  # one image at a time
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "transform, whole",
+    [
+        (T.Compose([T.RandomHorizontalFlip(), T.ToTensor()]), True),  # batch form
+        (T.Compose([T.ColorJitter(0.1), T.ToTensor()]), False),  # one image at a time
+    ],
+)
 def test_through_a_loader(transform, whole):
     """Both roads serve every sample once, image and text still together."""
     samples = PairStream(toy_args()).samples(True)

@@ -102,13 +102,16 @@ def test_defaults_of_a_yaml_beside_the_file():
     assert cli.parse([*argv, "--n_epochs", "3"]).args.n_epochs == 3
 
 
-@pytest.mark.parametrize("model, more", [
-    ("drop-projection", MEMORY),
-    ("drop-lipschitz", [*MEMORY, "--beta_lip_lambda", "0.5"]),  # a parameter made in the first task
-    ("drop-loops", ["--collect", "1"]),  # arrays kept in lists
-    ("drop-schedule", []),  # a schedule made in begin_task
-    ("drop-future", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, more",
+    [
+        ("drop-projection", MEMORY),
+        ("drop-lipschitz", [*MEMORY, "--beta_lip_lambda", "0.5"]),  # a parameter made in the first task
+        ("drop-loops", ["--collect", "1"]),  # arrays kept in lists
+        ("drop-schedule", []),  # a schedule made in begin_task
+        ("drop-future", []),
+    ],
+)
 def test_a_run_that_broke_goes_on_to_the_same_numbers(start, tmp_path, model, more):
     argv = ["--plugins", str(HERE), "--model", model, "--dataset", "drop-digits", *more]
     plugins.use([str(HERE)])
@@ -157,8 +160,13 @@ def test_a_split_takes_other_images_and_shows_what_their_dataset_has():
 
 def test_replay_with_a_transform_that_has_no_batch_form():
     """What makes images one by one is not taken for a transform of one image."""
-    steps = transforms.Compose([transforms.RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1)), transforms.ToTensor(),
-                                transforms.Normalize((0.5,) * 3, (0.5,) * 3)])  # fmt: skip
+    steps = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1)),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+        ]
+    )
     buffer = Buffer(4)
     buffer.add_data(torch.rand(4, 3, 8, 8), torch.arange(4))
     images, labels = buffer.get_data(3, transform=augmentation_of(steps))
@@ -225,13 +233,19 @@ def test_a_name_that_our_module_lacks_is_taken_from_theirs(tmp_path):
     assert not hasattr(__import__("models.er").er, "helper_of_er")
 
 
-@pytest.mark.parametrize("line, part", [
-    ("import no_such_package_abc", "needs the package 'no_such_package_abc', not installed: pip install no_such_package_abc"),
-    ("from models.foo_utils.bar import x", "imports models.foo_utils, which is neither here nor under --plugins"),
-    ("from utils.loggers import Logger", "module utils.loggers is not offered: results are in record.jsonl"),
-    ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
-    ("def broken(:", "broken.py, line 3: invalid syntax"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, part",
+    [
+        (
+            "import no_such_package_abc",
+            "needs the package 'no_such_package_abc', not installed: pip install no_such_package_abc",
+        ),
+        ("from models.foo_utils.bar import x", "imports models.foo_utils, which is neither here nor under --plugins"),
+        ("from utils.loggers import Logger", "module utils.loggers is not offered: results are in record.jsonl"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("def broken(:", "broken.py, line 3: invalid syntax"),
+    ],
+)
 def test_an_import_error_is_one_line_and_concerns_one_file(start, tmp_path, line, part):
     theirs(tmp_path / "m", line, "broken")
     argv = ["--plugins", str(tmp_path / "m"), "--plugins", str(HERE), "--dataset", "drop-digits"]
@@ -264,21 +278,39 @@ def test_the_file_that_ran_is_part_of_the_configuration(tmp_path):
 
 PARTS = {
     "no observe": ("COMPATIBILITY = ['class-il']", "defines no observe"),
-    "no loss": ("COMPATIBILITY = ['class-il']\n    def observe(self, inputs, labels): pass", "observe returned no loss"),
+    "no loss": (
+        "COMPATIBILITY = ['class-il']\n    def observe(self, inputs, labels): pass",
+        "observe returned no loss",
+    ),
     "no setting": ("def observe(self, inputs, labels): return 0.0", "declares no COMPATIBILITY"),
-    "flag of ours": ("@staticmethod\n    def get_parser(parser):\n        parser.add_argument('--lr', type=float)",
-                     "get_parser adds a flag that is there already"),
-    "broken parser": ("@staticmethod\n    def get_parser(parser):\n        raise KeyError('boom')",
-                      "get_parser fails: KeyError: 'boom'"),
-}  # fmt: skip
+    "flag of ours": (
+        "@staticmethod\n    def get_parser(parser):\n        parser.add_argument('--lr', type=float)",
+        "get_parser adds a flag that is there already",
+    ),
+    "broken parser": (
+        "@staticmethod\n    def get_parser(parser):\n        raise KeyError('boom')",
+        "get_parser fails: KeyError: 'boom'",
+    ),
+}
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_method_that_lacks_a_part_is_refused_in_one_line(start, tmp_path, part):
     body, said = PARTS[part]
-    (tmp_path / "lacking.py").write_text("from models.utils.continual_model import ContinualModel\nclass Lacking(ContinualModel):\n"
-                                         f"    NAME = 'lacking'\n    {body}\n")  # fmt: skip
-    code, told, _ = start("--plugins", str(HERE), "--plugins", str(tmp_path / "lacking.py"), "--model", "lacking", "--dataset", "drop-digits")
+    (tmp_path / "lacking.py").write_text(
+        "from models.utils.continual_model import ContinualModel\nclass Lacking(ContinualModel):\n"
+        f"    NAME = 'lacking'\n    {body}\n"
+    )
+    code, told, _ = start(
+        "--plugins",
+        str(HERE),
+        "--plugins",
+        str(tmp_path / "lacking.py"),
+        "--model",
+        "lacking",
+        "--dataset",
+        "drop-digits",
+    )
     assert code == 2 and len(told) == 1 and said in told[0], told
 
 
@@ -289,7 +321,16 @@ def test_help_with_a_bare_percent_sign_and_two_flags_of_one_value(start, tmp_pat
         "        parser.add_argument('--odd', action='store_true', help='100% odd, %(default)s')\n"
         "        parser.add_argument('--even', dest='odd', action='store_false', help='[%(default)s]')\n"
     )
-    argv = ["--plugins", str(HERE), "--plugins", str(tmp_path / "percent.py"), "--model", "percent", "--dataset", "drop-digits"]
+    argv = [
+        "--plugins",
+        str(HERE),
+        "--plugins",
+        str(tmp_path / "percent.py"),
+        "--model",
+        "percent",
+        "--dataset",
+        "drop-digits",
+    ]
     assert main.main([*argv, "--help"]) == 0
     text = capfd.readouterr().out
     assert "100% odd" in text and "[True]" in text

@@ -186,8 +186,14 @@ def test_on_questions_the_flags_of_the_fusion_act_and_a_query_can_hold_both(name
     base = contract.run(name, "toy-pairs")
     assert base.model.uses == "fused" and base.model.query_dim == 128
     seen = {str(base.losses)}
-    changes = ({"fusion_width": 8}, {"fusion_layers": 3}, {"fusion_heads": 4}, {"fusion_train": "never"}, {"query": "both"},
-               {"key_feature": "mean"})  # fmt: skip
+    changes = (
+        {"fusion_width": 8},
+        {"fusion_layers": 3},
+        {"fusion_heads": 4},
+        {"fusion_train": "never"},
+        {"query": "both"},
+        {"key_feature": "mean"},
+    )
     for change in changes if name == "l2p" else changes[3:5]:  # l2p stands for the sizes, which all share
         toy = contract.run(name, "toy-pairs", **change)
         evidence = str(toy.losses)

@@ -24,13 +24,19 @@ from tests.conftest import newest_record
 from utils.errors import UserError
 
 LAYOUTS = [
-    ("seq-imagenet-r", real.imagenet_r, "plain"), ("seq-imagenet-r", real.imagenet_r, "folders"),
-    ("seq-imagenet-r", real.imagenet_r, "yaml"), ("seq-imagenet-r", real.imagenet_r, "txt"),
-    ("seq-cars196", real.cars196, "published"), ("seq-cars196", real.cars196, "tensors"),
-    ("seq-cub200", real.cub200, "published"), ("seq-cub200", real.cub200, "arrays"),
-    ("seq-eurosat-rgb", real.eurosat, "2750"), ("seq-eurosat-rgb", real.eurosat, "."),
-    ("seq-isic", real.isic, "published"), ("seq-isic", real.isic, "pickles"),
-]  # fmt: skip
+    ("seq-imagenet-r", real.imagenet_r, "plain"),
+    ("seq-imagenet-r", real.imagenet_r, "folders"),
+    ("seq-imagenet-r", real.imagenet_r, "yaml"),
+    ("seq-imagenet-r", real.imagenet_r, "txt"),
+    ("seq-cars196", real.cars196, "published"),
+    ("seq-cars196", real.cars196, "tensors"),
+    ("seq-cub200", real.cub200, "published"),
+    ("seq-cub200", real.cub200, "arrays"),
+    ("seq-eurosat-rgb", real.eurosat, "2750"),
+    ("seq-eurosat-rgb", real.eurosat, "."),
+    ("seq-isic", real.isic, "published"),
+    ("seq-isic", real.isic, "pickles"),
+]
 
 
 def make(name: str, base: Path, **flags):
@@ -176,16 +182,20 @@ def test_files_that_would_run_code_are_refused(tmp_path):
     assert evil.path.exists()  # so the file was dangerous
 
 
-@pytest.mark.parametrize("name, write, form, file", [
-    ("seq-cars196", real.cars196, "tensors", "test_images.pt"),
-    ("seq-cars196", real.cars196, "tensors", "class_names.json"),
-    ("seq-cars196", real.cars196, "published", "cars_test_annos_withlabels.mat"),
-    ("seq-cub200", real.cub200, "arrays", "test_data.npz"),
-    ("seq-cub200", real.cub200, "published", "train_test_split.txt"),
-    ("seq-eurosat-rgb", real.eurosat, "2750", "split.json"), ("seq-isic", real.isic, "pickles", "test_labels.pkl"),
-    ("seq-isic", real.isic, "published", f"{real.ISIC}_LesionGroupings.csv"),
-    ("seq-imagenet-r", real.imagenet_r, "plain", "README.txt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, write, form, file",
+    [
+        ("seq-cars196", real.cars196, "tensors", "test_images.pt"),
+        ("seq-cars196", real.cars196, "tensors", "class_names.json"),
+        ("seq-cars196", real.cars196, "published", "cars_test_annos_withlabels.mat"),
+        ("seq-cub200", real.cub200, "arrays", "test_data.npz"),
+        ("seq-cub200", real.cub200, "published", "train_test_split.txt"),
+        ("seq-eurosat-rgb", real.eurosat, "2750", "split.json"),
+        ("seq-isic", real.isic, "pickles", "test_labels.pkl"),
+        ("seq-isic", real.isic, "published", f"{real.ISIC}_LesionGroupings.csv"),
+        ("seq-imagenet-r", real.imagenet_r, "plain", "README.txt"),
+    ],
+)
 def test_truncated_then_missing(name, write, form, file, tmp_path):
     path = write(tmp_path, form) / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -245,8 +255,18 @@ def test_a_count_that_is_not_the_published_one_is_said(tmp_path):
         make("seq-eurosat-rgb", tmp_path).samples(True)
 
 
-QUICK = ["--gr_vae_hidden_dim", "8", "--gr_vae_latent_dim", "4", "--gr_vae_n_iters", "2", "--num_epochs_alignment", "1",
-         "--batch_size_alignment", "8192"]  # fmt: skip
+QUICK = [
+    "--gr_vae_hidden_dim",
+    "8",
+    "--gr_vae_latent_dim",
+    "4",
+    "--gr_vae_n_iters",
+    "2",
+    "--num_epochs_alignment",
+    "1",
+    "--batch_size_alignment",
+    "8192",
+]
 
 
 @pytest.mark.parametrize("model, more", [("clip", []), ("ncm", []), ("cgil", QUICK)])
@@ -255,8 +275,25 @@ def test_clip_methods_run_on_renditions(tmp_path, model, more):
     real.imagenet_r(tmp_path, "yaml")
     weights = tmp_path / "clip.pt"
     torch.save(openai_state(random_clip(vision_layers=1, transformer_layers=1, context_length=77)), weights)
-    argv = ["--model", model, "--dataset", "seq-imagenet-r", "--clip_backbone", str(weights), "--seed", "0", *more,
-            "--base_path", str(tmp_path), "--results_path", str(tmp_path / "runs"), "--non_verbose", "1", "--device", "cpu"]  # fmt: skip
+    argv = [
+        "--model",
+        model,
+        "--dataset",
+        "seq-imagenet-r",
+        "--clip_backbone",
+        str(weights),
+        "--seed",
+        "0",
+        *more,
+        "--base_path",
+        str(tmp_path),
+        "--results_path",
+        str(tmp_path / "runs"),
+        "--non_verbose",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert main.main(argv) == 0
     rows = newest_record(tmp_path / "runs")
     assert len([row for row in rows if row["type"] == "task"]) == 10 and rows[-1]["status"] == "done"

@@ -85,7 +85,9 @@ def test_the_budget_holds_after_every_batch():
     memory = RecordBuffer(1000, max_bytes=6000, attention=uneven)
     np.random.seed(0)
     for step in range(40):
-        before = {} if memory.records is None else {float(k): memory.records.record(i) for i, k in enumerate(memory.keys)}
+        before = (
+            {} if memory.records is None else {float(k): memory.records.record(i) for i, k in enumerate(memory.keys)}
+        )
         memory.add_data(pictures(7, seed=step), labels=torch.full((7,), step))
         assert memory.nbytes <= 6000
         assert memory.nbytes == memory.records.data.numel() + len(memory) * 24
@@ -183,9 +185,29 @@ def test_attention_of_the_towers_is_that_of_the_multimodal_network():
 @pytest.mark.parametrize("codec", ["masked", "jpeg"])
 @pytest.mark.parametrize("model,more", [("er", ()), ("derpp", ("--alpha", "0.1", "--beta", "0.5")), ("icarl", ())])
 def test_rehearsal_under_a_budget(model, more, codec, run_main):
-    code, rows = run_main("--model", model, "--dataset", "mm-tiny", "--backbone", "clip-fused", "--buffer_size", "1000",
-                          "--buffer_bytes", "60000", "--exemplar_codec", codec, "--lr", "0.01", "--debug_mode", "1",
-                          "--stop_after", "1", "--seed", "0", *more)  # fmt: skip
+    code, rows = run_main(
+        "--model",
+        model,
+        "--dataset",
+        "mm-tiny",
+        "--backbone",
+        "clip-fused",
+        "--buffer_size",
+        "1000",
+        "--buffer_bytes",
+        "60000",
+        "--exemplar_codec",
+        codec,
+        "--lr",
+        "0.01",
+        "--debug_mode",
+        "1",
+        "--stop_after",
+        "1",
+        "--seed",
+        "0",
+        *more,
+    )
     assert code == 0
     stored = [row["stored_bytes"] for row in rows if row["type"] == "task"]
     assert all(0 < s["buffer"] <= 60000 for s in stored), stored

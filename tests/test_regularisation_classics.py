@@ -296,9 +296,18 @@ def test_lwf_compat_records_images_that_are_not_normalised():
 # the record
 
 
-@pytest.mark.parametrize("method, names", [(AGem, {"buffer"}), (Gem, {"buffer"}), (SI, {"anchor", "importance"}), (Lwf, set()),
-                                           (EwcOn, {"anchor", "information"}), (Bic, {"buffer", "old_net", "correction"}),
-                                           (Lucir, {"buffer", "old_net"})])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, names",
+    [
+        (AGem, {"buffer"}),
+        (Gem, {"buffer"}),
+        (SI, {"anchor", "importance"}),
+        (Lwf, set()),
+        (EwcOn, {"anchor", "information"}),
+        (Bic, {"buffer", "old_net", "correction"}),
+        (Lucir, {"buffer", "old_net"}),
+    ],
+)
 def test_what_is_kept_between_tasks_is_charged(method, names):
     model = build(method)
     train(model)
@@ -334,8 +343,14 @@ def test_table_of_records(tmp_path, monkeypatch, capsys):
     import classics_table
 
     for seed, last in ((1, 50.0), (2, 54.0)):
-        start = {"type": "start", "args": {"model": "er", "seed": seed}, "git_commit": "abcdef0123+", "device": "cpu", "threads": 1,
-                 "argv": ["--model", "er", "--seed", str(seed), "--device", "cpu"]}  # fmt: skip
+        start = {
+            "type": "start",
+            "args": {"model": "er", "seed": seed},
+            "git_commit": "abcdef0123+",
+            "device": "cpu",
+            "threads": 1,
+            "argv": ["--model", "er", "--seed", str(seed), "--device", "cpu"],
+        }
         end = {"type": "end", "status": "done", "summary": {"class_il_last": last, "stored_bytes": 3 * 2**20}}
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "record.jsonl").write_text(f"{json.dumps(start)}\n{json.dumps(end)}\n")

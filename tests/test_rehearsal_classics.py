@@ -23,10 +23,26 @@ from tests.toys import ToyStream, toy_args
 from utils.errors import UserError
 from utils.gss_buffer import Buffer as GssBuffer
 
-FLAGS = {"task_free": False, "use_custom_classifier": False, "mammoth_compat": False, "batch_num": 1, "gss_minibatch_size": None,
-         "gss_gradients": "classifier", "hal_lambda": 0.5, "gamma": 0.1, "anchor_steps": 5, "buffer_size": 18, "optim_mom": 0.0,
-         "optim_wd": 0.0, "lambd": 0.0, "constr_eta": 0.1, "constr_margin": 0.3, "past_constraint": False, "future_constraint": True,
-         "dp_weight": 0.0}  # fmt: skip
+FLAGS = {
+    "task_free": False,
+    "use_custom_classifier": False,
+    "mammoth_compat": False,
+    "batch_num": 1,
+    "gss_minibatch_size": None,
+    "gss_gradients": "classifier",
+    "hal_lambda": 0.5,
+    "gamma": 0.1,
+    "anchor_steps": 5,
+    "buffer_size": 18,
+    "optim_mom": 0.0,
+    "optim_wd": 0.0,
+    "lambd": 0.0,
+    "constr_eta": 0.1,
+    "constr_margin": 0.3,
+    "past_constraint": False,
+    "future_constraint": True,
+    "dp_weight": 0.0,
+}
 
 
 def build(method, **changes):
@@ -60,7 +76,9 @@ def test_der_adds_the_mean_square_to_stored_logits():
     stored = model.net(x).detach().double()
     observe(model, 0)
     now, (new, labels) = copy.deepcopy(model.net), batch(1)
-    drift = np.mean([(float(now(x).detach().double()[i, c]) - float(stored[i, c])) ** 2 for i in range(5) for c in range(6)])
+    drift = np.mean(
+        [(float(now(x).detach().double()[i, c]) - float(stored[i, c])) ** 2 for i in range(5) for c in range(6)]
+    )
     expected = float(F.cross_entropy(now(new), labels).detach()) + 0.5 * drift
     assert observe(model, 1) == pytest.approx(expected, rel=1e-5)
 
@@ -71,7 +89,9 @@ def test_er_ace_opens_the_batch_and_the_unseen():
     assert model.open_classes(torch.tensor([4, 4])).tolist() == [False, True, True, False, True, True]
     assert model.seen.tolist() == [True, False, False, True, True, False]
     model.args.mammoth_compat = True
-    assert model.open_classes(torch.tensor([1])).tolist() == [False, True, False, False, True, True], "4 is the highest seen"
+    assert model.open_classes(torch.tensor([1])).tolist() == [False, True, False, False, True, True], (
+        "4 is the highest seen"
+    )
 
 
 def test_er_ace_stream_gives_no_gradient_to_absent_old_classes():
@@ -135,7 +155,9 @@ def test_mer_interpolates():
         observe(model, 0)
         ends[beta, gamma] = weights(model) - start
     full = ends[1.0, 1.0]
-    assert torch.allclose(ends[0.5, 1.0], 0.5 * full, atol=1e-6) and torch.allclose(ends[1.0, 0.25], 0.25 * full, atol=1e-6)
+    assert torch.allclose(ends[0.5, 1.0], 0.5 * full, atol=1e-6) and torch.allclose(
+        ends[1.0, 0.25], 0.25 * full, atol=1e-6
+    )
     assert not ends[1.0, 0.0].abs().any()
 
 
@@ -240,7 +262,9 @@ def test_hal_step_by_hand():
             p -= 0.1 * change
         after = moved(anchors)
     total = F.cross_entropy(net(x), y) + 0.5 * (net(anchors) - after).square().sum(1).mean()
-    expected = [p - 0.1 * d for p, d in zip(net.parameters(), torch.autograd.grad(total, list(net.parameters())), strict=True)]
+    expected = [
+        p - 0.1 * d for p, d in zip(net.parameters(), torch.autograd.grad(total, list(net.parameters())), strict=True)
+    ]
     assert observe(model, 0) == pytest.approx(float(total), rel=1e-5)
     assert torch.allclose(weights(model), torch.cat([e.flatten() for e in expected]), atol=1e-6)
 
@@ -313,11 +337,15 @@ def test_xder_memory_learns_the_new_classes_outputs():
     stored = model.buffer.serialize()
     assert torch.bincount(stored["labels"]).tolist() == [5, 5, 4, 4], "18 places for four classes"
     old = stored["labels"] < 3
-    same = torch.cat([torch.nonzero((before["examples"] == x).flatten(1).all(1)).flatten()[:1] for x in stored["examples"][old]])
+    same = torch.cat(
+        [torch.nonzero((before["examples"] == x).flatten(1).all(1)).flatten()[:1] for x in stored["examples"][old]]
+    )
     expected = before["logits"][same].clone()
     now = model.answers(stored["examples"][old])
     assert torch.allclose(stored["logits"][old][:, [0, 1, 2, 4, 5]], expected[:, [0, 1, 2, 4, 5]])
-    assert torch.allclose(stored["logits"][old], implant(expected, now, stored["labels"][old], slice(3, 4), 0.85), atol=1e-6)
+    assert torch.allclose(
+        stored["logits"][old], implant(expected, now, stored["labels"][old], slice(3, 4), 0.85), atol=1e-6
+    )
 
 
 def test_memory_too_small_for_a_ring():

@@ -12,9 +12,25 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def record(folder, model="er", seed=0, last=50.0, status="done", **args):
     folder.mkdir(parents=True)
-    args = {"model": model, "dataset": "seq-x", "seed": seed, "class_order": [seed, 1 - seed], "notes": None, "lr": 0.1} | args
-    rows = [{"type": "start", "args": args, "argv": ["--model", model, "--dataset", "seq-x", "--seed", str(seed), "--lr", str(args["lr"])]}]
-    rows += [{"type": "task", "task": t, "scores": {"class_il": [last + 10 * (1 - t)] * (t + 1) + [None] * (1 - t)}} for t in range(2)]
+    args = {
+        "model": model,
+        "dataset": "seq-x",
+        "seed": seed,
+        "class_order": [seed, 1 - seed],
+        "notes": None,
+        "lr": 0.1,
+    } | args
+    rows = [
+        {
+            "type": "start",
+            "args": args,
+            "argv": ["--model", model, "--dataset", "seq-x", "--seed", str(seed), "--lr", str(args["lr"])],
+        }
+    ]
+    rows += [
+        {"type": "task", "task": t, "scores": {"class_il": [last + 10 * (1 - t)] * (t + 1) + [None] * (1 - t)}}
+        for t in range(2)
+    ]
     if status:
         summary = {"class_il_last": last, "stored_bytes": 2**20, "wall_s": 3.0}
         rows.append({"type": "end", "status": status, "summary": summary})

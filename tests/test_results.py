@@ -146,8 +146,19 @@ def test_damaged_line_in_the_middle_is_named(tmp_path):
         results.read_record(path)
 
 
-@pytest.mark.parametrize("line", ["[1, 2]", "5", "null", "{}", '{"type": 3}', '{"type": "end"}', '{"type": "end", "status": 1}',
-                                  '{"type": "end", "status": "done", "summary": 5}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1, 2]",
+        "5",
+        "null",
+        "{}",
+        '{"type": 3}',
+        '{"type": "end"}',
+        '{"type": "end", "status": 1}',
+        '{"type": "end", "status": "done", "summary": 5}',
+    ],
+)
 def test_a_line_that_is_json_but_no_row_is_named(tmp_path, line):
     path = tmp_path / "record.jsonl"
     path.write_text(f'{{"type": "start"}}\n{line}\n')

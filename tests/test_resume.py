@@ -22,8 +22,24 @@ COMMON = ["--dataset", "seq-mnist", "--n_epochs", "2", "--batch_size", "16", "--
 def run(argv: list[str], data, results, autosave: str) -> int:
     import main
 
-    return main.main([*argv, *COMMON, "--base_path", str(data), "--results_path", str(results), "--non_verbose", "1",
-                      "--device", "cpu", "--autosave", autosave, "--resume", "auto"])
+    return main.main(
+        [
+            *argv,
+            *COMMON,
+            "--base_path",
+            str(data),
+            "--results_path",
+            str(results),
+            "--non_verbose",
+            "1",
+            "--device",
+            "cpu",
+            "--autosave",
+            autosave,
+            "--resume",
+            "auto",
+        ]
+    )
 
 
 def die(*_, **__):
@@ -72,8 +88,13 @@ def test_killed_runs_end_like_the_uninterrupted_one(name, data, tmp_path):
 
     killed = tmp_path / "killed"
     random = np.random.default_rng(sum(map(ord, name)))
-    moments = [("step", int(random.integers(2, 12))), ("half-written checkpoint", int(random.integers(3, 9))),
-               ("end_task", 2), ("evaluation", 2), ("step", int(random.integers(4, 10)))]
+    moments = [
+        ("step", int(random.integers(2, 12))),
+        ("half-written checkpoint", int(random.integers(3, 9))),
+        ("end_task", 2),
+        ("evaluation", 2),
+        ("step", int(random.integers(4, 10))),
+    ]
     if name == "joint":  # it makes no step in the loop
         moments = [("half-written checkpoint", int(random.integers(3, 6))), ("end_task", 2), ("evaluation", 2)]
     deaths = 0
@@ -84,8 +105,9 @@ def test_killed_runs_end_like_the_uninterrupted_one(name, data, tmp_path):
     assert in_child(lambda: run(argv, data, killed, "60")) == 0
     assert len(list(killed.glob("*/*/*"))) == 1, "every process went on with the same run"
     record = newest_record(killed)
-    assert [comparable(r) for r in record if r["type"] in {"task", "end"}] == \
-           [comparable(r) for r in whole if r["type"] in {"task", "end"}]
+    assert [comparable(r) for r in record if r["type"] in {"task", "end"}] == [
+        comparable(r) for r in whole if r["type"] in {"task", "end"}
+    ]
 
 
 def test_killed_before_the_first_save_starts_over(data, tmp_path):

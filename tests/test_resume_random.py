@@ -11,13 +11,35 @@ import pytest
 from tests.conftest import ROOT, comparable, newest_record
 
 COMMANDS = {"er": ["--model", "er", "--buffer_size", "60"], "icarl": ["--model", "icarl", "--buffer_size", "60"]}
-COMMON = ["--dataset", "seq-mnist", "--n_epochs", "60", "--batch_size", "8", "--seed", "5", "--lr", "0.02", "--resume", "auto",
-          "--autosave", "0.02", "--non_verbose", "1", "--device", "cpu"]
+COMMON = [
+    "--dataset",
+    "seq-mnist",
+    "--n_epochs",
+    "60",
+    "--batch_size",
+    "8",
+    "--seed",
+    "5",
+    "--lr",
+    "0.02",
+    "--resume",
+    "auto",
+    "--autosave",
+    "0.02",
+    "--non_verbose",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 def start(name: str, data, results) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "main.py", *COMMANDS[name], *COMMON, "--base_path", str(data), "--results_path", str(results)],
-                            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "main.py", *COMMANDS[name], *COMMON, "--base_path", str(data), "--results_path", str(results)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 @pytest.mark.slow
@@ -41,6 +63,9 @@ def test_ten_kills(name, data, tmp_path):
     assert kills == 10, "the run ended before it could be killed often enough: lengthen it"
     assert start(name, data, tmp_path / "killed").wait() == 0
     assert len(list((tmp_path / "killed").glob("*/*/*"))) == 1
-    ends = [[comparable(r) for r in newest_record(tmp_path / p) if r["type"] in {"task", "end"}] for p in ("whole", "killed")]
+    ends = [
+        [comparable(r) for r in newest_record(tmp_path / p) if r["type"] in {"task", "end"}]
+        for p in ("whole", "killed")
+    ]
     assert ends[0] == ends[1]
     print(f"{name}: {kills} kills")

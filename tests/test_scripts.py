@@ -12,7 +12,9 @@ import pytest
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.sh") if p.name.startswith(("claims_", "paper_", "classics")))
+SCRIPTS = sorted(
+    p.name for p in (ROOT / "scripts").glob("*.sh") if p.name.startswith(("claims_", "paper_", "classics"))
+)
 OF_A_SEED = ("--seed", "--picture_seed", "--custom_task_order")
 RECORDER = """#!/usr/bin/env bash
 if [ "$1" = -c ]; then exec {python} "$@"; fi
@@ -62,6 +64,10 @@ def test_arms_of_a_claims_script_have_names_of_their_own(tmp_path):
     for name in (n for n in SCRIPTS if n.startswith("claims_")):
         folder = tmp_path / name
         folder.mkdir()
-        runs = [without(c, "--results_path", "--phases", "--dataset", "--mtil_order") for c in commands(name, folder) if c[0] == "main.py"]
+        runs = [
+            without(c, "--results_path", "--phases", "--dataset", "--mtil_order")
+            for c in commands(name, folder)
+            if c[0] == "main.py"
+        ]
         kinds = {tuple(without(c, *OF_A_SEED)) for c in runs}
         assert len({c[c.index("--notes") + 1] for c in kinds}) == len(kinds), name

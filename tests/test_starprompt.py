@@ -20,8 +20,18 @@ def build(tmp_path):
     def make(**changes):
         parser = new_parser()
         FirstStageStarPrompt.get_parser(parser)
-        values = {"clip_backbone": str(tmp_path), "base_path": str(tmp_path), "features": "ram", "seed": 0, "device": "cpu",
-                  "non_verbose": True, "n_epochs": 2, "num_epochs_gr": 2, "num_samples_gr": 6, "gr_mog_n_iters": 5}
+        values = {
+            "clip_backbone": str(tmp_path),
+            "base_path": str(tmp_path),
+            "features": "ram",
+            "seed": 0,
+            "device": "cpu",
+            "non_verbose": True,
+            "n_epochs": 2,
+            "num_epochs_gr": 2,
+            "num_samples_gr": 6,
+            "gr_mog_n_iters": 5,
+        }
         args = Namespace(**vars(parser.parse_args([])) | values | changes)
         torch.manual_seed(0)
         dataset = Pictures(args)

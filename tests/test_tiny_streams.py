@@ -28,9 +28,13 @@ from utils.errors import UserError
 from utils.pair import Pair
 
 FIRST_WORDS = {  # how questions of a kind begin
-    "object": "what object", "attribute": "what (color|pattern)", "count": "how many", "relation": "where is .* seen from",
-    "logic": "is there", "scene": "where is the picture",
-}  # fmt: skip
+    "object": "what object",
+    "attribute": "what (color|pattern)",
+    "count": "how many",
+    "relation": "where is .* seen from",
+    "logic": "is there",
+    "scene": "where is the picture",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)

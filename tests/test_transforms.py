@@ -143,9 +143,21 @@ class ShiftedCrop(T.RandomCrop):
         return TF.crop(image, 0, 0, *self.size)
 
 
-@pytest.mark.parametrize("step", [T.ColorJitter(0.2), T.RandomRotation(10), T.RandomCrop(4, padding=(1, 2)), T.RandomCrop(4, fill=3),
-                                  T.RandomCrop(4, padding=1, padding_mode="reflect"), T.RandomCrop(20, pad_if_needed=True),
-                                  ShiftedCrop(4), T.RandomResizedCrop(4), T.Lambda(lambda i: i)], ids=lambda s: type(s).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "step",
+    [
+        T.ColorJitter(0.2),
+        T.RandomRotation(10),
+        T.RandomCrop(4, padding=(1, 2)),
+        T.RandomCrop(4, fill=3),
+        T.RandomCrop(4, padding=1, padding_mode="reflect"),
+        T.RandomCrop(20, pad_if_needed=True),
+        ShiftedCrop(4),
+        T.RandomResizedCrop(4),
+        T.Lambda(lambda i: i),
+    ],
+    ids=lambda s: type(s).__name__,
+)
 def test_a_step_without_batch_form_makes_the_whole_go_image_by_image(step):
     whole = T.Compose([T.RandomHorizontalFlip(), step, T.ToTensor()])
     assert compile_transform(whole) is None

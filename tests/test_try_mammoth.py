@@ -45,13 +45,16 @@ def test_each_file_gets_its_verdict(checkout, capfd):
     assert lines[3] == "runs: 1  needs weights: 0  needs package: 1  fails: 1"
 
 
-@pytest.mark.parametrize("code, text, expected", [
-    (0, "", ("runs", "")),
-    (1, "Traceback\\n  x\\nurllib.error.URLError: <urlopen error>", "needs weights"),
-    (2, "error: the weights of timm:x could not be loaded", "needs weights"),
-    (1, "ModuleNotFoundError: No module named 'xitorch'", ("needs package", "xitorch")),
-    (None, "", ("fails", "out of time")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code, text, expected",
+    [
+        (0, "", ("runs", "")),
+        (1, "Traceback\\n  x\\nurllib.error.URLError: <urlopen error>", "needs weights"),
+        (2, "error: the weights of timm:x could not be loaded", "needs weights"),
+        (1, "ModuleNotFoundError: No module named 'xitorch'", ("needs package", "xitorch")),
+        (None, "", ("fails", "out of time")),
+    ],
+)
 def test_verdicts(code, text, expected):
     found = verdict(code, text)
     assert found == expected if isinstance(expected, tuple) else found[0] == expected
@@ -63,6 +66,11 @@ def test_the_shell_script_passes_on(checkout):
         ["bash", "scripts/test.sh", "mammoth"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode != 0 and "MAMMOTH_PATH=<folder>" in done.stderr
-    done = subprocess.run(["bash", "scripts/test.sh", "mammoth", "--only", "nothing"], cwd=ROOT, text=True, capture_output=True,
-                          env=environment | {"MAMMOTH_PATH": str(checkout)})  # fmt: skip
+    done = subprocess.run(
+        ["bash", "scripts/test.sh", "mammoth", "--only", "nothing"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env=environment | {"MAMMOTH_PATH": str(checkout)},
+    )
     assert done.returncode == 2 and "has no method nothing" in done.stderr

@@ -40,9 +40,12 @@ def reference(folder, ids, images):
     seen = torch.arange(ids.shape[1]) <= ids.argmax(1, keepdim=True)
     with torch.no_grad():
         return net(
-            input_ids=torch.where(ids == words.end, words.sep, ids), attention_mask=seen.long(), pixel_values=images,
-            pixel_mask=torch.ones(len(images), *images.shape[2:], dtype=torch.long), output_attentions=True,
-        )  # fmt: skip
+            input_ids=torch.where(ids == words.end, words.sep, ids),
+            attention_mask=seen.long(),
+            pixel_values=images,
+            pixel_mask=torch.ones(len(images), *images.shape[2:], dtype=torch.long),
+            output_attentions=True,
+        )
 
 
 def batch(net: ViltBackbone, seed: int = 0):
@@ -144,7 +147,9 @@ def test_ssf_folds_back_exactly_and_only_it_and_the_head_are_trained():
     trained = {n.rpartition(".")[2] for n, p in net.named_parameters() if p.requires_grad}
     assert trained == {"gamma", "beta", "weight", "bias"}
     assert {n for n, p in net.named_parameters() if p.requires_grad and "parametrizations" not in n} == {
-        "classifier.weight", "classifier.bias"}  # fmt: skip
+        "classifier.weight",
+        "classifier.bias",
+    }
     with torch.no_grad():
         adapted = net(tokens)
         assert (adapted - plain(tokens)).abs().max() > 1e-3
@@ -198,10 +203,15 @@ def test_words_end_in_the_largest_id_and_are_cut():
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"vilt_weights": "/none/such"}, "no such folder"), ({"vilt_weights": "nobody/has-this"}, "--clip_download 1"),
-     ({"vilt_resolution": 50}, "choose a multiple"), ({"fusion_width": 8}, "leave the flag out"),
-     ({"fusion_weights": "none"}, "leave the flag out"), ({"clip_dtype": "fp16"}, "fp32")],
-)  # fmt: skip
+    [
+        ({"vilt_weights": "/none/such"}, "no such folder"),
+        ({"vilt_weights": "nobody/has-this"}, "--clip_download 1"),
+        ({"vilt_resolution": 50}, "choose a multiple"),
+        ({"fusion_width": 8}, "leave the flag out"),
+        ({"fusion_weights": "none"}, "leave the flag out"),
+        ({"clip_dtype": "fp16"}, "fp32"),
+    ],
+)
 def test_what_is_absent_or_does_not_fit_is_told_in_a_line(changes, said):
     with pytest.raises(UserError, match=said) as error:
         vilt(**changes)
@@ -235,7 +245,11 @@ def test_weights_under_a_head_are_found(tmp_path):
 
 
 def test_nothing_of_transformers_is_imported_unasked():
-    named = [path for path in test_architecture.FILES if "import transformers" in (text := path.read_text()) or "from transformers" in text]
+    named = [
+        path
+        for path in test_architecture.FILES
+        if "import transformers" in (text := path.read_text()) or "from transformers" in text
+    ]
     assert [path.name for path in named] == ["hub.py"]
     top = [node for node in ast.parse(named[0].read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert "transformers" not in " ".join(map(ast.unparse, top))
@@ -251,16 +265,22 @@ def test_loading_draws_no_random_numbers():
 
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
-    [("clumo", {"vilt_weights": "/some/folder"}, "--vqa_backbone vilt only"), ("clumo", {"vilt_resolution": 96}, "--vqa_backbone vilt"),
-     ("exemplar-masking", {"vilt_weights": "/some/folder"}, "--fusion vilt only")],
-)  # fmt: skip
+    [
+        ("clumo", {"vilt_weights": "/some/folder"}, "--vqa_backbone vilt only"),
+        ("clumo", {"vilt_resolution": 96}, "--vqa_backbone vilt"),
+        ("exemplar-masking", {"vilt_weights": "/some/folder"}, "--fusion vilt only"),
+    ],
+)
 def test_weights_of_a_network_that_is_not_chosen_are_told(name, changes, said):
     with contract.toys(), pytest.raises(UserError, match=said):
         contract.build(name, **changes)
 
 
 def test_without_the_package_it_is_named():
-    with mock.patch.dict("sys.modules", {"transformers": None}), pytest.raises(UserError, match="pip install transformers"):
+    with (
+        mock.patch.dict("sys.modules", {"transformers": None}),
+        pytest.raises(UserError, match="pip install transformers"),
+    ):
         read_words.__wrapped__("anything")
 
 
@@ -282,7 +302,13 @@ def on_vilt(name: str) -> dict:
     return {"fusion" if name == "exemplar-masking" else "vqa_backbone": "vilt", "vilt_weights": tiny_hub.vilt_folder()}
 
 
-CHECKED = ["state_round_trip", "stored_bytes_true", "batch_of_one_equals_batch_of_many", "takes_pairs", "one_seed_one_result"]
+CHECKED = [
+    "state_round_trip",
+    "stored_bytes_true",
+    "batch_of_one_equals_batch_of_many",
+    "takes_pairs",
+    "one_seed_one_result",
+]
 
 
 @pytest.mark.parametrize("check", CHECKED)
@@ -301,8 +327,21 @@ def finished(argv: list[str], folder):
         made.append(model)
         return real(model, *rest, **named)
 
-    argv = [*argv, "--device", "cpu", "--non_verbose", "1", "--base_path", str(folder), "--results_path", str(folder),
-            "--disable_log", "1", "--n_epochs", "1"]  # fmt: skip
+    argv = [
+        *argv,
+        "--device",
+        "cpu",
+        "--non_verbose",
+        "1",
+        "--base_path",
+        str(folder),
+        "--results_path",
+        str(folder),
+        "--disable_log",
+        "1",
+        "--n_epochs",
+        "1",
+    ]
     small = mock.patch.object(streams, "CLOVE_SIZE", {True: 40, False: 20})
     with small, mock.patch.object(training, "train", train), contextlib.redirect_stdout(io.StringIO()):
         main.run(cli.parse(argv))
@@ -318,28 +357,59 @@ def folder(tmp_path_factory):
 def test_exemplar_masking_on_vilt_and_captioned_pictures(folder):
     """Masks, records within the budget, and replay of what is left, on mm-tiny."""
     model = finished(
-        ["--model", "exemplar-masking", "--dataset", "mm-tiny", "--fusion", "vilt", "--vilt_weights", str(tiny_hub.vilt_folder()),
-         "--debug_mode", "1", "--stop_after", "1", "--buffer_bytes_per_class", "2x", "--exemplar_aug", "swap", "--lr", "0.01"], folder)  # fmt: skip
+        [
+            "--model",
+            "exemplar-masking",
+            "--dataset",
+            "mm-tiny",
+            "--fusion",
+            "vilt",
+            "--vilt_weights",
+            str(tiny_hub.vilt_folder()),
+            "--debug_mode",
+            "1",
+            "--stop_after",
+            "1",
+            "--buffer_bytes_per_class",
+            "2x",
+            "--exemplar_aug",
+            "swap",
+            "--lr",
+            "0.01",
+        ],
+        folder,
+    )
     memory = model.memory
     assert chosen(model.args) == "vilt" and len(memory.records.labels.unique()) == 8
     texts = model.dataset.train_loader.dataset.samples.data.text
     full = 9 + 9 * 768 + 2 * texts.shape[1]
     for label in range(8):
         own = memory.records.labels == label
-        assert int(own.sum()) > 2 and int(memory.records.sizes[own].sum()) <= 2 * full, "more than full samples in the bytes"
+        assert int(own.sum()) > 2 and int(memory.records.sizes[own].sum()) <= 2 * full, (
+            "more than full samples in the bytes"
+        )
     kept = memory.records.decode(torch.arange(len(memory)))
     assert 4 <= int(kept.seen.sum(1).min()) and int(kept.seen.sum(1).max()) < 9
     assert {"nme", "kept_patches", "kept_words"} <= set(model.measured)
     torch.manual_seed(0)
     replayed, labels = model.replayed(torch.arange(6), kept.rows(torch.arange(2)))
-    assert torch.equal(replayed.seen.sum(1), kept.seen[:6].sum(1)) and replayed.patches.shape[1] < 9 and len(labels) == 6
+    assert (
+        torch.equal(replayed.seen.sum(1), kept.seen[:6].sum(1)) and replayed.patches.shape[1] < 9 and len(labels) == 6
+    )
     assert model.net.features(replayed).isfinite().all()
     assert model.words_of(kept.ids[0, kept.word_seen[0]].tolist())
 
 
 def test_flags_of_exemplar_masking_act_on_vilt():
     found = []
-    changes = ({}, {"tune": "full"}, {"tune": "none"}, {"look_at": "image"}, {"look_at": "text"}, {"vilt_resolution": 64})
+    changes = (
+        {},
+        {"tune": "full"},
+        {"tune": "none"},
+        {"look_at": "image"},
+        {"look_at": "text"},
+        {"vilt_resolution": 64},
+    )
     with toy_flags("exemplar-masking", n_epochs=1, **on_vilt("exemplar-masking")):
         for change in changes:
             toy = contract.run("exemplar-masking", "toy-pairs", **change)
@@ -352,15 +422,32 @@ def test_flags_of_exemplar_masking_act_on_vilt():
 
 
 def test_exemplar_masking_refuses_towers_that_vilt_lacks():
-    with toy_flags("exemplar-masking", **on_vilt("exemplar-masking")), pytest.raises(UserError, match="attn_source tower"):
+    with (
+        toy_flags("exemplar-masking", **on_vilt("exemplar-masking")),
+        pytest.raises(UserError, match="attn_source tower"),
+    ):
         contract.build("exemplar-masking", attn_source="tower")
 
 
 @pytest.mark.parametrize("name", ["clumo", "l2p", "dualprompt", "s-prompts"])
 def test_prompt_methods_answer_questions_on_vilt(name, folder):
     model = finished(
-        ["--model", name, "--dataset", "clove-tiny-function", "--vqa_backbone", "vilt", "--vilt_weights",
-         str(tiny_hub.vilt_folder()), "--debug_mode", "1", "--stop_after", "1"], folder)  # fmt: skip
+        [
+            "--model",
+            name,
+            "--dataset",
+            "clove-tiny-function",
+            "--vqa_backbone",
+            "vilt",
+            "--vilt_weights",
+            str(tiny_hub.vilt_folder()),
+            "--debug_mode",
+            "1",
+            "--stop_after",
+            "1",
+        ],
+        folder,
+    )
     assert model.fusion_train == "never" or name != "clumo"
     assert not any(p.requires_grad for p in model.net.parameters())
     if name == "clumo":

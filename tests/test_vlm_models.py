@@ -23,11 +23,26 @@ from utils.pair import Pair
 
 NAMES = ["fish", "photo", "striped fish", "a", "of a fish", "photo fish", "striped"]
 VALUES = {
-    "optimizer": "sgd", "n_epochs": 0, "batch_size": 4, "seed": 0, "device": "cpu", "non_verbose": True, "features": "ram",
-    "clip_dtype": "fp32", "clip_download": 0, "prompt_template": None, "use_templates": False,
-    "text_weight": 0.0, "shrinkage": 0.05, "prior": "empirical", "normalize": True, "ridge": 0.1, "C": 10.0,
-    "probe_iters": 500, "probe_input": None,
-}  # fmt: skip
+    "optimizer": "sgd",
+    "n_epochs": 0,
+    "batch_size": 4,
+    "seed": 0,
+    "device": "cpu",
+    "non_verbose": True,
+    "features": "ram",
+    "clip_dtype": "fp32",
+    "clip_download": 0,
+    "prompt_template": None,
+    "use_templates": False,
+    "text_weight": 0.0,
+    "shrinkage": 0.05,
+    "prior": "empirical",
+    "normalize": True,
+    "ridge": 0.1,
+    "C": 10.0,
+    "probe_iters": 500,
+    "probe_input": None,
+}
 MODELS = [Clip, Ncm, Slda, Ridge, LinearProbe]
 
 

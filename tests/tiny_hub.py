@@ -11,10 +11,25 @@ WORDS = """a an the of in on with and is are it there what which where how many 
 red green blue yellow cup star fish key apple boat tree bell moon sea snow night forest desert left right striped dotted plain
 . , ? !""".split()
 LETTERS = [c for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *[c for c in LETTERS if c not in WORDS],
-              *[f"##{c}" for c in LETTERS]]  # fmt: skip
-TEXT = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 32, "max_position_embeddings": 120, "initializer_range": 0.3}  # fmt: skip
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *WORDS,
+    *[c for c in LETTERS if c not in WORDS],
+    *[f"##{c}" for c in LETTERS],
+]
+TEXT = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 120,
+    "initializer_range": 0.3,
+}
 
 
 @functools.cache
@@ -48,8 +63,15 @@ def blip_folder() -> Path:
     from transformers import BlipConfig, BlipForQuestionAnswering
 
     text = TEXT | {"encoder_hidden_size": 24, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
-    vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
-              "patch_size": 16, "initializer_range": 0.3}  # fmt: skip
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        "initializer_range": 0.3,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return save(BlipForQuestionAnswering(BlipConfig(text_config=text, vision_config=vision)), "blip")

@@ -9,9 +9,26 @@ from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.samples import ArraySamples
 from utils.pair import Pair
 
-DEFAULTS = {"lr": 0.1, "optimizer": "sgd", "batch_size": 8, "minibatch_size": 4, "buffer_size": 12, "n_epochs": 1, "seed": 0,
-            "device": "cpu", "debug_mode": False, "inference_only": False, "non_verbose": True, "alpha": 0.5, "beta": 0.7,
-            "single_forward": False, "opt_wd": 0.0, "lr_scheduler": None, "scheduler_mode": "epoch", "n_iters": None}  # fmt: skip
+DEFAULTS = {
+    "lr": 0.1,
+    "optimizer": "sgd",
+    "batch_size": 8,
+    "minibatch_size": 4,
+    "buffer_size": 12,
+    "n_epochs": 1,
+    "seed": 0,
+    "device": "cpu",
+    "debug_mode": False,
+    "inference_only": False,
+    "non_verbose": True,
+    "alpha": 0.5,
+    "beta": 0.7,
+    "single_forward": False,
+    "opt_wd": 0.0,
+    "lr_scheduler": None,
+    "scheduler_mode": "epoch",
+    "n_iters": None,
+}
 
 
 def toy_args(**changes) -> Namespace:

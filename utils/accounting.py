@@ -12,8 +12,19 @@ from torch import nn
 from utils.pair import Pair
 
 # attributes that are the run's, not the method's memory
-NOT_STORED = {"net", "opt", "loss", "args", "dataset", "transform", "original_transform", "normalization_transform",
-              "scheduler", "custom_scheduler", "device"}
+NOT_STORED = {
+    "net",
+    "opt",
+    "loss",
+    "args",
+    "dataset",
+    "transform",
+    "original_transform",
+    "normalization_transform",
+    "scheduler",
+    "custom_scheduler",
+    "device",
+}
 
 
 def tensors_of(value, seen: set[int] | None = None) -> Iterator[torch.Tensor]:

@@ -8,9 +8,21 @@ from typing import List, Optional  # noqa: UP035  (the names are part of the int
 from utils import binary_to_boolean_type, custom_str_underscore
 from utils.flags import add_experiment_args, add_management_args, add_rehearsal_args, alias
 
-__all__ = ["ArgumentParser", "Namespace", "List", "Optional", "add_rehearsal_args", "add_management_args",
-           "add_experiment_args", "binary_to_boolean_type", "custom_str_underscore", "field_with_aliases", "logging",
-           "sys", *(FETCHED := ["ContinualModel", "get_model_names"])]  # fmt: skip
+__all__ = [
+    "ArgumentParser",
+    "Namespace",
+    "List",
+    "Optional",
+    "add_rehearsal_args",
+    "add_management_args",
+    "add_experiment_args",
+    "binary_to_boolean_type",
+    "custom_str_underscore",
+    "field_with_aliases",
+    "logging",
+    "sys",
+    *(FETCHED := ["ContinualModel", "get_model_names"]),
+]
 
 
 def field_with_aliases(choices: dict[str, list[str]]):

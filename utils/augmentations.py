@@ -7,9 +7,22 @@ from torchvision import transforms as T
 from utils.batch_transforms import BatchTransform, RandomCrop, RandomFlip, RandomGray
 from utils.buffer import apply
 
-__all__ = ["normalize", "random_flip", "random_crop", "random_grayscale", "strong_aug", "soft_aug", "apply_transform",
-           "rand_bbox", "cutmix_data", "RepeatedTransform", "DoubleCompose", "DoubleTransform", "CustomRandomCrop",
-           "CustomRandomHorizontalFlip"]  # fmt: skip
+__all__ = [
+    "normalize",
+    "random_flip",
+    "random_crop",
+    "random_grayscale",
+    "strong_aug",
+    "soft_aug",
+    "apply_transform",
+    "rand_bbox",
+    "cutmix_data",
+    "RepeatedTransform",
+    "DoubleCompose",
+    "DoubleTransform",
+    "CustomRandomCrop",
+    "CustomRandomHorizontalFlip",
+]
 
 
 def apply_transform(x: torch.Tensor, transform, autosqueeze: bool = False) -> torch.Tensor:
@@ -52,9 +65,15 @@ class strong_aug:  # noqa: N801  (the name files import)
     """Two independent views of a batch: resized crop, flip, colour jitter, grey, normalisation."""
 
     def __init__(self, size: int, mean, std):
-        self.view = T.Compose([T.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True), T.RandomHorizontalFlip(),
-                               T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), T.RandomGrayscale(0.2),
-                               T.Normalize(mean, std)])  # fmt: skip
+        self.view = T.Compose(
+            [
+                T.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+                T.RandomHorizontalFlip(),
+                T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+                T.RandomGrayscale(0.2),
+                T.Normalize(mean, std),
+            ]
+        )
 
     def __call__(self, x: torch.Tensor, flag: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.stack([self.view(image) for image in x]), torch.stack([self.view(image) for image in x])

@@ -24,8 +24,10 @@ class RandomCrop:
     def apply(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         x = F.pad(x, [self.padding] * 4) if self.padding else x
         if x.shape[2] < self.size[0] or x.shape[3] < self.size[1]:
-            raise UserError(f"a crop of {self.size[0]} x {self.size[1]} does not fit into padded images of "
-                            f"{x.shape[2]} x {x.shape[3]}: change the transform's size or padding")
+            raise UserError(
+                f"a crop of {self.size[0]} x {self.size[1]} does not fit into padded images of "
+                f"{x.shape[2]} x {x.shape[3]}: change the transform's size or padding"
+            )
         room = torch.tensor([x.shape[2] - self.size[0] + 1, x.shape[3] - self.size[1] + 1], device=x.device)
         start = (u * room).long().clamp_(max=room - 1)  # (B, 2)
         rows = start[:, 0, None] + torch.arange(self.size[0], device=x.device)  # (B, h)
@@ -165,6 +167,7 @@ def apply_each(transform, x: Inputs) -> Inputs:
         return Pair(apply_each(transform, x.image), x.text)
     steps = flatten(transform)
     wants_pil = any(isinstance(step, (T.ToTensor, T.PILToTensor)) for step in steps)
-    images = [TF.to_pil_image(image) if wants_pil and not isinstance(steps[0], T.ToPILImage) else image
-              for image in x.cpu()]
+    images = [
+        TF.to_pil_image(image) if wants_pil and not isinstance(steps[0], T.ToPILImage) else image for image in x.cpu()
+    ]
     return torch.stack([transform(image) for image in images]).to(x.device)

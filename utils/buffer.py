@@ -18,15 +18,28 @@ class Buffer:
     `max_bytes` lowers the number of places to what that many bytes hold, once the size of a sample is known.
     """
 
-    def __init__(self, buffer_size: int, device="cpu", sample_selection_strategy: str = "reservoir", *,
-                 codec: str = "float", max_bytes: int | None = None, **kwargs):
+    def __init__(
+        self,
+        buffer_size: int,
+        device="cpu",
+        sample_selection_strategy: str = "reservoir",
+        *,
+        codec: str = "float",
+        max_bytes: int | None = None,
+        **kwargs,
+    ):
         if int(buffer_size) <= 0:
             raise UserError(f"buffer_size is {buffer_size}, it must be at least 1")
         if sample_selection_strategy not in STRATEGIES:
             raise UserError(f"unknown buffer strategy '{sample_selection_strategy}'; one of {', '.join(STRATEGIES)}")
         if codec not in {"float", "uint8"}:
             raise UserError(f"unknown buffer codec '{codec}'; one of float, uint8")
-        self.buffer_size, self.device, self.codec, self.max_bytes = int(buffer_size), torch.device(device), codec, max_bytes
+        self.buffer_size, self.device, self.codec, self.max_bytes = (
+            int(buffer_size),
+            torch.device(device),
+            codec,
+            max_bytes,
+        )
         self.capacity = None  # rows allocated, where that is less than buffer_size
         self.num_seen_examples = 0
         self.iteration = 0
@@ -69,17 +82,37 @@ class Buffer:
 
     def _tensors(self):
         for name, value in self.data.items():
-            yield from [(f"{name}.image", value.image), (f"{name}.text", value.text)] if isinstance(value, Pair) else [(name, value)]
+            yield from (
+                [(f"{name}.image", value.image), (f"{name}.text", value.text)]
+                if isinstance(value, Pair)
+                else [(name, value)]
+            )
 
-    def add_data(self, examples: Inputs, labels=None, logits=None, task_labels=None, attention_maps=None, true_labels=None,
-                 sample_selection_scores=None) -> None:
+    def add_data(
+        self,
+        examples: Inputs,
+        labels=None,
+        logits=None,
+        task_labels=None,
+        attention_maps=None,
+        true_labels=None,
+        sample_selection_scores=None,
+    ) -> None:
         """Offer a batch; the strategy decides, sample after sample, which are kept and what they replace."""
-        offered = {"examples": examples, "labels": labels, "logits": logits, "task_labels": task_labels,
-                   "true_labels": true_labels, "attention_maps": attention_maps}
+        offered = {
+            "examples": examples,
+            "labels": labels,
+            "logits": logits,
+            "task_labels": task_labels,
+            "true_labels": true_labels,
+            "attention_maps": attention_maps,
+        }
         offered = {name: value for name, value in offered.items() if value is not None}
         for name, value in offered.items():
             if len(value) != len(examples):
-                raise UserError(f"add_data got {len(examples)} examples but {len(value)} {name}: give one of each per sample")
+                raise UserError(
+                    f"add_data got {len(examples)} examples but {len(value)} {name}: give one of each per sample"
+                )
         self._allocate(offered)
         places = self.sample_selection_fn(len(examples), labels, sample_selection_scores)  # (B,), -1 = not kept
         self.num_seen_examples += len(examples)
@@ -101,7 +134,11 @@ class Buffer:
         """Lower buffer_size to what max_bytes holds of such samples."""
         if self.max_bytes is not None:
             sizes = [self._new(name, value, 1) for name, value in offered.items()]
-            each = sum(t.element_size() * t.numel() for v in sizes for t in ((v.image, v.text) if isinstance(v, Pair) else (v,)))
+            each = sum(
+                t.element_size() * t.numel()
+                for v in sizes
+                for t in ((v.image, v.text) if isinstance(v, Pair) else (v,))
+            )
             self.buffer_size = min(self.buffer_size, self.max_bytes // each)
             if not self.buffer_size:
                 raise UserError(f"one sample takes {each} bytes, more than the buffer's {self.max_bytes}")
@@ -121,7 +158,10 @@ class Buffer:
 
     def _new(self, name: str, value: Inputs, rows: int) -> Inputs:
         if isinstance(value, Pair):
-            return Pair(self._new(name, value.image, rows), torch.zeros(rows, *value.text.shape[1:], dtype=value.text.dtype, device=self.device))
+            return Pair(
+                self._new(name, value.image, rows),
+                torch.zeros(rows, *value.text.shape[1:], dtype=value.text.dtype, device=self.device),
+            )
         dtype = torch.int64 if name.endswith("els") else torch.float32
         if name == "examples" and self.codec == "uint8":
             dtype = torch.uint8
@@ -129,7 +169,9 @@ class Buffer:
 
     def _write(self, name: str, rows: torch.Tensor, value: Inputs) -> None:
         held = self.data[name]
-        for target, source in ((held.image, value.image), (held.text, value.text)) if isinstance(held, Pair) else ((held, value),):
+        for target, source in (
+            ((held.image, value.image), (held.text, value.text)) if isinstance(held, Pair) else ((held, value),)
+        ):
             source = source.detach().to(self.device)
             if target.dtype == torch.uint8 and source.is_floating_point():
                 source = source.mul(255).round_()
@@ -143,8 +185,18 @@ class Buffer:
             value = Pair(value.image.float() / 255, value.text) if isinstance(value, Pair) else value.float() / 255
         return value.to(device)
 
-    def get_data(self, size: int, transform=None, return_index=False, device=None, mask_task_out=None, cpt=None,
-                 return_not_aug=False, not_aug_transform=None, force_indexes=None) -> tuple:
+    def get_data(
+        self,
+        size: int,
+        transform=None,
+        return_index=False,
+        device=None,
+        mask_task_out=None,
+        cpt=None,
+        return_not_aug=False,
+        not_aug_transform=None,
+        force_indexes=None,
+    ) -> tuple:
         """Random samples without repetition: ([index], [not augmented], examples, other attributes in order)."""
         if self.is_empty():
             raise UserError("the buffer is empty: ask is_empty() before get_data()")
@@ -192,8 +244,10 @@ class Buffer:
         classes = classes if n_classes <= 0 else np.random.permutation(classes)[:n_classes]
         each = np.full(len(classes), size // len(classes))
         each[np.random.permutation(len(classes))[: size - each.sum()]] += 1
-        rows = [np.random.choice(pool, min(n, len(pool)), replace=False)
-                for pool, n in ((np.nonzero(labels == c)[0], n) for c, n in zip(classes, each, strict=True))]
+        rows = [
+            np.random.choice(pool, min(n, len(pool)), replace=False)
+            for pool, n in ((np.nonzero(labels == c)[0], n) for c, n in zip(classes, each, strict=True))
+        ]
         return self.get_data_by_index(np.concatenate(rows), transform=transform)
 
     def empty(self) -> None:
@@ -214,7 +268,9 @@ class Buffer:
         """Replace the content by these rows of it with `fresh` behind them."""
         stored = self.serialize(self.device)
         old = {name: as_unit(stored[name][keep]) for name in fresh or stored if name in stored}
-        self.load({name: torch.cat([values[name] for values in (old, fresh) if name in values]) for name in old | fresh})
+        self.load(
+            {name: torch.cat([values[name] for values in (old, fresh) if name in values]) for name in old | fresh}
+        )
 
     def load(self, tensors: dict[str, Inputs]) -> None:
         """Replace the content by tensors such as `serialize` gives; all of them count as seen."""
@@ -232,13 +288,22 @@ class Buffer:
     def state(self) -> dict:
         """Everything that an exact continuation needs."""
         tensors = {n: {"image": v.image, "text": v.text} if isinstance(v, Pair) else v for n, v in self.data.items()}
-        return {"tensors": tensors, "seen": self.num_seen_examples, "iteration": self.iteration, "size": self.buffer_size,
-                "capacity": self.capacity, "strategy": self.sample_selection_fn.state()}
+        return {
+            "tensors": tensors,
+            "seen": self.num_seen_examples,
+            "iteration": self.iteration,
+            "size": self.buffer_size,
+            "capacity": self.capacity,
+            "strategy": self.sample_selection_fn.state(),
+        }
 
     def load_state(self, state: dict) -> None:
         self.buffer_size, self.num_seen_examples, self.iteration = state["size"], state["seen"], state["iteration"]
         self.capacity = state["capacity"]
-        self.data = {n: (Pair(v["image"], v["text"]) if isinstance(v, dict) else v).to(self.device) for n, v in state["tensors"].items()}
+        self.data = {
+            n: (Pair(v["image"], v["text"]) if isinstance(v, dict) else v).to(self.device)
+            for n, v in state["tensors"].items()
+        }
         self.sample_selection_fn.load_state(state["strategy"])
 
     def get_dataloader(self, args, batch_size: int, shuffle=False, drop_last=False, transform=None, sampler=None):
@@ -248,8 +313,14 @@ class Buffer:
         columns = self.get_all_data(device="cpu")
         items = list(zip(*columns, strict=True))
         items = items if transform is None else [(apply(transform, item[0][None])[0], *item[1:]) for item in items]
-        return DataLoader(items, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler,
-                          collate_fn=lambda rows: tuple(collate(column) for column in zip(*rows, strict=True)))
+        return DataLoader(
+            items,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            sampler=sampler,
+            collate_fn=lambda rows: tuple(collate(column) for column in zip(*rows, strict=True)),
+        )
 
 
 def apply(transform, images: Inputs) -> Inputs:

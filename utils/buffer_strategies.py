@@ -74,7 +74,7 @@ class _PlaceByPlace(Reservoir):
     def begin(self, size: int) -> None:
         stored = self.buffer.data.get("labels")
         self.classes = np.full(size, -1) if stored is None else stored.cpu().numpy().copy()
-        self.classes[len(self.buffer):] = -1
+        self.classes[len(self.buffer) :] = -1
 
     def take(self, place: int, label: int, score) -> None:
         self.classes[place] = label
@@ -169,8 +169,10 @@ class Ring(Reservoir):
         super().__init__(buffer)
         self.each = buffer.buffer_size // n_classes
         if not self.each:
-            raise UserError(f"a memory of {buffer.buffer_size} samples has no place for each of {n_classes} classes; "
-                            f"give --buffer_size of at least {n_classes}")
+            raise UserError(
+                f"a memory of {buffer.buffer_size} samples has no place for each of {n_classes} classes; "
+                f"give --buffer_size of at least {n_classes}"
+            )
         self.seen = np.zeros(n_classes, int)
         self.rows = np.full((n_classes, self.each), -1)
 
@@ -219,5 +221,13 @@ class Abs(Lars):
         return int(np.random.choice(group, p=weights))
 
 
-STRATEGIES = {"reservoir": Reservoir, "unlimited": Unlimited, "balancoir": Balancoir, "lars": Lars, "labrs": Labrs, "abs": Abs,
-              "greedy": Greedy, "ring": Ring}
+STRATEGIES = {
+    "reservoir": Reservoir,
+    "unlimited": Unlimited,
+    "balancoir": Balancoir,
+    "lars": Lars,
+    "labrs": Labrs,
+    "abs": Abs,
+    "greedy": Greedy,
+    "ring": Ring,
+}

@@ -132,8 +132,11 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
 def load_run(path: str | os.PathLike, *, model: str | None) -> dict:
     """The state of a run, as `Run.state` makes it; UserError for a file that holds something else."""
     state = load(path, model=model)
-    missing = [k for k in ("position", "model", "rng", "rows", "loop", "wall_s", "record_bytes")
-               if not isinstance(state, dict) or k not in state]  # fmt: skip
+    missing = [
+        k
+        for k in ("position", "model", "rng", "rows", "loop", "wall_s", "record_bytes")
+        if not isinstance(state, dict) or k not in state
+    ]
     if missing or not {"task", "phase", "epoch", "batch"} <= set(state["position"]):
         raise UserError(f"{path} holds no whole state of a run; use an older one, or start over")
     return state
@@ -145,8 +148,10 @@ def read_mammoth(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises classes of several libraries for a file it cannot read
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} cannot be read as tensors and plain values ({type(error).__name__}: {reason}); "
-                        "save it with --save_checkpoint_mode safe there") from error  # fmt: skip
+        raise UserError(
+            f"{path} cannot be read as tensors and plain values ({type(error).__name__}: {reason}); "
+            "save it with --save_checkpoint_mode safe there"
+        ) from error
     content = content if isinstance(content, dict) else {}
     weights = content.get("model", content.get("state_dict", content))
     weights = {k: v for k, v in weights.items() if isinstance(v, torch.Tensor)} if isinstance(weights, dict) else {}
@@ -172,12 +177,16 @@ def fill_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
     needed = [k for k in own if k.startswith("net.")]
     absent = [k for k in needed if k not in weights]
     if absent:
-        raise UserError(f"{path} lacks {len(absent)} of the network's {len(needed)} tensors, the first is {absent[0]}; "
-                        "use the --backbone it was trained with")  # fmt: skip
+        raise UserError(
+            f"{path} lacks {len(absent)} of the network's {len(needed)} tensors, the first is {absent[0]}; "
+            "use the --backbone it was trained with"
+        )
     for name, value in own.items():
         if name in weights and weights[name].shape != value.shape:
-            raise UserError(f"{path}: {name} is {tuple(weights[name].shape)} there and {tuple(value.shape)} here; "
-                            "use the --dataset, --backbone and flags it was trained with")  # fmt: skip
+            raise UserError(
+                f"{path}: {name} is {tuple(weights[name].shape)} there and {tuple(value.shape)} here; "
+                "use the --dataset, --backbone and flags it was trained with"
+            )
     for name, value in own.items():
         if name in weights:
             value.copy_(weights[name])
@@ -212,8 +221,10 @@ def _encode(value, name: str, entries: dict[str, torch.Tensor], seen: dict[int, 
     if kind in (torch.dtype, torch.device):
         return {kind.__name__: str(value).removeprefix("torch.")}
     if kind is Pair:
-        return {"pair": [_encode(value.image, f"{name}.image", entries, seen)]
-                + [_encode(value.text, f"{name}.text", entries, seen)]}  # fmt: skip
+        return {
+            "pair": [_encode(value.image, f"{name}.image", entries, seen)]
+            + [_encode(value.text, f"{name}.text", entries, seen)]
+        }
     if isinstance(value, np.generic) and value.dtype.kind in "biufcSUmM":
         return {"scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
     if kind is np.ndarray and value.dtype.kind in "biufcSUmM":

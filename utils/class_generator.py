@@ -100,8 +100,10 @@ class ClassGenerator:
             rows_of.setdefault(c, []).append(row)
         for c in classes:
             if c not in rows_of:
-                raise UserError(f"class {c} has no generator, for no task so far had samples of it ({len(rows_of)} classes have one): "
-                                "choose a stream whose tasks bring samples of all their classes")  # fmt: skip
+                raise UserError(
+                    f"class {c} has no generator, for no task so far had samples of it ({len(rows_of)} classes have one): "
+                    "choose a stream whose tasks bring samples of all their classes"
+                )
         parts = [rows_of[c] for c in classes]
         width = max((len(p) for p in parts), default=1)
         table = torch.tensor([p + p[:1] * (width - len(p)) for p in parts], dtype=torch.long).view(-1, width)

@@ -25,8 +25,11 @@ class Parsed:
 def new_parser() -> argparse.ArgumentParser:
     """The parser with every flag of the framework and none of a method."""
     parser = argparse.ArgumentParser(
-        prog="main.py", add_help=False, allow_abbrev=False,
-        usage="python main.py --model NAME --dataset NAME [flags]   (--model X --dataset Y --help shows their flags too)")
+        prog="main.py",
+        add_help=False,
+        allow_abbrev=False,
+        usage="python main.py --model NAME --dataset NAME [flags]   (--model X --dataset Y --help shows their flags too)",
+    )
     flags.add_first_args(parser)
     flags.add_experiment_args(parser)
     flags.add_management_args(parser)
@@ -44,8 +47,11 @@ def parse(argv: list[str]) -> Parsed | None:
     if first.help and not (first.model and first.dataset):
         print(parser.format_help())
         return None
-    problems = [f"--{kind} is missing; `python main.py --list {kind}s` shows the choices"
-                for kind in ("model", "dataset") if not getattr(first, kind)]
+    problems = [
+        f"--{kind} is missing; `python main.py --list {kind}s` shows the choices"
+        for kind in ("model", "dataset")
+        if not getattr(first, kind)
+    ]
     for kind in ("model", "dataset", "backbone"):
         name = getattr(first, kind)
         if name == "" and kind == "backbone":
@@ -98,9 +104,12 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     for action in parser._actions:
         if action.dest in from_model and action.dest in before:
             action.default = before[action.dest]
-    layers = [("dataset", configs.dataset_defaults(dataset_class)),
-              *configs.dataset_config(dataset_class, first.dataset_config, first.dataset),
-              ("model", from_model), *configs.model_config(first.model, first.model_config, dataset_class.NAME, argv)]
+    layers = [
+        ("dataset", configs.dataset_defaults(dataset_class)),
+        *configs.dataset_config(dataset_class, first.dataset_config, first.dataset),
+        ("model", from_model),
+        *configs.model_config(first.model, first.model_config, dataset_class.NAME, argv),
+    ]
     signatures.add_arguments(parser, dataset_class, f"dataset {first.dataset}")
     backbone = first.backbone or next((v["backbone"] for _, v in reversed(layers) if v.get("backbone")), None)
     if backbone:
@@ -117,8 +126,11 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     option = {a.dest: a.option_strings for a in parser._actions}
     origins |= {d: "command line" for d, names in option.items() if any(t.split("=")[0] in names for t in tokens)}
     args.model, args.dataset = registry.plain_name("model", args.model), registry.plain_name("dataset", args.dataset)
-    foreign = {kind: f"{path.name} sha256 {plugins.sha256(path)}" for kind in ("model", "dataset", "backbone")
-               if plugins.owns(path := registry.file_of(kind, getattr(args, kind) or ""))}
+    foreign = {
+        kind: f"{path.name} sha256 {plugins.sha256(path)}"
+        for kind in ("model", "dataset", "backbone")
+        if plugins.owns(path := registry.file_of(kind, getattr(args, kind) or ""))
+    }
     if foreign:
         args.plugin_files = foreign  # a changed file is another configuration
     return Parsed(args, origins, model_class, dataset_class)
@@ -139,7 +151,9 @@ def add_model_args(parser: argparse.ArgumentParser, model_class: type) -> None:
                 if action.dest not in known:
                     group._add_action(action)
     except argparse.ArgumentError as error:
-        raise UserError(f"{what} adds a flag that is there already ({error}); use parser.set_defaults for its value") from error
+        raise UserError(
+            f"{what} adds a flag that is there already ({error}); use parser.set_defaults for its value"
+        ) from error
     except UserError:
         raise
     except Exception as error:  # whatever a foreign file does in it
@@ -158,7 +172,9 @@ def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]
             if dest not in actions:
                 if origin not in {"dataset", "model"}:
                     close = difflib.get_close_matches(dest, actions, n=1)
-                    raise UserError(f"{origin} sets '{key}', which is no flag{f'; closest: {close[0]}' if close else ''}")
+                    raise UserError(
+                        f"{origin} sets '{key}', which is no flag{f'; closest: {close[0]}' if close else ''}"
+                    )
                 extra[dest] = value
                 continue
             actions[dest].default = cast(actions[dest], value, origin)
@@ -212,7 +228,11 @@ def check_tokens(parser, argv: list[str], unknown_is_wrong: bool = True) -> tupl
         option, action = options[key]
         if action.dest in seen and not isinstance(action, argparse._AppendAction):
             earlier = seen[action.dest]
-            problems.append(f"{option} is given twice" if earlier == option else f"{earlier} and {option} set the same value; give one")
+            problems.append(
+                f"{option} is given twice"
+                if earlier == option
+                else f"{earlier} and {option} set the same value; give one"
+            )
         seen[action.dest] = option
         problem = check_values(option, action, values)
         if problem:
@@ -271,15 +291,22 @@ def misspelt(first: argparse.Namespace, argv: list[str]) -> list[str]:
     wanted = [kind for kind in ("model", "dataset") if not getattr(first, kind)]
     given = [t.partition("=")[0] for t in argv if is_flag(t)]
     known = {name.replace("-", "_") for action in new_parser()._actions for name in action.option_strings}
-    near = [t for t in given if t.replace("-", "_") not in known and difflib.get_close_matches(t.lstrip("-"), wanted, 1, 0.6)]
+    near = [
+        t
+        for t in given
+        if t.replace("-", "_") not in known and difflib.get_close_matches(t.lstrip("-"), wanted, 1, 0.6)
+    ]
     return [unknown_flag(t, dict.fromkeys(wanted)) for t in near]
 
 
 def missing_required(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     """Flags without a default in any layer that were not given, not even with a wrong value."""
     given = {t.partition("=")[0].lstrip("-").replace("-", "_") for t in argv if is_flag(t)}
-    return [f"{a.option_strings[0]} is missing: this model and dataset need it" for a in parser._actions
-            if a.required and not given & {o.lstrip("-").replace("-", "_") for o in a.option_strings}]
+    return [
+        f"{a.option_strings[0]} is missing: this model and dataset need it"
+        for a in parser._actions
+        if a.required and not given & {o.lstrip("-").replace("-", "_") for o in a.option_strings}
+    ]
 
 
 def listing(which: str) -> str:
@@ -296,8 +323,11 @@ def listing(which: str) -> str:
 
 def config_table(parsed: Parsed) -> str:
     """Every effective value with the layer it came from."""
-    rows = sorted((k, repr(v), parsed.origins.get(k, "default")) for k, v in vars(parsed.args).items()
-                  if k not in {"help", "list", "show_config"})
+    rows = sorted(
+        (k, repr(v), parsed.origins.get(k, "default"))
+        for k, v in vars(parsed.args).items()
+        if k not in {"help", "list", "show_config"}
+    )
     width = max(len(k) for k, _, _ in rows), max(len(v) for _, v, _ in rows)
     return "\n".join(f"{k:<{width[0]}}  {v:<{min(width[1], 40)}}  {origin}" for k, v, origin in rows)
 

@@ -7,10 +7,26 @@ from utils import registry
 from utils.errors import UserError
 
 # method of a dataset class -> flag whose default it gives
-METHOD_OF_FLAG = {"n_epochs": "get_epochs", "batch_size": "get_batch_size", "n_iters": "get_iters", "backbone": "get_backbone"}
+METHOD_OF_FLAG = {
+    "n_epochs": "get_epochs",
+    "batch_size": "get_batch_size",
+    "n_iters": "get_iters",
+    "backbone": "get_backbone",
+}
 # keys of a dataset yaml that set class fields instead of flags
-FIELDS = {"NAME", "SETTING", "N_CLASSES_PER_TASK", "N_TASKS", "SIZE", "N_CLASSES", "AVAIL_SCHEDS", "MEAN", "STD",
-          "TRANSFORM", "TEST_TRANSFORM"}
+FIELDS = {
+    "NAME",
+    "SETTING",
+    "N_CLASSES_PER_TASK",
+    "N_TASKS",
+    "SIZE",
+    "N_CLASSES",
+    "AVAIL_SCHEDS",
+    "MEAN",
+    "STD",
+    "TRANSFORM",
+    "TEST_TRANSFORM",
+}
 HARMLESS = {"model", "dataset"}
 # dataset name -> flag -> default, filled by the decorator set_default_from_args
 DEFAULT_ARGS: dict[str, dict[str, object]] = {}
@@ -93,8 +109,10 @@ def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[
         if by_size:
             size = _buffer_size(argv, block)
             if size not in by_size:
-                raise UserError(f"--model_config best: {path.name} has values for --buffer_size "
-                                f"{', '.join(map(str, sorted(by_size)))}, not for {size}")
+                raise UserError(
+                    f"--model_config best: {path.name} has values for --buffer_size "
+                    f"{', '.join(map(str, sorted(by_size)))}, not for {size}"
+                )
             layers.append((f"{path.name} ({dataset}, buffer {size})", dict(by_size[size] or {})))
     return [(origin, {k: v for k, v in values.items() if k not in HARMLESS}) for origin, values in layers]
 

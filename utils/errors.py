@@ -15,6 +15,14 @@ class Interrupted(Exception):
 
 def memory_ran_out(error: BaseException) -> bool:
     """Whether the machine or its GPU could not give the memory asked for."""
-    refused = ("can't allocate memory", "not enough memory", "invalid buffer size", "Storage size calculation overflowed")
-    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            or (isinstance(error, RuntimeError) and any(words in str(error) for words in refused)))
+    refused = (
+        "can't allocate memory",
+        "not enough memory",
+        "invalid buffer size",
+        "Storage size calculation overflowed",
+    )
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in refused))
+    )

@@ -34,7 +34,11 @@ class TaskScores:
 
     def exact_match(self) -> float:
         """Percent of predictions that are the first of a question's answers (or its label, where that is not told)."""
-        return 100.0 * float((self.flat("prediction") == self.flat("first")).float().mean()) if self.parts else float("nan")
+        return (
+            100.0 * float((self.flat("prediction") == self.flat("first")).float().mean())
+            if self.parts
+            else float("nan")
+        )
 
     def flat(self, name: str) -> torch.Tensor:
         return torch.cat(self.parts[name]) if self.parts.get(name) else torch.empty(0)
@@ -117,8 +121,13 @@ def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskS
         if labels.dim() == 1:
             total[4] += F.cross_entropy(named, labels.long(), reduction="sum")
         confidence, prediction = named.softmax(1).max(1)
-        for name, value in (("confidence", confidence), ("correct", credit), ("prediction", prediction), ("label", labels),
-                            ("first", extras.get("first", labels))):
+        for name, value in (
+            ("confidence", confidence),
+            ("correct", credit),
+            ("prediction", prediction),
+            ("label", labels),
+            ("first", extras.get("first", labels)),
+        ):
             scores.parts.setdefault(name, []).append(value.cpu())
     scores.class_il, scores.task_il, all_names, unseen, scores.loss = total.tolist()
     scores.variants = {name: 100.0 * float(value) / max(scores.count, 1) for name, value in scores.variants.items()}
@@ -133,8 +142,14 @@ def mixed_batches(model, loaders: dict[int, object], args) -> Iterator[tuple]:
     alone, else images."""
     first, *others = loaders.values()
     if not hasattr(first, "joined"):
-        raise UserError("--mixed_batches: this dataset makes loaders of its own, which cannot be joined; leave the flag out")
-    rows = [model.cached_inputs(loader) for loader in loaders.values()] if getattr(model, "FROZEN_TOWER", False) else [None]
+        raise UserError(
+            "--mixed_batches: this dataset makes loaders of its own, which cannot be joined; leave the flag out"
+        )
+    rows = (
+        [model.cached_inputs(loader) for loader in loaders.values()]
+        if getattr(model, "FROZEN_TOWER", False)
+        else [None]
+    )
     if rows[0] is None:
         mixed = first.joined(others)
         mixed.shuffle = True
@@ -155,7 +170,9 @@ def score_mixed(model, dataset, loaders: dict[int, object], future: bool = False
     """
     seen_end = dataset.get_offsets(max(dataset.c_task, 0))[1]
     starts, ends = torch.tensor([dataset.get_offsets(t) for t in loaders], device=model.device).T.contiguous()
-    total = torch.zeros(len(loaders), 4, dtype=torch.float64, device=model.device)  # count, class_il, task_il, all_names
+    total = torch.zeros(
+        len(loaders), 4, dtype=torch.float64, device=model.device
+    )  # count, class_il, task_il, all_names
     limit = model.get_debug_iters() if option(dataset.args, "debug_mode") else None
     for number, (inputs, labels) in enumerate(mixed_batches(model, loaders, dataset.args)):
         if number == limit:
@@ -177,8 +194,10 @@ def score_mixed(model, dataset, loaders: dict[int, object], future: bool = False
             credit[:, 3] = dataset.score(outputs, labels, {})
         total.index_add_(0, task, credit)
     rows = total.tolist()
-    return {t: TaskScores(round(row[0]), row[1], row[2], row[3] if future else float("nan"))
-            for t, row in zip(loaders, rows, strict=True)}  # fmt: skip
+    return {
+        t: TaskScores(round(row[0]), row[1], row[2], row[3] if future else float("nan"))
+        for t, row in zip(loaders, rows, strict=True)
+    }
 
 
 def evaluate_mixed(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:

@@ -72,8 +72,12 @@ def add_exemplar_args(parser: ArgumentParser) -> None:
         default="stop",
         help="after a record that does not fit: end, or try others",
     )
-    add("--exemplar_codec", choices=CODECS, default="masked",
-        help="masked: kept patches and words; box: what is outside the attention's box at half resolution; jpeg; raw: all")  # fmt: skip
+    add(
+        "--exemplar_codec",
+        choices=CODECS,
+        default="masked",
+        help="masked: kept patches and words; box: what is outside the attention's box at half resolution; jpeg; raw: all",
+    )
     add(
         "--mask_rule",
         type=mask_rule,
@@ -170,17 +174,22 @@ class ExemplarMemory:
         worth, first = float(text.removesuffix("x")), order[: math.ceil(float(text.removesuffix("x")))]
         return float(self.full_costs(tokens.rows(first)).sum()) * (worth / len(first))
 
-    def add_class(self, full: Tokens, label: int, features: Tensor, patches: Tensor, words: Tensor, attention: Tensor,
-                  n_seen: int) -> None:  # fmt: skip
+    def add_class(
+        self, full: Tokens, label: int, features: Tensor, patches: Tensor, words: Tensor, attention: Tensor, n_seen: int
+    ) -> None:
         """Records of a class in herding order until its budget is spent."""
         order, chosen, notes = herd(features, len(features)).to(full.ids.device), [], []
         left = self.budget(full, order, n_seen)
         all_words = (full.word_seen & ~special(full)).sum(1).clamp(min=1)
         kept_words = (words & full.word_seen & ~special(full)).sum(1)
-        shares = torch.stack([
-            patches.sum(1) / full.seen.sum(1).clamp(min=1), kept_words / all_words,
-            (attention * patches).sum(1) / attention.sum(1).clamp(min=1e-12),
-        ], dim=1)  # fmt: skip
+        shares = torch.stack(
+            [
+                patches.sum(1) / full.seen.sum(1).clamp(min=1),
+                kept_words / all_words,
+                (attention * patches).sum(1) / attention.sum(1).clamp(min=1e-12),
+            ],
+            dim=1,
+        )
         for row in order.tolist():
             record = self.record(full.rows(row), label, patches[row], words[row])
             count = int(patches[row].sum() + (words[row] & full.word_seen[row]).sum())
@@ -210,7 +219,9 @@ class ExemplarMemory:
             used[own] = costs[own].cumsum(0)
         keep = (used <= share).nonzero().flatten()
         if len(labels[keep].unique()) < len(labels.unique()):
-            raise UserError(f"--buffer_bytes {self.args.buffer_bytes} leaves some of {n_seen} classes no exemplar: raise it")
+            raise UserError(
+                f"--buffer_bytes {self.args.buffer_bytes} leaves some of {n_seen} classes no exemplar: raise it"
+            )
         self.records.keep(keep)
         self.notes = self.notes[keep]
 

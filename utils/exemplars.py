@@ -37,14 +37,25 @@ def features_of(net, images: Inputs, normalization, device, batch_size: int = 25
         image = normalization(image) if normalization is not None else image
         return (Pair(image, batch.text) if isinstance(batch, Pair) else image).to(device)
 
-    parts = [net(prepare(images[start : start + batch_size]), returnt="features").flatten(1)
-             for start in range(0, len(images), batch_size)]
+    parts = [
+        net(prepare(images[start : start + batch_size]), returnt="features").flatten(1)
+        for start in range(0, len(images), batch_size)
+    ]
     net.train(training)
     return torch.cat(parts)
 
 
-def fill_buffer(buffer, dataset, t_idx: int, net=None, use_herding: bool = False, required_attributes=None,
-                normalize_features: bool = False, extend_equalize_buffer: bool = False, normalization=None) -> None:
+def fill_buffer(
+    buffer,
+    dataset,
+    t_idx: int,
+    net=None,
+    use_herding: bool = False,
+    required_attributes=None,
+    normalize_features: bool = False,
+    extend_equalize_buffer: bool = False,
+    normalization=None,
+) -> None:
     """Refill a memory with the same number of samples of every class seen up to task `t_idx`.
 
     Old classes keep the first of their stored samples, which with herding are the best ones. New samples come from
@@ -63,7 +74,9 @@ def fill_buffer(buffer, dataset, t_idx: int, net=None, use_herding: bool = False
     keep = torch.zeros(0, dtype=torch.long)
     if not buffer.is_empty():
         labels = buffer.labels[: len(buffer)]
-        keep = torch.cat([keep.to(labels.device)] + [torch.nonzero(labels == c).flatten()[: share[c]] for c in range(first)])
+        keep = torch.cat(
+            [keep.to(labels.device)] + [torch.nonzero(labels == c).flatten()[: share[c]] for c in range(first)]
+        )
     fresh: dict[str, list] = {name: [] for name in names}
     for images, label in images_by_class(dataset.train_loader, first, end):
         count = min(share[label], len(images))
@@ -75,7 +88,11 @@ def fill_buffer(buffer, dataset, t_idx: int, net=None, use_herding: bool = False
             chosen = herd(features, count).cpu()
         else:
             chosen = torch.randperm(len(images))[:count]
-        found = {"examples": images[chosen], "labels": torch.full((count,), label), "task_labels": torch.full((count,), t_idx)}
+        found = {
+            "examples": images[chosen],
+            "labels": torch.full((count,), label),
+            "task_labels": torch.full((count,), t_idx),
+        }
         for name in names:
             fresh[name].append(found[name].to(buffer.device))
     buffer.rewrite(keep, {name: torch.cat(parts) for name, parts in fresh.items() if parts})

@@ -157,7 +157,9 @@ class FeatureStore:
         if hasattr(samples, "distinct"):  # several samples show one image
             wanted, samples = samples.place.numpy()[wanted], samples.distinct
         precision = getattr(encoder, "precision", "<f4")
-        table = Table(len(samples), encoder.dim, None, precision) if self.mode == "off" else self._table(samples, encoder)
+        table = (
+            Table(len(samples), encoder.dim, None, precision) if self.mode == "off" else self._table(samples, encoder)
+        )
         if len(self._missing(table, wanted)):
             table.refresh()
             self._compute(table, samples, self._missing(table, wanted), encoder, desc)

@@ -58,7 +58,9 @@ def sentence(text) -> str:
     except (IndexError, KeyError, ValueError):
         fits = False
     if not fits:
-        raise argparse.ArgumentTypeError(f"'{text}' must hold the class name's place once, as {{}}: 'a photo of a {{}}.'")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' must hold the class name's place once, as {{}}: 'a photo of a {{}}.'"
+        )
     return text
 
 
@@ -93,14 +95,27 @@ def add_first_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dataset", type=custom_str_underscore, help="stream of tasks (--list datasets)")
     group.add_argument("--backbone", help="network (--list backbones; timm:<name> for any timm model)")
     group.add_argument("--dataset_config", help="yaml in datasets/configs/<dataset>/ (used by itself if named default)")
-    group.add_argument("--model_config", type=alias({"default": "default", "base": "default", "best": "best"}),
-                       default="default", help="hyper-parameters of models/config/<model>.yaml: default or best")
-    group.add_argument("--plugins", action="append", metavar="PATH",
-                       help="a .py file, a folder of them, or a checkout of Mammoth whose files join ours; may be repeated. "
-                            "--model plugin:er takes theirs where both have the name")
+    group.add_argument(
+        "--model_config",
+        type=alias({"default": "default", "base": "default", "best": "best"}),
+        default="default",
+        help="hyper-parameters of models/config/<model>.yaml: default or best",
+    )
+    group.add_argument(
+        "--plugins",
+        action="append",
+        metavar="PATH",
+        help="a .py file, a folder of them, or a checkout of Mammoth whose files join ours; may be repeated. "
+        "--model plugin:er takes theirs where both have the name",
+    )
     group.add_argument("--loadcheck", help="checkpoint whose weights are loaded before training")
-    group.add_argument("--list", nargs="?", const="all", choices=["all", "models", "datasets", "backbones"],
-                       help="list names with one line each, and leave")
+    group.add_argument(
+        "--list",
+        nargs="?",
+        const="all",
+        choices=["all", "models", "datasets", "backbones"],
+        help="list names with one line each, and leave",
+    )
     group.add_argument("--show_config", action="store_true", help="print every value with its origin, and leave")
     group.add_argument("-h", "--help", action="store_true", help="this help; with --model and --dataset also theirs")
 
@@ -111,24 +126,70 @@ def add_experiment_args(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--lr", type=positive, help="learning rate (needed when something is trained by the loop)")
     add("--batch_size", type=positive_int, help="stream batch size (default: the dataset's)")
-    add("--label_perc_by_task", "--label_perc", "--lpt", dest="label_perc", type=share, default=1.0,
-        help="share of each task's images that keep their label")
-    add("--label_perc_by_class", "--lpc", dest="label_perc_by_class", type=share, default=1.0,
-        help="share of each class's images that keep their label")
+    add(
+        "--label_perc_by_task",
+        "--label_perc",
+        "--lpt",
+        dest="label_perc",
+        type=share,
+        default=1.0,
+        help="share of each task's images that keep their label",
+    )
+    add(
+        "--label_perc_by_class",
+        "--lpc",
+        dest="label_perc_by_class",
+        type=share,
+        default=1.0,
+        help="share of each class's images that keep their label",
+    )
     add("--joint", type=boolean, default=False, help="one task with all classes: the upper bound")
-    add("--eval_future", type=boolean, help="evaluate on tasks not yet seen, too (default: where the method is about that)")
-    add("--mixed_batches", type=boolean, default=False,
-        help="the scores of each test set once more, from test batches that mix all test sets at random")
+    add(
+        "--eval_future",
+        type=boolean,
+        help="evaluate on tasks not yet seen, too (default: where the method is about that)",
+    )
+    add(
+        "--mixed_batches",
+        type=boolean,
+        default=False,
+        help="the scores of each test set once more, from test batches that mix all test sets at random",
+    )
     add("--custom_task_order", type=integer_list, help="order of tasks, for example 2,0,1")
     add("--custom_class_order", type=integer_list, help="order of classes, a permutation")
     add("--permute_classes", type=boolean, default=False, help="shuffle the class order by --class_order_seed")
     add("--class_order_seed", type=natural, help="seed of the class order (default: --seed)")
-    add("--validation", type=number(float, 0, 100, open_low=True, open_high=True),
-        help="share (< 1) or percent per class held out of train and used instead of the test set")
-    add("--validation_mode", choices=["current", "complete"], default="current",
-        help="validation images of the current task, or of all classes so far")
-    add("--fitting_mode", choices=["epochs", "iters", "early_stopping"], default="epochs",
-        help="what ends a task: --n_epochs, --n_iters, or the validation score")
+    add(
+        "--validation",
+        type=number(float, 0, 100, open_low=True, open_high=True),
+        help="share (< 1) or percent per class held out of train and used instead of the test set",
+    )
+    add(
+        "--validation_mode",
+        choices=["current", "complete"],
+        default="current",
+        help="validation images of the current task, or of all classes so far",
+    )
+    _add_training_args(add)
+    add(
+        "--noise_type",
+        default="symmetric",
+        help="symmetric, or asymmetric (CIFAR-10 and CIFAR-100)",
+        type=alias({name[:end]: name for name in ("symmetric", "asymmetric") for end in (None, -5, -6)}),  # symm, sym
+    )
+    add("--noise_rate", type=fraction, default=0.0, help="share of training labels that are wrong")
+    add("--start_from", type=natural, help="first task to train (0-based)")
+    add("--stop_after", type=natural, help="last task to train (0-based)")
+
+
+def _add_training_args(add: Callable) -> None:
+    """What ends a task, and the optimizer with its schedule."""
+    add(
+        "--fitting_mode",
+        choices=["epochs", "iters", "early_stopping"],
+        default="epochs",
+        help="what ends a task: --n_epochs, --n_iters, or the validation score",
+    )
     add("--early_stopping_patience", type=positive_int, default=5, help="checks without improvement before stopping")
     add("--early_stopping_metric", choices=["loss", "accuracy"], default="loss")
     add("--early_stopping_freq", type=positive_int, default=1, help="epochs between checks")
@@ -144,12 +205,6 @@ def add_experiment_args(parser: argparse.ArgumentParser) -> None:
     add("--scheduler_mode", choices=["epoch", "iter"], default="epoch", help="when the schedule steps")
     add("--lr_milestones", type=natural, nargs="+", default=[], help="epochs at which multisteplr steps")
     add("--sched_multistep_lr_gamma", type=positive, default=0.1)
-    add("--noise_type", default="symmetric", help="symmetric, or asymmetric (CIFAR-10 and CIFAR-100)",
-        type=alias({"symmetric": "symmetric", "symm": "symmetric", "sym": "symmetric",
-                    "asymmetric": "asymmetric", "asymm": "asymmetric", "asym": "asymmetric"}))
-    add("--noise_rate", type=fraction, default=0.0, help="share of training labels that are wrong")
-    add("--start_from", type=natural, help="first task to train (0-based)")
-    add("--stop_after", type=natural, help="last task to train (0-based)")
 
 
 def add_management_args(parser: argparse.ArgumentParser) -> None:
@@ -165,13 +220,23 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     add("--notes", help="free text kept in the record")
     add("--eval_epochs", type=positive_int, help="evaluate every k epochs inside a task, too")
     add("--eval_batch_size", type=positive_int, help="images per evaluation batch (default: what fits 64 MiB)")
-    add("--enable_other_metrics", type=boolean, default=False, help="forward transfer (needs one more evaluation a task)")
+    add(
+        "--enable_other_metrics",
+        type=boolean,
+        default=False,
+        help="forward transfer (needs one more evaluation a task)",
+    )
     add("--non_verbose", type=boolean, default=False, help="no progress bars")
     add("--disable_log", type=boolean, default=False, help="write no record")
     add("--debug_mode", type=boolean, default=False, help="a few batches per epoch and test set: does it run?")
     add("--inference_only", type=boolean, default=False, help="evaluate without training")
-    add("-O", "--code_optimization", type=number(int, 0, 3), default=0,
-        help="1 TF32 products, 2 also bf16 autocast, 3 also torch.compile of the backbone")
+    add(
+        "-O",
+        "--code_optimization",
+        type=number(int, 0, 3),
+        default=0,
+        help="1 TF32 products, 2 also bf16 autocast, 3 also torch.compile of the backbone",
+    )
     add("--savecheck", choices=["last", "task"], help="keep a checkpoint at the end, or after each task")
     add("--ckpt_name", help="prefix of kept checkpoints")
     add("--autosave", type=seconds, default=60.0, help="seconds between saves for --resume, 0 for none")

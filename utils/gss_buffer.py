@@ -53,7 +53,9 @@ class Buffer(PlainBuffer):
     def gradients(self, examples: Inputs, labels) -> torch.Tensor:
         if hasattr(self.model, "gradients"):
             return self.model.gradients(examples, labels)
-        return torch.stack([self.model.get_grads(examples[i : i + 1], labels[i : i + 1]).flatten() for i in range(len(labels))])
+        return torch.stack(
+            [self.model.get_grads(examples[i : i + 1], labels[i : i + 1]).flatten() for i in range(len(labels))]
+        )
 
     def drop_cache(self) -> None:
         """Nothing is cached between calls; the name is there for files that call it."""

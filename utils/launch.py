@@ -24,11 +24,13 @@ def check(args: Namespace, model_class: type, dataset_class: type) -> None:
     problems = []
     setting, fits = dataset_class.SETTING, set(getattr(model_class, "COMPATIBILITY", []))
     if not fits:
-        problems.append(f"model {args.model} declares no COMPATIBILITY; add it to its class, for example [\"{setting}\"]")
+        problems.append(f'model {args.model} declares no COMPATIBILITY; add it to its class, for example ["{setting}"]')
     elif setting not in fits:
         good = [e.name for e in registry.index("dataset").values() if e.setting in fits]
-        problems.append(f"model {args.model} works in {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
-                        f"Datasets that fit: {', '.join(sorted(good)) or 'none here'}")
+        problems.append(
+            f"model {args.model} works in {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
+            f"Datasets that fit: {', '.join(sorted(good)) or 'none here'}"
+        )
     if option(args, "eval_future") and not hasattr(model_class, "future_forward"):
         problems.append(f"--eval_future 1: model {args.model} cannot name classes it has not seen; leave the flag out")
     if option(args, "eval_future") and (option(args, "joint") or setting not in SPLIT_SETTINGS):
@@ -124,15 +126,27 @@ def open_record(args: Namespace, requested: dict, found, dataset, model) -> resu
 
 def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
     """The first line of the record: what was asked for and what it was run with."""
-    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "torchvision", "timm", "numpy")}
+    versions = {
+        name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "torchvision", "timm", "numpy")
+    }
     order = getattr(args, "class_order", None)
-    return {"argv": sys.argv[1:], "requested": {k: plain(v) for k, v in requested.items()},
-            "args": {k: plain(v) for k, v in vars(args).items()}, "git_commit": git_commit(), "versions": versions,
-            "python": sys.version.split()[0], "host": socket.gethostname(), "device": str(model.device),
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dataset_fingerprint": dataset.fingerprint(),
-            "data": plain(dataset.facts()) if hasattr(dataset, "facts") else {},
-            "class_order": None if order is None else [int(c) for c in order], "threads": torch.get_num_threads(),
-            "weights_sha256": getattr(model, "weights_sha256", None), "plugins": plugins.loaded()}
+    return {
+        "argv": sys.argv[1:],
+        "requested": {k: plain(v) for k, v in requested.items()},
+        "args": {k: plain(v) for k, v in vars(args).items()},
+        "git_commit": git_commit(),
+        "versions": versions,
+        "python": sys.version.split()[0],
+        "host": socket.gethostname(),
+        "device": str(model.device),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "dataset_fingerprint": dataset.fingerprint(),
+        "data": plain(dataset.facts()) if hasattr(dataset, "facts") else {},
+        "class_order": None if order is None else [int(c) for c in order],
+        "threads": torch.get_num_threads(),
+        "weights_sha256": getattr(model, "weights_sha256", None),
+        "plugins": plugins.loaded(),
+    }
 
 
 def plain(value):
@@ -148,6 +162,7 @@ def plain(value):
 
 def git_commit() -> str | None:
     """The commit of this checkout, with a + if files differ from it."""
+
     def git(*words):
         return subprocess.run(["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True, timeout=10)
 
@@ -200,12 +215,18 @@ def load_foreign(model, args: Namespace, path: Path) -> None:
     weights, memory = checkpoint.read_mammoth(path)
     unused = checkpoint.fill_weights(model, weights, path)
     if unused:
-        warnings.warn(f"{path} holds {len(unused)} tensors that model {model.NAME} has no place for: {', '.join(unused[:3])}")
+        warnings.warn(
+            f"{path} holds {len(unused)} tensors that model {model.NAME} has no place for: {', '.join(unused[:3])}"
+        )
     if memory and hasattr(model, "buffer"):
         model.load_buffer(memory)
-        warnings.warn(f"{path} does not say how many samples its memory has seen; the {len(model.buffer)} stored count as all")
+        warnings.warn(
+            f"{path} does not say how many samples its memory has seen; the {len(model.buffer)} stored count as all"
+        )
     model._current_task = option(args, "start_from", 0)
-    print(f"{path}: weights of {len(weights) - len(unused)} tensors; training starts with task {model._current_task + 1}")
+    print(
+        f"{path}: weights of {len(weights) - len(unused)} tensors; training starts with task {model._current_task + 1}"
+    )
 
 
 def load_checkpoint(model, args: Namespace) -> None:
@@ -225,5 +246,3 @@ def load_checkpoint(model, args: Namespace) -> None:
         args.start_from = next_task
         checkpoint.set_rng_state(state["rng"])  # the tasks to come are those of the run that wrote it
         print(f"{path} has finished {next_task} tasks: going on with task {next_task + 1}")
-
-

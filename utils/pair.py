@@ -29,6 +29,7 @@ class Pair:
 
     def to(self, *args, **kwargs) -> "Pair":
         """Move both halves; a floating dtype is applied to the image only, token ids stay integers."""
+
         def of_text(value):
             return self.text.dtype if isinstance(value, torch.dtype) else value
 
@@ -67,8 +68,10 @@ class Pair:
             parts, rest = args[0], args[1:]
             if not all(isinstance(p, Pair) for p in parts):
                 raise TypeError(f"torch.{function.__name__} got pairs mixed with plain tensors")
-            return Pair(function([p.image for p in parts], *rest, **(kwargs or {})),
-                        function([p.text for p in parts], *rest, **(kwargs or {})))
+            return Pair(
+                function([p.image for p in parts], *rest, **(kwargs or {})),
+                function([p.text for p in parts], *rest, **(kwargs or {})),
+            )
         return NotImplemented
 
 

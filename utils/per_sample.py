@@ -96,8 +96,14 @@ def embedding(layer, x, g, total) -> None:
     total["weight"].index_add_(0, distinct % rows, sums.square())
 
 
-RULES = {nn.Linear: linear, nn.Conv2d: convolution, nn.BatchNorm1d: batch_norm, nn.BatchNorm2d: batch_norm,
-         nn.LayerNorm: layer_norm, nn.Embedding: embedding}  # fmt: skip
+RULES = {
+    nn.Linear: linear,
+    nn.Conv2d: convolution,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    nn.LayerNorm: layer_norm,
+    nn.Embedding: embedding,
+}
 
 
 def follows_a_rule(layer: nn.Module) -> bool:
@@ -180,8 +186,10 @@ class SquaredGradients:
     def owners(self) -> dict[nn.Module, dict[str, torch.Tensor]]:
         """Layer -> the totals of its own trained parameters."""
         names = {id(p): name for name, p in self.named.items()}
-        found = {m: {k: self.total[names[id(p)]] for k, p in m.named_parameters(recurse=False) if id(p) in names}
-                 for m in self.net.modules()}  # fmt: skip
+        found = {
+            m: {k: self.total[names[id(p)]] for k, p in m.named_parameters(recurse=False) if id(p) in names}
+            for m in self.net.modules()
+        }
         return {m: own for m, own in found.items() if own}
 
     @torch.no_grad()

@@ -35,8 +35,16 @@ REFUSED = {
     "utils.buffer_lws": "is not offered: it is the memory of one method, lws; pass the checkout that has it as --plugins",
     "utils.bias": "is not offered: there is no biased-class-il stream here; pass the checkout that has it as --plugins",
 }
-PIP_NAMES = {"sklearn": "scikit-learn", "cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "clip": "openai-clip",
-             "open_clip": "open_clip_torch", "kmeans_pytorch": "kmeans-pytorch", "skimage": "scikit-image"}  # fmt: skip
+PIP_NAMES = {
+    "sklearn": "scikit-learn",
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "clip": "openai-clip",
+    "open_clip": "open_clip_torch",
+    "kmeans_pytorch": "kmeans-pytorch",
+    "skimage": "scikit-image",
+}
 KIND_MARKS = {
     "dataset": re.compile(r"class\s+\w+\(.*(?:ContinualDataset|GCLDataset)|def get_data_loaders|@register_dataset"),
     "model": re.compile(
@@ -96,7 +104,9 @@ def _forget() -> None:
             module.__path__ = [p for p in module.__path__ if Path(p) not in folders]
     for module, name in _filled:
         vars(module).pop(name, None)
-    for name in [n for n, m in sys.modules.items() if n.split(".")[0] in TOP and replaceable(getattr(m, "__file__", None))]:
+    for name in [
+        n for n, m in sys.modules.items() if n.split(".")[0] in TOP and replaceable(getattr(m, "__file__", None))
+    ]:
         module = sys.modules.pop(name)
         parent, _, last = name.rpartition(".")
         if getattr(sys.modules.get(parent), last, None) is module:

@@ -28,9 +28,15 @@ KEY_BYTES = 16  # of a record's key and place
 def add_codec_args(parser: ArgumentParser, default: str = "float") -> None:
     """How a memory holds its images, and how many bytes it may take."""
     group = parser.add_argument_group("bytes of the replay buffer")
-    group.add_argument("--exemplar_codec", choices=CODECS, default=default,
-                       help="images in memory: floats, bytes, JPEG, or bytes of the patches (and words) that CLIP's towers attend to")  # fmt: skip
-    group.add_argument("--buffer_bytes", type=positive_int, help="most bytes in memory (default: what --buffer_size samples take)")
+    group.add_argument(
+        "--exemplar_codec",
+        choices=CODECS,
+        default=default,
+        help="images in memory: floats, bytes, JPEG, or bytes of the patches (and words) that CLIP's towers attend to",
+    )
+    group.add_argument(
+        "--buffer_bytes", type=positive_int, help="most bytes in memory (default: what --buffer_size samples take)"
+    )
 
 
 def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | None, default: str = "float") -> Buffer:
@@ -41,8 +47,10 @@ def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | Non
     if codec == "jpeg":
         return RecordBuffer(args.buffer_size, most)
     if not hasattr(net, "attention"):
-        raise UserError("--exemplar_codec masked: this network shows no attention; choose --backbone clip-visual, clip-fused "
-                        "or clip-fusion, or --exemplar_codec jpeg")  # fmt: skip
+        raise UserError(
+            "--exemplar_codec masked: this network shows no attention; choose --backbone clip-visual, clip-fused "
+            "or clip-fusion, or --exemplar_codec jpeg"
+        )
 
     def attention(examples: Inputs) -> tuple[Tensor, Tensor | None]:
         image = examples.image if isinstance(examples, Pair) else examples
@@ -87,14 +95,29 @@ class RecordBuffer(Buffer):
 
     # writing
 
-    def add_data(self, examples: Inputs, labels=None, logits=None, task_labels=None, attention_maps=None, true_labels=None,
-                 sample_selection_scores=None) -> None:
-        offered = {"labels": labels, "logits": logits, "task_labels": task_labels, "true_labels": true_labels,
-                   "attention_maps": attention_maps}  # fmt: skip
+    def add_data(
+        self,
+        examples: Inputs,
+        labels=None,
+        logits=None,
+        task_labels=None,
+        attention_maps=None,
+        true_labels=None,
+        sample_selection_scores=None,
+    ) -> None:
+        offered = {
+            "labels": labels,
+            "logits": logits,
+            "task_labels": task_labels,
+            "true_labels": true_labels,
+            "attention_maps": attention_maps,
+        }
         offered = {name: value for name, value in offered.items() if value is not None}
         for name, value in offered.items():
             if len(value) != len(examples):
-                raise UserError(f"add_data got {len(examples)} examples but {len(value)} {name}: give one of each per sample")
+                raise UserError(
+                    f"add_data got {len(examples)} examples but {len(value)} {name}: give one of each per sample"
+                )
         keys = np.random.rand(len(examples))
         self.num_seen_examples += len(examples)
         chosen = torch.from_numpy(np.nonzero(keys < self.limit)[0])
@@ -113,7 +136,9 @@ class RecordBuffer(Buffer):
             fits &= sizes.cumsum() <= self.max_bytes
         count = int(fits.sum())  # fits is true up to here, and false from here on
         if not count:
-            raise UserError(f"one sample takes {sizes[0]} bytes, more than the buffer's {self.max_bytes}: raise --buffer_bytes")
+            raise UserError(
+                f"one sample takes {sizes[0]} bytes, more than the buffer's {self.max_bytes}: raise --buffer_bytes"
+            )
         if count < len(order):
             self.limit = every[order[count]]
         self._put(np.sort(order[:count]), fresh, values, every)
@@ -126,7 +151,9 @@ class RecordBuffer(Buffer):
             self.records.keep(torch.from_numpy(old))
         self.records.add([fresh[i] for i in new])
         for name, value in values.items():
-            self.data[name] = torch.cat([self.data[name][old], value[new].detach().to(self.device, self.data[name].dtype)])
+            self.data[name] = torch.cat(
+                [self.data[name][old], value[new].detach().to(self.device, self.data[name].dtype)]
+            )
         self.keys = keys[rows]
 
     def encode(self, examples: Inputs) -> list[bytes]:
@@ -134,7 +161,9 @@ class RecordBuffer(Buffer):
         image = examples.image if isinstance(examples, Pair) else examples
         bytes_ = image.detach().cpu().mul(255).round().clamp(0, 255).to(torch.uint8)
         if bytes_.shape[1] != 3:
-            raise UserError(f"records hold colour images, these have {bytes_.shape[1]} channel: choose --exemplar_codec uint8")
+            raise UserError(
+                f"records hold colour images, these have {bytes_.shape[1]} channel: choose --exemplar_codec uint8"
+            )
         patches, words = (None, None) if self.attention is None else self.attention(examples)
         side = bytes_.shape[-1] if patches is None else bytes_.shape[-1] // round(patches.shape[1] ** 0.5)
         ids = examples.text.cpu() if isinstance(examples, Pair) else None
@@ -167,7 +196,9 @@ class RecordBuffer(Buffer):
             own = [rows[labels[rows] == c] for c in np.unique(labels[rows])]
             rows = np.sort(np.concatenate([r[sizes[r].cumsum() <= share] for r in own]))
             if len(np.unique(labels[rows])) < len(own):
-                raise UserError(f"{self.max_bytes} bytes do not hold a sample of each of {len(own)} classes: raise --buffer_bytes")
+                raise UserError(
+                    f"{self.max_bytes} bytes do not hold a sample of each of {len(own)} classes: raise --buffer_bytes"
+                )
         self._put(rows, records, values, np.zeros(len(labels)))
         self.num_seen_examples = len(self)
 
@@ -211,7 +242,12 @@ class RecordBuffer(Buffer):
 
     def state(self) -> dict:
         held = None if self.records is None else self.records.state()
-        return super().state() | {"records": held, "keys": self.keys, "limit": float(self.limit), "text_length": self.text_length}
+        return super().state() | {
+            "records": held,
+            "keys": self.keys,
+            "limit": float(self.limit),
+            "text_length": self.text_length,
+        }
 
     def load_state(self, state: dict) -> None:
         super().load_state(state)

@@ -141,7 +141,9 @@ def unknown(kind: str, name: str) -> UserError:
     """The error for a name that does not exist, with the closest ones that do."""
     known = names(kind)
     if canonical(name).startswith(PLUGIN):
-        return UserError(f"no plug-in brings a {kind} '{canonical(name).removeprefix(PLUGIN)}': name its file or folder with --plugins")
+        return UserError(
+            f"no plug-in brings a {kind} '{canonical(name).removeprefix(PLUGIN)}': name its file or folder with --plugins"
+        )
     close = difflib.get_close_matches(canonical(name), known, n=3, cutoff=0.5)
     hint = f" Closest: {', '.join(close)}." if close else ""
     return UserError(f"unknown {kind} '{name}'.{hint} `python main.py --list {kind}s` shows all {len(known)}.")

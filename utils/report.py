@@ -12,11 +12,20 @@ def task_row(run, model, dataset, task: int, per_class: dict[str, np.ndarray]) -
     """The record's line about one task: scores of every test set and what it cost."""
     matrices = run.rows["matrices"]
     labels = per_class["label"]
-    by_class = metrics.per_class_accuracy(per_class["prediction"], labels, dataset.N_CLASSES) if labels.ndim == 1 else []
-    row = {"task": task, "scores": {name: R[task].tolist() for name, R in matrices.items() if not np.isnan(R[task]).all()},
-           "per_class": list(map(float, by_class)), "ece": run.rows["ece"],
-           "seconds": dict(run.watch.phases), "wall_s": run.wall_s, "peak_bytes": accounting.peak_bytes(model.device),
-           "stored_bytes": model.stored_bytes(), "parameters": accounting.parameter_counts(model)}
+    by_class = (
+        metrics.per_class_accuracy(per_class["prediction"], labels, dataset.N_CLASSES) if labels.ndim == 1 else []
+    )
+    row = {
+        "task": task,
+        "scores": {name: R[task].tolist() for name, R in matrices.items() if not np.isnan(R[task]).all()},
+        "per_class": list(map(float, by_class)),
+        "ece": run.rows["ece"],
+        "seconds": dict(run.watch.phases),
+        "wall_s": run.wall_s,
+        "peak_bytes": accounting.peak_bytes(model.device),
+        "stored_bytes": model.stored_bytes(),
+        "parameters": accounting.parameter_counts(model),
+    }
     return row | run.forwards()
 
 
@@ -63,9 +72,16 @@ def summary(run, model, dataset) -> dict[str, float]:
         if dataset.MTIL and dataset.N_TASKS > 1:
             named |= {"mtil": matrices["task_il"][rows], "xtail": matrices["all_names"][rows]}
             if "mixed_task_il" in matrices:
-                named |= {"mixed_mtil": matrices["mixed_task_il"][rows], "mixed_xtail": matrices["mixed_all_names"][rows]}
+                named |= {
+                    "mixed_mtil": matrices["mixed_task_il"][rows],
+                    "mixed_xtail": matrices["mixed_all_names"][rows],
+                }
     if not np.isnan(matrices["all_names"]).all():
-        named |= {"future": matrices["all_names"], "seen_all": matrices["all_names"], "future_unseen": matrices["unseen_names"]}
+        named |= {
+            "future": matrices["all_names"],
+            "seen_all": matrices["all_names"],
+            "future_unseen": matrices["unseen_names"],
+        }
     scores = metrics.summary(named, {name: untrained} if untrained is not None else None)
     if "mixed_task_il" in matrices:
         gaps = [metrics.largest_gap(matrices[n], matrices[f"mixed_{n}"]) for n in ("class_il", "task_il", "all_names")]
@@ -81,43 +97,74 @@ def summary(run, model, dataset) -> dict[str, float]:
         scores["final_test"] = _mean(run.rows["final_test"])
     if not np.isnan(run.rows.get("ece", np.nan)):
         scores["ece"] = run.rows["ece"]
-    costs = {"stored_bytes": sum(model.stored_bytes().values()), "image_forwards": run.forwards()["image_forwards"],
-             "peak_bytes": accounting.peak_bytes(model.device)["rss"], "wall_s": run.wall_s}
+    costs = {
+        "stored_bytes": sum(model.stored_bytes().values()),
+        "image_forwards": run.forwards()["image_forwards"],
+        "peak_bytes": accounting.peak_bytes(model.device)["rss"],
+        "wall_s": run.wall_s,
+    }
     return scores | costs
 
 
-TITLES = {"class_il_last": "class-il, final average", "class_il_avg": "class-il, average over tasks",
-          "class_il_forgetting": "class-il, forgetting", "class_il_bwt": "class-il, backward transfer",
-          "class_il_fwt": "class-il, forward transfer",
-          "vqa_last": "vqa, final average", "vqa_avg": "vqa, average over tasks", "vqa_forgetting": "vqa, forgetting",
-          "vqa_bwt": "vqa, backward transfer", "vqa_fwt": "vqa, forward transfer",
-          "exact_match_last": "exact match, final average",
-          "route_acc_last": "sent to the own task's pool", "oracle_route_last": "score with the true task's pool",
-          "key_route_last": "score with the pool of the nearest keys",
-          "mtil_transfer": "mtil, transfer", "mtil_avg": "mtil, average", "mtil_last": "mtil, last",
-          "xtail_transfer": "x-tail (all names), transfer", "xtail_avg": "x-tail (all names), average",
-          "xtail_last": "x-tail (all names), last",
-          "mixed_mtil_transfer": "mtil on mixed batches, transfer", "mixed_mtil_avg": "mtil on mixed batches, average",
-          "mixed_mtil_last": "mtil on mixed batches, last",
-          "mixed_xtail_transfer": "x-tail on mixed batches, transfer", "mixed_xtail_avg": "x-tail on mixed batches, average",
-          "mixed_xtail_last": "x-tail on mixed batches, last",
-          "mixed_gap": "largest change of a score by mixing batches",
-          "task_il_last": "task-il, final average", "task_il_avg": "task-il, average over tasks",
-          "task_il_forgetting": "task-il, forgetting", "task_il_bwt": "task-il, backward transfer",
-          "final_test": "test set after validation", "ci_transfer": "ci-transfer (future images, all names)",
-          "seen_all": "seen images, all names", "future_unseen": "future images, unseen names",
-          "ci_harmonic": "harmonic mean of ci-transfer and seen",
-          "ci_transfer_zero_shot": "ci-transfer of zero-shot CLIP", "seen_all_zero_shot": "seen images, zero-shot CLIP",
-          "ci_harmonic_zero_shot": "harmonic mean, zero-shot CLIP",
-          "ci_transfer_mammoth": "ci-transfer, raw unseen keys", "ci_transfer_normalised": "ci-transfer, unit unseen keys",
-          "ece": "calibration error",
-          "stored_bytes": "stored bytes", "image_forwards": "images encoded", "peak_bytes": "peak memory", "wall_s": "seconds"}
+TITLES = {
+    "class_il_last": "class-il, final average",
+    "class_il_avg": "class-il, average over tasks",
+    "class_il_forgetting": "class-il, forgetting",
+    "class_il_bwt": "class-il, backward transfer",
+    "class_il_fwt": "class-il, forward transfer",
+    "vqa_last": "vqa, final average",
+    "vqa_avg": "vqa, average over tasks",
+    "vqa_forgetting": "vqa, forgetting",
+    "vqa_bwt": "vqa, backward transfer",
+    "vqa_fwt": "vqa, forward transfer",
+    "exact_match_last": "exact match, final average",
+    "route_acc_last": "sent to the own task's pool",
+    "oracle_route_last": "score with the true task's pool",
+    "key_route_last": "score with the pool of the nearest keys",
+    "mtil_transfer": "mtil, transfer",
+    "mtil_avg": "mtil, average",
+    "mtil_last": "mtil, last",
+    "xtail_transfer": "x-tail (all names), transfer",
+    "xtail_avg": "x-tail (all names), average",
+    "xtail_last": "x-tail (all names), last",
+    "mixed_mtil_transfer": "mtil on mixed batches, transfer",
+    "mixed_mtil_avg": "mtil on mixed batches, average",
+    "mixed_mtil_last": "mtil on mixed batches, last",
+    "mixed_xtail_transfer": "x-tail on mixed batches, transfer",
+    "mixed_xtail_avg": "x-tail on mixed batches, average",
+    "mixed_xtail_last": "x-tail on mixed batches, last",
+    "mixed_gap": "largest change of a score by mixing batches",
+    "task_il_last": "task-il, final average",
+    "task_il_avg": "task-il, average over tasks",
+    "task_il_forgetting": "task-il, forgetting",
+    "task_il_bwt": "task-il, backward transfer",
+    "final_test": "test set after validation",
+    "ci_transfer": "ci-transfer (future images, all names)",
+    "seen_all": "seen images, all names",
+    "future_unseen": "future images, unseen names",
+    "ci_harmonic": "harmonic mean of ci-transfer and seen",
+    "ci_transfer_zero_shot": "ci-transfer of zero-shot CLIP",
+    "seen_all_zero_shot": "seen images, zero-shot CLIP",
+    "ci_harmonic_zero_shot": "harmonic mean, zero-shot CLIP",
+    "ci_transfer_mammoth": "ci-transfer, raw unseen keys",
+    "ci_transfer_normalised": "ci-transfer, unit unseen keys",
+    "ece": "calibration error",
+    "stored_bytes": "stored bytes",
+    "image_forwards": "images encoded",
+    "peak_bytes": "peak memory",
+    "wall_s": "seconds",
+}
 
 
 def print_test_sets(run, dataset) -> None:
     """Question answering: a row for each test set, as it is after the last task."""
-    shown = {"class_il": "vqa", "exact_match": "exact match", "route_acc": "routed right", "oracle_route": "true pool",
-             "key_route": "nearest pool"}
+    shown = {
+        "class_il": "vqa",
+        "exact_match": "exact match",
+        "route_acc": "routed right",
+        "oracle_route": "true pool",
+        "key_route": "nearest pool",
+    }
     found = {title: run.rows["matrices"][name] for name, title in shown.items() if name in run.rows["matrices"]}
     measured = [t for t in range(dataset.N_TASKS) if not np.isnan(found["vqa"][t]).all()]
     if measured:

@@ -27,11 +27,25 @@ class RingBuffer(Buffer):
     def is_full(self) -> bool:
         return len(self) >= self.buffer_portion_size * self.task_number
 
-    def add_data(self, examples, labels=None, logits=None, task_labels=None, attention_maps=None, true_labels=None,
-                 sample_selection_scores=None) -> None:  # fmt: skip
+    def add_data(
+        self,
+        examples,
+        labels=None,
+        logits=None,
+        task_labels=None,
+        attention_maps=None,
+        true_labels=None,
+        sample_selection_scores=None,
+    ) -> None:
         """Append the batch to its task's part and drop the oldest of that part."""
-        offered = {"examples": examples, "labels": labels, "logits": logits, "task_labels": task_labels,
-                   "true_labels": true_labels, "attention_maps": attention_maps}  # fmt: skip
+        offered = {
+            "examples": examples,
+            "labels": labels,
+            "logits": logits,
+            "task_labels": task_labels,
+            "true_labels": true_labels,
+            "attention_maps": attention_maps,
+        }
         offered = {name: value.detach().to(self.device) for name, value in offered.items() if value is not None}
         tasks = torch.full((len(examples),), self.task) if task_labels is None else task_labels.cpu()
         for task in tasks.unique().tolist():

@@ -40,8 +40,11 @@ class Run:
 
     def forwards(self) -> dict[str, int]:
         """Images, and questions where there are any, that were encoded so far, by all processes of this run."""
-        return {name: getattr(self.model, name) + self.forwards_before.get(name, 0)
-                for name in ("image_forwards", "question_forwards") if hasattr(self.model, name)}  # fmt: skip
+        return {
+            name: getattr(self.model, name) + self.forwards_before.get(name, 0)
+            for name in ("image_forwards", "question_forwards")
+            if hasattr(self.model, name)
+        }
 
     @property
     def folder(self) -> Path | None:
@@ -52,12 +55,23 @@ class Run:
     def state(self, position: dict) -> dict:
         captured, lost = checkpoint.capture(self.model, self.skipped())
         for name in lost:
-            warn_once(f"a checkpoint cannot hold {self.model.NAME}.{name}; a resumed run has it as the constructor makes it")
-        return {"position": position, "model": captured, "rng": checkpoint.rng_state(),
-                "rows": self.rows, "loop": self.loop_state, "wall_s": self.wall_s, "forwards": self.forwards(),
-                "args": {k: v for k, v in vars(self.args).items() if isinstance(v, (int, float, str, bool, type(None)))},
-                "class_order": None if getattr(self.args, "class_order", None) is None else list(map(int, self.args.class_order)),
-                "record_bytes": self.record.size if self.record else 0}
+            warn_once(
+                f"a checkpoint cannot hold {self.model.NAME}.{name}; a resumed run has it as the constructor makes it"
+            )
+        return {
+            "position": position,
+            "model": captured,
+            "rng": checkpoint.rng_state(),
+            "rows": self.rows,
+            "loop": self.loop_state,
+            "wall_s": self.wall_s,
+            "forwards": self.forwards(),
+            "args": {k: v for k, v in vars(self.args).items() if isinstance(v, (int, float, str, bool, type(None)))},
+            "class_order": None
+            if getattr(self.args, "class_order", None) is None
+            else list(map(int, self.args.class_order)),
+            "record_bytes": self.record.size if self.record else 0,
+        }
 
     def skipped(self) -> frozenset[str]:
         """What a checkpoint leaves out: the run itself, and what the method's constructor makes anew."""
@@ -84,12 +98,18 @@ class Run:
         mode = self.args.savecheck
         if mode is None or (mode == "last" and not last):
             return
-        folder = Path(self.args.checkpoint_path) if self.args.checkpoint_path else (self.folder or Path("checkpoints")) / "ckpt"
+        folder = (
+            Path(self.args.checkpoint_path)
+            if self.args.checkpoint_path
+            else (self.folder or Path("checkpoints")) / "ckpt"
+        )
         prefix = f"{self.args.ckpt_name}_" if self.args.ckpt_name else ""
         stamp = self.folder.name if self.folder else str(os.getpid())
         end = "joint" if getattr(self.args, "joint", False) else "last" if mode == "last" else str(task)
         path = folder / f"{prefix}{self.args.model}_{self.args.dataset}_{stamp}_{end}.safetensors"
-        checkpoint.save(path, self.state({"task": task, "phase": "done", "epoch": 0, "batch": 0}), model=self.model.NAME)
+        checkpoint.save(
+            path, self.state({"task": task, "phase": "done", "epoch": 0, "batch": 0}), model=self.model.NAME
+        )
 
     # going on
 
@@ -164,6 +184,8 @@ class LossGuard:
         places, self.pending = [p for p, _ in self.pending], []
         for (task, epoch, batch), value in zip(places, values, strict=True):
             if not math.isfinite(value):
-                raise UserError(f"the loss is {value} in task {task + 1}, epoch {epoch + 1}, batch {batch + 1}: "
-                                "lower --lr or check the data; the last good checkpoint is kept")
+                raise UserError(
+                    f"the loss is {value} in task {task + 1}, epoch {epoch + 1}, batch {batch + 1}: "
+                    "lower --lr or check the data; the last good checkpoint is kept"
+                )
         self.last = values[-1]

@@ -16,7 +16,9 @@ def get_scheduler(model, args, reload_optim: bool = True):
     if args.lr_scheduler == "multisteplr":
         if not args.lr_milestones:
             raise UserError("--lr_scheduler multisteplr needs --lr_milestones, for example 35 45")
-        return optim.lr_scheduler.MultiStepLR(model.opt, [int(m) for m in args.lr_milestones], args.sched_multistep_lr_gamma)
+        return optim.lr_scheduler.MultiStepLR(
+            model.opt, [int(m) for m in args.lr_milestones], args.sched_multistep_lr_gamma
+        )
     length = args.n_epochs
     if args.scheduler_mode == "iter":
         length = args.n_iters or args.n_epochs * len(model.dataset.train_loader)

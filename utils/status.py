@@ -24,7 +24,9 @@ class ProgressBar:
         rate = (i + 1) / max(time.monotonic() - self.started, 1e-9)
         filled = WIDTH * (i + 1) // max_iter if max_iter else 0
         share = f"|{'#' * filled:<{WIDTH}}| {i + 1}/{max_iter}" if max_iter else f"{i + 1}"
-        number = task_number if isinstance(task_number, str) else int(task_number) + 1  # a name: files number other phases so
+        number = (
+            task_number if isinstance(task_number, str) else int(task_number) + 1
+        )  # a name: files number other phases so
         place = "joint" if self.joint else f"task {number}"
         end = "\n" if max_iter and i + 1 >= max_iter else ""
         print(

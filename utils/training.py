@@ -20,8 +20,10 @@ from utils.settings import SPLIT_SETTINGS, option
 def train(model, dataset, args: Namespace, record=None, resume: bool = False) -> dict[str, float]:
     """Train on all tasks, evaluating after each; returns the summary that ends the record."""
     set_speed(args, model)
-    rows = {name: np.full((dataset.N_TASKS, dataset.N_TASKS), np.nan)
-            for name in ("class_il", "task_il", "all_names", "unseen_names", "exact_match")}
+    rows = {
+        name: np.full((dataset.N_TASKS, dataset.N_TASKS), np.nan)
+        for name in ("class_il", "task_il", "all_names", "unseen_names", "exact_match")
+    }
     run = Run(model, args, record, {"matrices": rows})
     model.run = run
     model.to(model.device)
@@ -151,8 +153,11 @@ class Fit:
 
     def run_task(self) -> None:
         position, epochs = self.run.position, self.n_epochs()
-        length = min(epochs * self.batches(), self.args.n_iters or sys.maxsize) if self.args.fitting_mode == "iters" \
+        length = (
+            min(epochs * self.batches(), self.args.n_iters or sys.maxsize)
+            if self.args.fitting_mode == "iters"
             else epochs * self.batches()
+        )
         title = f"task {self.task + 1}/{self.dataset.N_TASKS}"
         done = position["epoch"] * self.batches() + position["batch"]
         with progress(title, length, self.args, done) as bar:
@@ -252,8 +257,16 @@ def autocast(args: Namespace, device: torch.device):
 def progress(title: str, total: int, args: Namespace, done: int = 0) -> tqdm:
     """The bar of long work, on stderr."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
-    return tqdm(total=None if total >= sys.maxsize else total, initial=done, desc=title, disable=option(args, "non_verbose", False),
-                mininterval=interval, dynamic_ncols=True, file=sys.stderr, leave=False)
+    return tqdm(
+        total=None if total >= sys.maxsize else total,
+        initial=done,
+        desc=title,
+        disable=option(args, "non_verbose", False),
+        mininterval=interval,
+        dynamic_ncols=True,
+        file=sys.stderr,
+        leave=False,
+    )
 
 
 def set_speed(args: Namespace, model) -> None:
@@ -297,7 +310,9 @@ def _evaluate(run: Run, model, dataset, task: int, future: list | None) -> dict:
         twin = copy.copy(dataset)
         twin.c_task = task + 1
         upcoming = {task + 1: dataset.all_loaders()[1][task + 1]}
-        run.rows.setdefault("before", {})[task + 1] = evaluate_tasks(model, twin, upcoming)[task + 1].percent("class_il")
+        run.rows.setdefault("before", {})[task + 1] = evaluate_tasks(model, twin, upcoming)[task + 1].percent(
+            "class_il"
+        )
     class_il, task_il = ([s.percent(n) for s in seen.values()] for n in ("class_il", "task_il"))
     model.meta_end_eval(dataset, (class_il, task_il))
     for name, percents in model.extra_scores().items():
@@ -316,7 +331,9 @@ def _evaluate_mixed(run: Run, model, dataset, task: int, future: list | None) ->
 
 
 def _write_row(run: Run, model, dataset, task: int, seen: dict) -> None:
-    run.rows["ece"] = metrics.ece(*(np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("confidence", "correct")))
+    run.rows["ece"] = metrics.ece(
+        *(np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("confidence", "correct"))
+    )
     per_class = {n: np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("prediction", "label")}
     row = report.task_row(run, model, dataset, task, per_class)
     report.print_task(row, dataset.N_TASKS, dataset.VQA)
@@ -336,5 +353,3 @@ def _finish(run: Run, model, dataset) -> dict[str, float]:
         report.print_test_sets(run, dataset)
     report.print_summary(summary, run)
     return summary
-
-

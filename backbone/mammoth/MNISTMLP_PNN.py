@@ -16,8 +16,9 @@ class MNISTMLP_PNN(MNISTMLP):  # noqa: N801  (the name files import)
         self.old_cols = tuple(old_cols or ())  # a tuple: not registered
         if self.old_cols:
             widths = [column.feature_dim for column in self.old_cols]
-            self.laterals = nn.ModuleList(Lateral(widths, out, lambda a, b, _: nn.Linear(a, b), 2)
-                                          for out in (hidden_size, output_size))  # fmt: skip
+            self.laterals = nn.ModuleList(
+                Lateral(widths, out, lambda a, b, _: nn.Linear(a, b), 2) for out in (hidden_size, output_size)
+            )
 
     def hidden(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list]:
         """Both layers (B, H), and the second ones of the old columns."""

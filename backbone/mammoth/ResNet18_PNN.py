@@ -24,8 +24,9 @@ class ResNetPNN(ResNet):
         self.old_cols = tuple(old_cols or ())  # a tuple: not registered
         if self.old_cols:
             scale = [column.feature_dim // 8 for column in self.old_cols]
-            self.laterals = nn.ModuleList(Lateral([w * 2**k for w in scale], num_filters * 2 ** (k + 1), _conv(2), 4)
-                                          for k in range(3))  # fmt: skip
+            self.laterals = nn.ModuleList(
+                Lateral([w * 2**k for w in scale], num_filters * 2 ** (k + 1), _conv(2), 4) for k in range(3)
+            )
             widths = [column.feature_dim for column in self.old_cols]
             self.laterals.append(Lateral(widths, num_classes, lambda a, b, _: nn.Linear(a, b), 2))
 

@@ -29,8 +29,15 @@ class LoRALayer(nn.Linear):
 class LoRAAttention(nn.Module):
     """Self-attention of tokens (B, N, D) with one qkv layer."""
 
-    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, attn_drop: float = 0.0, proj_drop: float = 0.0,
-                 **others):  # fmt: skip
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        **others,
+    ):
         super().__init__()
         wanted = [
             name for name in ("qk_norm", "scale_norm", "gated") if others.get(name)
@@ -52,8 +59,15 @@ class LoRAAttention(nn.Module):
 class LoRAMlp(nn.Module):
     """Two linear layers."""
 
-    def __init__(self, in_features: int, hidden_features: int | None = None, out_features: int | None = None,
-                 act_layer=nn.GELU, drop: float = 0.0, **_):  # fmt: skip
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer=nn.GELU,
+        drop: float = 0.0,
+        **_,
+    ):
         super().__init__()
         hidden_features = hidden_features or in_features
         self.fc1, self.fc2 = (

@@ -18,15 +18,26 @@ _IRREGULAR = {
     "cross": "crosses",
 }
 PLURALS = tuple(
-    _IRREGULAR.get(name, name + ("es" if name.endswith("h") else "s")).replace("snowmans", "snowmen")
-    for name in NAMES
-)  # fmt: skip
+    _IRREGULAR.get(name, name + ("es" if name.endswith("h") else "s")).replace("snowmans", "snowmen") for name in NAMES
+)
 STYLE_WORDS = ("", "mosaic", "sketch", "pale picture", "dark picture")
 OPENINGS = (
-    "a photo of", "a picture of", "an image of", "a photo of", "this is a photo of", "there is", "a drawing of",
-    "a good photo of", "a bad photo of", "a close-up photo of", "X X X X", "X X", "a rendering of",
-    "a cropped photo of", "",
-)  # fmt: skip
+    "a photo of",
+    "a picture of",
+    "an image of",
+    "a photo of",
+    "this is a photo of",
+    "there is",
+    "a drawing of",
+    "a good photo of",
+    "a bad photo of",
+    "a close-up photo of",
+    "X X X X",
+    "X X",
+    "a rendering of",
+    "a cropped photo of",
+    "",
+)
 
 
 def article(noun: str) -> str:

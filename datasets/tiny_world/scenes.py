@@ -10,9 +10,15 @@ from datasets.tiny_world.rng import uniform
 
 SCENES = ("paper", "meadow", "sea", "night", "desert", "snow", "brick wall", "forest")
 SCENE_PHRASES = (
-    "on paper", "in a meadow", "in the sea", "at night", "in the desert", "in the snow", "on a brick wall",
+    "on paper",
+    "in a meadow",
+    "in the sea",
+    "at night",
+    "in the desert",
+    "in the snow",
+    "on a brick wall",
     "in the forest",
-)  # fmt: skip
+)
 SIZE = 64  # side of a bank picture; a window of the picture size is cut from it
 N_PICTURES = 16  # per scene
 

@@ -62,13 +62,20 @@ def seq_tiny(train: bool, seed: int = 0, style: str = "stitched", strength: floa
     pairs = seq_tiny_pairs()
     labels = _labels(len(pairs), SEQ_TINY_SIZE[train])
     spec = world.sample(
-        _rng_seed("seq", seed), _indices(len(labels), train), BANK_SEED, layout=world.SINGLE,
-        kind=pairs[labels, 0], pattern=pairs[labels, 1], style=world.STYLES.index(style),
-    )  # fmt: skip
+        _rng_seed("seq", seed),
+        _indices(len(labels), train),
+        BANK_SEED,
+        layout=world.SINGLE,
+        kind=pairs[labels, 0],
+        pattern=pairs[labels, 1],
+        style=world.STYLES.index(style),
+    )
     return {
-        "images": render(spec, strength=strength), "labels": torch.from_numpy(labels),
-        "names": seq_tiny_names(), "templates": list(TEMPLATES),
-    }  # fmt: skip
+        "images": render(spec, strength=strength),
+        "labels": torch.from_numpy(labels),
+        "names": seq_tiny_names(),
+        "templates": list(TEMPLATES),
+    }
 
 
 MTIL_DOMAINS = ("objects", "textures", "counts", "scenes", "relations", "signs")
@@ -135,19 +142,49 @@ def mtil_tiny(domain: str, train: bool, seed: int = 0) -> dict:
         fixed = {"layout": world.DIGIT, "kind": FIRST_DIGIT + labels, "pattern": 0, "scene": 0, "style": 0}
     spec = world.sample(_rng_seed(domain, seed), _indices(len(labels), train), BANK_SEED, **fixed)
     return {
-        "images": render(spec, strength=0.8 if domain == "objects" else 0.5), "labels": torch.from_numpy(labels),
-        "names": names, "templates": mtil_templates(domain),
-    }  # fmt: skip
+        "images": render(spec, strength=0.8 if domain == "objects" else 0.5),
+        "labels": torch.from_numpy(labels),
+        "names": names,
+        "templates": mtil_templates(domain),
+    }
 
 
 _CONFUSED = {  # what a careless annotator says instead
-    "red": "orange", "orange": "red", "yellow": "orange", "green": "blue", "blue": "purple", "purple": "blue",
-    "pink": "red", "brown": "orange", "black": "brown", "white": "yellow", "plain": "faded", "striped": "checked",
-    "dotted": "checked", "checked": "dotted", "faded": "plain", "outlined": "plain", "one": "two", "two": "three",
-    "three": "four", "four": "three", "left of": "right of", "right of": "left of", "above": "below", "below": "above",
-    "yes": "no", "no": "yes", "paper": "snow", "snow": "paper", "meadow": "forest", "forest": "meadow", "sea": "night",
-    "night": "sea", "desert": "paper", "brick wall": "desert",
-}  # fmt: skip
+    "red": "orange",
+    "orange": "red",
+    "yellow": "orange",
+    "green": "blue",
+    "blue": "purple",
+    "purple": "blue",
+    "pink": "red",
+    "brown": "orange",
+    "black": "brown",
+    "white": "yellow",
+    "plain": "faded",
+    "striped": "checked",
+    "dotted": "checked",
+    "checked": "dotted",
+    "faded": "plain",
+    "outlined": "plain",
+    "one": "two",
+    "two": "three",
+    "three": "four",
+    "four": "three",
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+    "yes": "no",
+    "no": "yes",
+    "paper": "snow",
+    "snow": "paper",
+    "meadow": "forest",
+    "forest": "meadow",
+    "sea": "night",
+    "night": "sea",
+    "desert": "paper",
+    "brick wall": "desert",
+}
 N_ANNOTATORS = 10
 
 
@@ -230,15 +267,23 @@ def mm_tiny(train: bool, seed: int = 0) -> dict:
     kinds = mm_tiny_kinds()[labels]  # (B, 2)
     rows = np.arange(len(labels))
     spec = world.sample(
-        s, index, BANK_SEED, layout=np.where(shown, world.SINGLE, world.EMPTY), style=0, scale=0.7,
+        s,
+        index,
+        BANK_SEED,
+        layout=np.where(shown, world.SINGLE, world.EMPTY),
+        style=0,
+        scale=0.7,
         kind=kinds[rows, integers(s, index, "shown kind", 2)],
-    )  # fmt: skip
+    )
     named = np.where(told, kinds[rows, integers(s, index, "told kind", 2)], -1)
     return {
-        "images": render(spec), "captions": _mm_captions(spec, s, index, named), "labels": torch.from_numpy(labels),
+        "images": render(spec),
+        "captions": _mm_captions(spec, s, index, named),
+        "labels": torch.from_numpy(labels),
         "names": [f"group {c}" for c in range(MM_CLASSES)],
-        "shown": torch.from_numpy(shown), "told": torch.from_numpy(told),
-    }  # fmt: skip
+        "shown": torch.from_numpy(shown),
+        "told": torch.from_numpy(told),
+    }
 
 
 def _mm_captions(spec: dict, seed: int, index: np.ndarray, named: np.ndarray) -> list[str]:

@@ -96,10 +96,16 @@ def sample(seed: int, index: np.ndarray, bank_seed: int = 0, **fixed: np.ndarray
         pattern[is_texture] = texture[is_texture, None]
         pattern[layout == DIGIT] = 0
     spec = {
-        "index": index, "layout": layout, "kind": kind, "pattern": pattern, "colour": colour, "relation": relation,
-        "count": count, "scene": column("scene", integers(seed, index, "scene", len(SCENES))),
+        "index": index,
+        "layout": layout,
+        "kind": kind,
+        "pattern": pattern,
+        "colour": colour,
+        "relation": relation,
+        "count": count,
+        "scene": column("scene", integers(seed, index, "scene", len(SCENES))),
         "style": column("style", choice(seed, index, "style", (0.68, 0.1, 0.07, 0.08, 0.07))),
-    }  # fmt: skip
+    }
     spec |= _pose(seed, index, spec, column)
     spec["variant"] = (kind * N_VARIANTS + integers(seed, index, "variant", N_VARIANTS)[:, None]).astype(np.int64)
     spec["picture"] = spec["scene"] * N_PICTURES + integers(seed, index, "picture", N_PICTURES)
@@ -135,9 +141,14 @@ def _pose(seed: int, index: np.ndarray, spec: dict, column) -> dict[str, np.ndar
     scale = np.where(several, 0.38 + 0.08 * size, np.where(pair, 0.42 + 0.06 * size, scale))
     scale = np.where(layout == TEXTURE, 2.4, scale)
     return {
-        "cx": cx, "cy": cy, "scale": scale, "turn": w, "mirror": uniform(seed, slots, "mirror") < 0.5,
-        "which": np.where(pair[:, None], np.array([0, 1, 0, 0]), 0), "seed": np.full(n, seed),
-    }  # fmt: skip
+        "cx": cx,
+        "cy": cy,
+        "scale": scale,
+        "turn": w,
+        "mirror": uniform(seed, slots, "mirror") < 0.5,
+        "which": np.where(pair[:, None], np.array([0, 1, 0, 0]), 0),
+        "seed": np.full(n, seed),
+    }
 
 
 def is_digit(kind: np.ndarray) -> np.ndarray:

@@ -3,23 +3,84 @@
 import re
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
-NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
-           "seven": "7", "eight": "8", "nine": "9", "ten": "10"}  # fmt: skip
+NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 ARTICLES = {"a", "an", "the"}
 LONE_PERIOD = re.compile(r"\.(?!\d)")
 # what is left of a contraction when its apostrophe goes: stem and ending
-NEGATED = ("ai", "are", "ca", "could", "did", "does", "do", "had", "has", "have", "is", "might", "must", "need", "should",
-           "was", "were", "wo", "would")  # fmt: skip
+NEGATED = (
+    "ai",
+    "are",
+    "ca",
+    "could",
+    "did",
+    "does",
+    "do",
+    "had",
+    "has",
+    "have",
+    "is",
+    "might",
+    "must",
+    "need",
+    "should",
+    "was",
+    "were",
+    "wo",
+    "would",
+)
 WITH_ENDING = {
     "ve": ("could", "i", "might", "must", "should", "they", "would", "we", "who", "you", "not"),
-    "d": ("he", "how", "i", "it", "she", "somebody", "someone", "something", "that", "there", "they", "what", "where",
-          "who", "why", "you"),
-    "s": ("he", "how", "let", "she", "somebody", "someone", "something", "that", "there", "what", "when", "where", "who",
-          "why"),
+    "d": (
+        "he",
+        "how",
+        "i",
+        "it",
+        "she",
+        "somebody",
+        "someone",
+        "something",
+        "that",
+        "there",
+        "they",
+        "what",
+        "where",
+        "who",
+        "why",
+        "you",
+    ),
+    "s": (
+        "he",
+        "how",
+        "let",
+        "she",
+        "somebody",
+        "someone",
+        "something",
+        "that",
+        "there",
+        "what",
+        "when",
+        "where",
+        "who",
+        "why",
+    ),
     "ll": ("how", "it", "somebody", "someone", "something", "they", "what", "who", "why", "you"),
     "re": ("there", "they", "what", "why", "you"),
     "m": ("i",),
-}  # fmt: skip
+}
 WORDS_OF_THEIR_OWN = {
     "hed",
     "shed",

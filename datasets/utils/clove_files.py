@@ -84,8 +84,10 @@ def read_questions(path: Path, find: Callable[[str, str], Path], broken: Callabl
             questions.append(question_of(image, record["question"], list(answers)))
         except FileNotFoundError as error:
             where, others = error.args
-            raise UserError(f"{path} question {number} asks about {where}, which does not exist (nor in "
-                            f"{', '.join(others)}): unpack the pictures there") from None  # fmt: skip
+            raise UserError(
+                f"{path} question {number} asks about {where}, which does not exist (nor in "
+                f"{', '.join(others)}): unpack the pictures there"
+            ) from None
         except KeyError as error:
             raise broken(path, f"question {number} has no {error}") from None
         except (TypeError, ValueError, AttributeError) as error:

@@ -77,8 +77,9 @@ class ContinualDataset:
         args, order = self.args, None
         given = [n for n in ("permute_classes", "custom_class_order", "custom_task_order", "joint") if option(args, n)]
         if given and self.SETTING not in SPLIT_SETTINGS and given != ["custom_task_order"]:
-            raise UserError(f"--{given[0]} needs a dataset whose tasks have classes of their own; "
-                            f"{self.NAME} is {self.SETTING}")
+            raise UserError(
+                f"--{given[0]} needs a dataset whose tasks have classes of their own; {self.NAME} is {self.SETTING}"
+            )
         if len(set(given) & {"permute_classes", "custom_class_order", "custom_task_order"}) > 1:
             raise UserError(f"give one of {', '.join('--' + g for g in given if g != 'joint')}, not several")
         self.task_order = permutation_of(option(args, "custom_task_order"), self.N_TASKS, "--custom_task_order")
@@ -263,8 +264,11 @@ def transform_of(spec, name: str):
             raise UserError(f"{name}: torchvision has no transform '{step}'")
         if isinstance(given, dict):
             if "interpolation" in given:
-                given = given | {"interpolation": T.InterpolationMode.BICUBIC if given["interpolation"] == 3 else
-                                 T.InterpolationMode(given["interpolation"])}
+                given = given | {
+                    "interpolation": T.InterpolationMode.BICUBIC
+                    if given["interpolation"] == 3
+                    else T.InterpolationMode(given["interpolation"])
+                }
             if step == "RandomApply":
                 given = {"p": given.get("p", 0.5), "transforms": transform_of(given["transform"], name).transforms}
         steps.append(maker() if given is None else maker(**given) if isinstance(given, dict) else maker(given))
@@ -275,8 +279,10 @@ def stream_targets(setting: ContinualDataset, samples: Samples) -> torch.Tensor:
     """Labels in the order of the stream, checked against the number of classes."""
     targets = samples.targets
     if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < setting.N_CLASSES):
-        raise UserError(f"{setting.NAME}: labels run from {int(targets.min())} to {int(targets.max())}, "
-                        f"but there are {setting.N_CLASSES} classes; mend the labels or the class count")
+        raise UserError(
+            f"{setting.NAME}: labels run from {int(targets.min())} to {int(targets.max())}, "
+            f"but there are {setting.N_CLASSES} classes; mend the labels or the class count"
+        )
     order = getattr(setting.args, "class_order", None)
     return targets if order is None else torch.as_tensor(np.asarray(order))[targets]
 
@@ -305,13 +311,17 @@ def store_masked_loaders(train_dataset, test_dataset, setting: ContinualDataset)
     key, batch_size, workers = (seed, setting.NAME, task), setting.get_batch_size(), option(args, "num_workers", 0)
     if option(args, "validation"):
         complete = option(args, "validation_mode", "current") == "complete"
-        mask = held & (train_targets < setting.get_offsets(task)[1] if complete else task_mask(setting, train, train_targets))
+        mask = held & (
+            train_targets < setting.get_offsets(task)[1] if complete else task_mask(setting, train, train_targets)
+        )
         setting.final_test_loaders.append(Loader(tests, batch_size, key, False, False, workers))
         tests = make_split(train, mask, train_targets, test_transform, False)
     setting.train_loader = Loader(split, batch_size, key, True, option(args, "drop_last", False), workers)
     if len(split) and not len(setting.train_loader):
-        raise UserError(f"--drop_last 1 leaves nothing of task {task + 1}: it has {len(split)} images, less than "
-                        f"--batch_size {batch_size}; lower that or leave --drop_last out")
+        raise UserError(
+            f"--drop_last 1 leaves nothing of task {task + 1}: it has {len(split)} images, less than "
+            f"--batch_size {batch_size}; lower that or leave --drop_last out"
+        )
     setting.test_loaders.append(Loader(tests, batch_size, (*key, "test"), False, False, workers))
     return setting.train_loader, setting.test_loaders[-1]
 
@@ -351,11 +361,15 @@ def _drop_labels(setting: ContinualDataset, split: Split, task: int, seed: int) 
     setting.unlabeled_mask = None
     if min(by_task, by_class) < 1:
         first, end = setting.get_offsets(task)
-        setting.unlabeled_mask = unlabelled(split.targets, min(by_task, by_class), end - first, by_class < 1, seed + task)
+        setting.unlabeled_mask = unlabelled(
+            split.targets, min(by_task, by_class), end - first, by_class < 1, seed + task
+        )
         split.targets[setting.unlabeled_mask] = -1
 
 
-def _refuse_empty(setting: ContinualDataset, first: int, end: int, train_targets: torch.Tensor, test_targets: torch.Tensor) -> None:
+def _refuse_empty(
+    setting: ContinualDataset, first: int, end: int, train_targets: torch.Tensor, test_targets: torch.Tensor
+) -> None:
     if setting.SETTING not in SPLIT_SETTINGS:
         return
     for kind, targets in (("training", train_targets), ("test", test_targets)):
@@ -367,5 +381,4 @@ def _refuse_empty(setting: ContinualDataset, first: int, end: int, train_targets
 
 MammothDatasetWrapper = Split
 
-__all__ = ["ContinualDataset", "MammothDatasetWrapper", "fix_class_names_order",
-           "store_masked_loaders"]
+__all__ = ["ContinualDataset", "MammothDatasetWrapper", "fix_class_names_order", "store_masked_loaders"]

@@ -51,6 +51,8 @@ def validation_mask(targets: torch.Tensor, share: float, seed: int) -> torch.Ten
         rows = torch.nonzero(targets == label).flatten()
         count = -int(-len(rows) * share // 1)
         if count >= len(rows):
-            raise UserError(f"--validation leaves no training image of class {int(label)} ({len(rows)} images); lower it")
+            raise UserError(
+                f"--validation leaves no training image of class {int(label)} ({len(rows)} images); lower it"
+            )
         held[rows[torch.randperm(len(rows), generator=generator(seed, "validation", int(label)))[:count]]] = True
     return held

@@ -175,7 +175,9 @@ class Loader:
     Order comes from (key, pass), augmentation from (key, pass, position): any batch can be made without the ones before.
     """
 
-    def __init__(self, split: Split, batch_size: int, key: tuple, shuffle: bool, drop_last: bool = False, workers: int = 0):
+    def __init__(
+        self, split: Split, batch_size: int, key: tuple, shuffle: bool, drop_last: bool = False, workers: int = 0
+    ):
         self.dataset, self.batch_size, self.key, self.shuffle = split, batch_size, key, shuffle
         self.drop_last, self.num_workers = drop_last, workers
         self.passes = 0  # plain iterations so far; saved with a checkpoint
@@ -203,9 +205,13 @@ class Loader:
             yield from map(read, batches)
             return
         # the generator keeps the DataLoader from drawing its base seed out of the global state
-        loader = DataLoader(self.dataset.items((*self.key, *name)), batch_sampler=[b.tolist() for b in batches],
-                            num_workers=self.num_workers, collate_fn=collate_items,
-                            generator=generator(*self.key, *name, "workers"))
+        loader = DataLoader(
+            self.dataset.items((*self.key, *name)),
+            batch_sampler=[b.tolist() for b in batches],
+            num_workers=self.num_workers,
+            collate_fn=collate_items,
+            generator=generator(*self.key, *name, "workers"),
+        )
         try:
             yield from loader
         except UserError as error:  # a worker's comes wrapped in its traceback: the message is the last line
@@ -239,7 +245,9 @@ class Loader:
         stored = Split(ArraySamples(images, labels), torch.arange(len(labels)), labels, self.dataset.transform, True)
         for name in self.dataset.extra_return_fields:
             like = getattr(self.dataset, name)
-            stored.add_extra_return_field(name, labels if "label" in name else torch.zeros(len(labels), *like.shape[1:], dtype=like.dtype))
+            stored.add_extra_return_field(
+                name, labels if "label" in name else torch.zeros(len(labels), *like.shape[1:], dtype=like.dtype)
+            )
         return self.joined([Loader(stored, self.batch_size, self.key, self.shuffle)])
 
 
@@ -273,8 +281,9 @@ class Union(Dataset):
         readers = [s.reader((*key, k)) for k, s in enumerate(self.splits)]
         if any(r is None for r in readers):
             return None
-        return lambda positions: tuple(torch.cat(column) for column in zip(
-            *(readers[k](own) for k, own in self.parts(positions)), strict=True))
+        return lambda positions: tuple(
+            torch.cat(column) for column in zip(*(readers[k](own) for k, own in self.parts(positions)), strict=True)
+        )
 
     def items(self, key: tuple) -> Dataset:
         return ConcatDataset([s.items((*key, k)) for k, s in enumerate(self.splits)])

@@ -65,8 +65,10 @@ class CaptionedFiles(FileStream):
         lost = len(names) - len(kept)
         if lost > len(names) / 100:
             first = next(name for name in names if not texts.get(name, "").strip())
-            raise UserError(f"{source} has a caption for {len(kept)} of {len(names)} images, 99 % are wanted; {first} has "
-                            "none: run scripts/caption_images.py on")  # fmt: skip
+            raise UserError(
+                f"{source} has a caption for {len(kept)} of {len(names)} images, 99 % are wanted; {first} has "
+                "none: run scripts/caption_images.py on"
+            )
         if lost:
             warnings.warn(f"{self.NAME}: {lost} images have no caption and are left out", stacklevel=2)
         labels = samples.targets.tolist()

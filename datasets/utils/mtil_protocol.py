@@ -7,39 +7,77 @@ al. 2021, data/prompts.md of its repository). MTIL trains with the first sentenc
 
 from dataclasses import dataclass
 
-_MADE = ("a painting of {} {{}}.", "a sculpture of {} {{}}.", "a sketch of {} {{}}.", "a tattoo of {} {{}}.",
-         "a rendition of {} {{}}.", "a drawing of {} {{}}.", "a doodle of {} {{}}.")  # fmt: skip
+_MADE = (
+    "a painting of {} {{}}.",
+    "a sculpture of {} {{}}.",
+    "a sketch of {} {{}}.",
+    "a tattoo of {} {{}}.",
+    "a rendition of {} {{}}.",
+    "a drawing of {} {{}}.",
+    "a doodle of {} {{}}.",
+)
 _CALTECH = [
     *(f"a photo of {article} {{}}." for article in ("a", "the")),
     *(form.format(article) for form in _MADE for article in ("a", "the")),
-    *(f"{article} {kind} {{}}." for kind in ("plastic", "toy", "embroidered", "cartoon", "plushie", "origami")
-      for article in ("a", "the")),
+    *(
+        f"{article} {kind} {{}}."
+        for kind in ("plastic", "toy", "embroidered", "cartoon", "plushie", "origami")
+        for article in ("a", "the")
+    ),
     *(f"{article} {{}} in a video game." for article in ("a", "the")),
     *(f"{work} of {article} {{}}." for work in ("art", "graffiti") for article in ("a", "the")),
-]  # fmt: skip
+]
 _CIFAR = [
-    *(f"a {kind}photo of {article} {{}}."
-      for kind in ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
-      for article in ("a", "the")),
+    *(
+        f"a {kind}photo of {article} {{}}."
+        for kind in ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
+        for article in ("a", "the")
+    ),
     *(f"a photo of {article} {size} {{}}." for size in ("small", "big") for article in ("a", "the")),
-]  # fmt: skip
-_DTD = [f"a photo of {article} {{}} {kind}." for kind in ("texture", "pattern", "thing", "object")
-        for article in ("a", "the")]  # fmt: skip
-_CARS = ["a photo of a {}, a type of car.", "a photo of a {}.", "a photo of the {}.", "a photo of my {}.", "i love my {}!",
-         "a photo of my dirty {}.", "a photo of my clean {}.", "a photo of my new {}.", "a photo of my old {}."]  # fmt: skip
+]
+_DTD = [
+    f"a photo of {article} {{}} {kind}."
+    for kind in ("texture", "pattern", "thing", "object")
+    for article in ("a", "the")
+]
+_CARS = [
+    "a photo of a {}, a type of car.",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of my {}.",
+    "i love my {}!",
+    "a photo of my dirty {}.",
+    "a photo of my clean {}.",
+    "a photo of my new {}.",
+    "a photo of my old {}.",
+]
 
 EUROSAT_NAMES = {  # folder -> name, in the order of the folders
-    "AnnualCrop": "annual crop land", "Forest": "forest", "HerbaceousVegetation": "brushland or shrubland",
-    "Highway": "highway or road", "Industrial": "industrial buildings or commercial buildings", "Pasture": "pasture land",
-    "PermanentCrop": "permanent crop land", "Residential": "residential buildings or homes or apartments",
-    "River": "river", "SeaLake": "lake or sea",
-}  # fmt: skip
+    "AnnualCrop": "annual crop land",
+    "Forest": "forest",
+    "HerbaceousVegetation": "brushland or shrubland",
+    "Highway": "highway or road",
+    "Industrial": "industrial buildings or commercial buildings",
+    "Pasture": "pasture land",
+    "PermanentCrop": "permanent crop land",
+    "Residential": "residential buildings or homes or apartments",
+    "River": "river",
+    "SeaLake": "lake or sea",
+}
 CALTECH_NAMES = {  # folders whose name says less than CLIP's list does
-    "Faces": "off-center face", "Faces_easy": "centered face", "Leopards": "leopard", "Motorbikes": "motorbike",
-    "airplanes": "airplane", "car_side": "side of a car", "cougar_body": "body of a cougar cat",
-    "cougar_face": "face of a cougar cat", "crocodile_head": "head of a crocodile", "flamingo_head": "head of a flamingo",
-    "snoopy": "snoopy (cartoon beagle)", "yin_yang": "yin and yang symbol",
-}  # fmt: skip
+    "Faces": "off-center face",
+    "Faces_easy": "centered face",
+    "Leopards": "leopard",
+    "Motorbikes": "motorbike",
+    "airplanes": "airplane",
+    "car_side": "side of a car",
+    "cougar_body": "body of a cougar cat",
+    "cougar_face": "face of a cougar cat",
+    "crocodile_head": "head of a crocodile",
+    "flamingo_head": "head of a flamingo",
+    "snoopy": "snoopy (cartoon beagle)",
+    "yin_yang": "yin and yang symbol",
+}
 
 
 @dataclass(frozen=True)
@@ -61,30 +99,109 @@ def _typed(kind: str) -> tuple[str, ...]:
 
 
 DOMAINS = {
-    "aircraft": Domain(100, 3334, 3333, "fgvc-aircraft-2013b/data", "robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
-                       (*_typed("aircraft"), "a photo of the {}, a type of aircraft.")),
-    "caltech101": Domain(101, 6941, 1736, "caltech101/101_ObjectCategories", "data.caltech.edu/records/mzrjq-6wc02",
-                         tuple(_CALTECH), ("caltech101/split_zhou_Caltech101.json", "caltech101/101_ObjectCategories"), 100),
+    "aircraft": Domain(
+        100,
+        3334,
+        3333,
+        "fgvc-aircraft-2013b/data",
+        "robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
+        (*_typed("aircraft"), "a photo of the {}, a type of aircraft."),
+    ),
+    "caltech101": Domain(
+        101,
+        6941,
+        1736,
+        "caltech101/101_ObjectCategories",
+        "data.caltech.edu/records/mzrjq-6wc02",
+        tuple(_CALTECH),
+        ("caltech101/split_zhou_Caltech101.json", "caltech101/101_ObjectCategories"),
+        100,
+    ),
     "cifar100": Domain(100, 50_000, 10_000, "CIFAR100/cifar-100-python", "cs.toronto.edu/~kriz", tuple(_CIFAR)),
-    "dtd": Domain(47, 1880, 1880, "dtd/dtd/images", "robots.ox.ac.uk/~vgg/data/dtd", tuple(_DTD),
-                  ("dtd/dtd/split_zhou_DescribableTextures.json", "dtd/dtd/images")),
-    "eurosat": Domain(10, 21_600, 5400, "eurosat/2750", "huggingface.co torchgeo/eurosat",
-                      ("a centered satellite photo of {}.", "a centered satellite photo of a {}.",
-                       "a centered satellite photo of the {}."), ("eurosat/split_zhou_EuroSAT.json", "eurosat/2750")),
-    "flowers": Domain(102, 1020, 6149, "flowers-102/jpg", "robots.ox.ac.uk/~vgg/data/flowers/102", _typed("flower"),
-                      ("flowers-102/split_zhou_OxfordFlowers.json", "flowers-102/jpg")),
-    "food": Domain(101, 75_750, 25_250, "food-101/images", "data.vision.ee.ethz.ch/cvl/food-101.tar.gz", _typed("food"),
-                   ("food-101/split_zhou_Food101.json", "food-101/images")),
-    "mnist": Domain(10, 60_000, 10_000, "MNIST", "ossci-datasets.s3.amazonaws.com/mnist",
-                    ('a photo of the number: "{}".',)),
-    "pets": Domain(37, 3680, 3669, "oxford-iiit-pet/images", "robots.ox.ac.uk/~vgg/data/pets", _typed("pet"),
-                   ("oxford-iiit-pet/split_zhou_OxfordPets.json", "oxford-iiit-pet/images")),
-    "cars": Domain(196, 8144, 8041, "stanford_cars", "the mirrors named in github.com/pytorch/vision/issues/7545",
-                   tuple(_CARS), ("stanford_cars/split_zhou_StanfordCars.json", "stanford_cars")),
-    "sun397": Domain(397, 87_003, 21_751, "SUN397", "the mirrors named in github.com/pytorch/vision/pull/9528",
-                     ("a photo of a {}.", "a photo of the {}."), ("SUN397/split_zhou_SUN397.json", "SUN397")),
-}  # fmt: skip
+    "dtd": Domain(
+        47,
+        1880,
+        1880,
+        "dtd/dtd/images",
+        "robots.ox.ac.uk/~vgg/data/dtd",
+        tuple(_DTD),
+        ("dtd/dtd/split_zhou_DescribableTextures.json", "dtd/dtd/images"),
+    ),
+    "eurosat": Domain(
+        10,
+        21_600,
+        5400,
+        "eurosat/2750",
+        "huggingface.co torchgeo/eurosat",
+        (
+            "a centered satellite photo of {}.",
+            "a centered satellite photo of a {}.",
+            "a centered satellite photo of the {}.",
+        ),
+        ("eurosat/split_zhou_EuroSAT.json", "eurosat/2750"),
+    ),
+    "flowers": Domain(
+        102,
+        1020,
+        6149,
+        "flowers-102/jpg",
+        "robots.ox.ac.uk/~vgg/data/flowers/102",
+        _typed("flower"),
+        ("flowers-102/split_zhou_OxfordFlowers.json", "flowers-102/jpg"),
+    ),
+    "food": Domain(
+        101,
+        75_750,
+        25_250,
+        "food-101/images",
+        "data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+        _typed("food"),
+        ("food-101/split_zhou_Food101.json", "food-101/images"),
+    ),
+    "mnist": Domain(
+        10, 60_000, 10_000, "MNIST", "ossci-datasets.s3.amazonaws.com/mnist", ('a photo of the number: "{}".',)
+    ),
+    "pets": Domain(
+        37,
+        3680,
+        3669,
+        "oxford-iiit-pet/images",
+        "robots.ox.ac.uk/~vgg/data/pets",
+        _typed("pet"),
+        ("oxford-iiit-pet/split_zhou_OxfordPets.json", "oxford-iiit-pet/images"),
+    ),
+    "cars": Domain(
+        196,
+        8144,
+        8041,
+        "stanford_cars",
+        "the mirrors named in github.com/pytorch/vision/issues/7545",
+        tuple(_CARS),
+        ("stanford_cars/split_zhou_StanfordCars.json", "stanford_cars"),
+    ),
+    "sun397": Domain(
+        397,
+        87_003,
+        21_751,
+        "SUN397",
+        "the mirrors named in github.com/pytorch/vision/pull/9528",
+        ("a photo of a {}.", "a photo of the {}."),
+        ("SUN397/split_zhou_SUN397.json", "SUN397"),
+    ),
+}
 ORDERS = {
     "I": ("aircraft", "caltech101", "cifar100", "dtd", "eurosat", "flowers", "food", "mnist", "pets", "cars", "sun397"),
-    "II": ("cars", "food", "mnist", "pets", "flowers", "sun397", "aircraft", "caltech101", "dtd", "eurosat", "cifar100"),
-}  # fmt: skip
+    "II": (
+        "cars",
+        "food",
+        "mnist",
+        "pets",
+        "flowers",
+        "sun397",
+        "aircraft",
+        "caltech101",
+        "dtd",
+        "eurosat",
+        "cifar100",
+    ),
+}

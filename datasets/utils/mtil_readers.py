@@ -25,8 +25,18 @@ from utils.errors import UserError
 
 SPLIT_SEED, TRAIN_SHARE = 42, 0.8  # of Caltech101, EuroSAT and SUN397, which come without parts
 Rows = list[tuple[Path, int]]
-LIST_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, NotImplementedError, EOFError,
-               MatReadError, zlib.error)  # fmt: skip
+LIST_ERRORS = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    EOFError,
+    MatReadError,
+    zlib.error,
+)
 COOP_SOURCE = "DATASETS.md of github.com/KaiyangZhou/CoOp links it"
 
 
@@ -150,7 +160,9 @@ def _coop(base: Path, listed: str, images: str) -> tuple[Rows, Rows, list[str]]:
     """The train and test rows [path, label, name] of a list of Zhou et al. (CoOp); its validation part is not used."""
     try:
         table = json.loads((base / listed).read_text(encoding="utf-8"))
-        parts = [[(str(path), int(label), str(name)) for path, label, name in table[part]] for part in ("train", "test")]
+        parts = [
+            [(str(path), int(label), str(name)) for path, label, name in table[part]] for part in ("train", "test")
+        ]
     except FileNotFoundError:
         raise UserError(f"{base / listed} does not exist: {COOP_SOURCE}; put that file there") from None
     except (*LIST_ERRORS, OSError) as error:

@@ -44,8 +44,11 @@ class JoinedSamples(FileSamples):
     @property
     def data(self) -> list[str]:
         """Where each image is: its file, or the place in an array."""
-        return [name for k, part in enumerate(self.parts)
-                for name in (part.data if isinstance(part, FileSamples) else [f"{k}:{r}" for r in range(len(part))])]  # fmt: skip
+        return [
+            name
+            for k, part in enumerate(self.parts)
+            for name in (part.data if isinstance(part, FileSamples) else [f"{k}:{r}" for r in range(len(part))])
+        ]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -85,8 +88,15 @@ class CrossDomainStream(ContinualDataset):
     N_TASKS = len(ORDERS["I"])
     N_CLASSES_PER_TASK = [DOMAINS[d].n_classes for d in ORDERS["I"]]
 
-    def __init__(self, args: Namespace, mtil_order: Literal["I", "II"] = "I", task_order: str | None = None,
-                 split: Literal["zscl", "coop"] = "zscl", shots: int = 0, shots_seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        args: Namespace,
+        mtil_order: Literal["I", "II"] = "I",
+        task_order: str | None = None,
+        split: Literal["zscl", "coop"] = "zscl",
+        shots: int = 0,
+        shots_seed: int = 0,
+    ):
         self.domains = named_order(task_order, self.ORDERS) if task_order else self.ORDERS[mtil_order]
         if shots < 0:
             raise UserError(f"--shots {shots}: it must be 0 (all) or more images per class")
@@ -111,15 +121,22 @@ class CrossDomainStream(ContinualDataset):
     def _read(self, domain: str, base: Path) -> Content:
         published = DOMAINS[domain]
         amount = f"{domain}, {published.n_train + published.n_test:,} images"
-        return read_domain(domain, self, base, self.split,
-                           lambda path: absent(path, self.NAME, published.source, amount, base),
-                           lambda path, reason: broken(path, self.NAME, reason, base))  # fmt: skip
+        return read_domain(
+            domain,
+            self,
+            base,
+            self.split,
+            lambda path: absent(path, self.NAME, published.source, amount, base),
+            lambda path, reason: broken(path, self.NAME, reason, base),
+        )
 
     def load(self, train: bool) -> JoinedSamples:
         parts = [content.train if train else content.test for content in self.contents]
         if train and self.shots:
-            parts = [few_per_class(part, self.shots, ("shots", self.shots_seed, domain))
-                     for part, domain in zip(parts, self.domains, strict=True)]  # fmt: skip
+            parts = [
+                few_per_class(part, self.shots, ("shots", self.shots_seed, domain))
+                for part, domain in zip(parts, self.domains, strict=True)
+            ]
         return JoinedSamples(parts, [sum(self.domain_sizes[:k]) for k in range(len(parts))])
 
     def get_class_names(self) -> list[str]:

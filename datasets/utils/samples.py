@@ -98,7 +98,9 @@ class PairFiles(FileSamples):
     def __init__(self, paths: list[Path], text: torch.Tensor, targets, **extras):
         super().__init__(paths, targets, **extras)
         if not len(self.paths) == len(text) == len(self.targets):
-            raise UserError(f"{len(self.paths)} images, {len(text)} texts, {len(self.targets)} labels: they do not belong together")
+            raise UserError(
+                f"{len(self.paths)} images, {len(text)} texts, {len(self.targets)} labels: they do not belong together"
+            )
         self.text = text
         number = {path: i for i, path in enumerate(dict.fromkeys(self.paths))}
         self.distinct = FileSamples(list(number), torch.zeros(len(number)))

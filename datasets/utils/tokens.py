@@ -36,6 +36,8 @@ def token_ids(texts: list[str], clip_backbone: str, cut: int | None = None) -> t
     if vocabulary.is_file():
         return TinyTokenizer.load(vocabulary).tokenize(texts, cut or LONGEST, truncate=cut is not None)
     try:
-        return openai_clip().tokenize(texts, min(cut or OPENAI_CONTEXT, OPENAI_CONTEXT), truncate=cut is not None).long()
+        return (
+            openai_clip().tokenize(texts, min(cut or OPENAI_CONTEXT, OPENAI_CONTEXT), truncate=cut is not None).long()
+        )
     except RuntimeError as error:
         raise UserError(f"{error}; shorten the text") from None

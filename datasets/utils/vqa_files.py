@@ -41,8 +41,10 @@ class QuestionFiles(VQADataset):
         training = self.questions(True)
         self.CLASS_NAMES = vocabulary([training[task] for task in places], min_answer_freq, max_answers)
         if len(self.CLASS_NAMES) < 2:
-            raise UserError(f"{self.NAME}: {len(self.CLASS_NAMES)} answers are given to {min_answer_freq} or more training "
-                            "questions; lower --min_answer_freq")  # fmt: skip
+            raise UserError(
+                f"{self.NAME}: {len(self.CLASS_NAMES)} answers are given to {min_answer_freq} or more training "
+                "questions; lower --min_answer_freq"
+            )
         self.N_CLASSES_PER_TASK = len(self.CLASS_NAMES)
         super().__init__(args)
 
@@ -77,10 +79,17 @@ class QuestionFiles(VQADataset):
         reach = self.coverage()
         asked = len(self.samples(True)), sum(map(len, self.questions(True)))
         told = ", ".join(f"{name} {percent:.1f}" for name, percent in reach.items())
-        print(f"{len(self.CLASS_NAMES)} answers, given to {asked[0]} of {asked[1]} training questions; "
-              f"at best they earn (percent) {told}")  # fmt: skip
-        return {"tasks": self.names, "answers": len(self.CLASS_NAMES), "answer_coverage": reach,
-                "train_questions": asked[1], "train_questions_kept": asked[0]}  # fmt: skip
+        print(
+            f"{len(self.CLASS_NAMES)} answers, given to {asked[0]} of {asked[1]} training questions; "
+            f"at best they earn (percent) {told}"
+        )
+        return {
+            "tasks": self.names,
+            "answers": len(self.CLASS_NAMES),
+            "answer_coverage": reach,
+            "train_questions": asked[1],
+            "train_questions_kept": asked[0],
+        }
 
     def absent(self, path: Path) -> UserError:
         return absent(path, self.NAME, self.SOURCE, self.AMOUNT, base_path(self.args))

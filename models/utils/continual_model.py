@@ -74,7 +74,9 @@ class ContinualModel(nn.Module):
 
     def observe(self, inputs: Inputs, labels: torch.Tensor, not_aug_inputs: Inputs, epoch: int | None = None, **extras):
         """One step of training; returns the loss, or a dict with 'loss'."""
-        raise UserError(f"model {self.NAME} defines no observe(inputs, labels, not_aug_inputs, epoch); add it to its file")
+        raise UserError(
+            f"model {self.NAME} defines no observe(inputs, labels, not_aug_inputs, epoch); add it to its file"
+        )
 
     def end_epoch(self, epoch: int, dataset) -> None:
         """After each pass over a task."""
@@ -172,8 +174,10 @@ class ContinualModel(nn.Module):
                 if self.work_loss is not None:
                     loss, self.work_loss = float(self.work_loss), None
                     if not math.isfinite(loss):
-                        raise UserError(f"the loss is {loss} in task {self.current_task + 1}, {name}, step {step + 1}: lower "
-                                        "the learning rate or check the data; the last good checkpoint is kept")
+                        raise UserError(
+                            f"the loss is {loss} in task {self.current_task + 1}, {name}, step {step + 1}: lower "
+                            "the learning rate or check the data; the last good checkpoint is kept"
+                        )
                     bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
                 bar.update(1)
                 if self.run is not None:
@@ -236,7 +240,9 @@ class ContinualModel(nn.Module):
         if isinstance(buffer, dict):
             self.buffer.load(buffer)
         elif buffer.buffer_size != self.args.buffer_size:
-            raise UserError(f"the buffer holds {buffer.buffer_size} samples, --buffer_size says {self.args.buffer_size}")
+            raise UserError(
+                f"the buffer holds {buffer.buffer_size} samples, --buffer_size says {self.args.buffer_size}"
+            )
         else:
             self.buffer = buffer
 
@@ -259,7 +265,9 @@ class ContinualModel(nn.Module):
         self._epoch_iteration = 0
         self.begin_epoch(epoch, dataset)
 
-    def meta_observe(self, inputs: Inputs, labels: torch.Tensor, not_aug_inputs: Inputs, epoch: int | None = None, **extras):
+    def meta_observe(
+        self, inputs: Inputs, labels: torch.Tensor, not_aug_inputs: Inputs, epoch: int | None = None, **extras
+    ):
         if self._has_unlabelled():
             labelled = labels != -1
             if not bool(labelled.any()):
@@ -281,11 +289,15 @@ class ContinualModel(nn.Module):
         offered = {"inputs": inputs, "labels": labels, "not_aug_inputs": not_aug_inputs, "epoch": epoch, **extras}
         names, takes_all, required = self._observe_signature()
         if "inputs" not in names:
-            return (inputs, labels, not_aug_inputs)[: len(names)], {k: v for k, v in extras.items() if takes_all or k in names}
+            return (inputs, labels, not_aug_inputs)[: len(names)], {
+                k: v for k, v in extras.items() if takes_all or k in names
+            }
         missing = [n for n in required if n not in offered]
         if missing:
             hint = "; true_labels comes with --noise_rate above 0" if "true_labels" in missing else ""
-            raise UserError(f"model {self.NAME} wants {', '.join(missing)}, which {self.dataset.NAME} does not give{hint}")
+            raise UserError(
+                f"model {self.NAME} wants {', '.join(missing)}, which {self.dataset.NAME} does not give{hint}"
+            )
         return (), {k: v for k, v in offered.items() if takes_all or k in names}
 
     def _observe_signature(self) -> tuple[list[str], bool, list[str]]:

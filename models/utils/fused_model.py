@@ -45,8 +45,11 @@ def add_fused_args(parser: ArgumentParser, default: str = "ViT-B/16") -> Argumen
         default="clip",
         help="what finds keys: clip, the pooled features of CLIP (of ViLT or BLIP in its place); mean, means of tokens",
     )
-    add("--fusion_train", choices=["first", "always", "never"],
-        help="tasks that train the fusion (default: first; never with ViLT and BLIP, which are trained)")  # fmt: skip
+    add(
+        "--fusion_train",
+        choices=["first", "always", "never"],
+        help="tasks that train the fusion (default: first; never with ViLT and BLIP, which are trained)",
+    )
     add_hub_args(parser, "vqa_backbone", ("vilt", "blip"))
     return parser
 
@@ -121,7 +124,9 @@ class FusedModel(VLMModel):
         when = self.fusion_train
         self.net.fusion.requires_grad_(when == "always" or (when == "first" and first))
         if first and when == "never" and self.net.fusion.fresh:
-            warn_once("the fusion transformer is fresh and --fusion_train never leaves it random: give --fusion_train first")
+            warn_once(
+                "the fusion transformer is fresh and --fusion_train never leaves it random: give --fusion_train first"
+            )
 
     def get_parameters(self):
         return self.parameters()
@@ -163,8 +168,10 @@ class FusedModel(VLMModel):
         """The loader with references in place of pictures; order, labels and extra fields stay."""
         split = loader.dataset
         if not hasattr(loader, "epoch") or not hasattr(split, "rows"):
-            raise UserError(f"model {self.NAME} reads cached tokens: {self.dataset.NAME} has to make its loaders by load() "
-                            "or store_masked_loaders")  # fmt: skip
+            raise UserError(
+                f"model {self.NAME} reads cached tokens: {self.dataset.NAME} has to make its loaders by load() "
+                "or store_masked_loaders"
+            )
         return loader.with_inputs(self.references(split, task))
 
     def cached_inputs(self, loader):

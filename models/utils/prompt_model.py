@@ -48,15 +48,19 @@ class PromptModel(FusedModel):
         else:
             super().__init__(backbone, loss, args, transform, dataset)
             if isinstance(self.net, HubBackbone) and not self.dataset.HAS_TEXT:
-                raise UserError(f"--vqa_backbone {args.vqa_backbone} is for pictures with questions; {self.dataset.NAME} has "
-                                "none: leave the flag out")  # fmt: skip
+                raise UserError(
+                    f"--vqa_backbone {args.vqa_backbone} is for pictures with questions; {self.dataset.NAME} has "
+                    "none: leave the flag out"
+                )
             self.net.tower = None if isinstance(self.net, HubBackbone) else PromptedClip(self.net)
         if self.dataset.HAS_TEXT:
             if args.vit:
                 raise UserError(f"--vit looks at pictures alone, {self.dataset.NAME} has questions: leave the flag out")
             self.uses = "fused"
         elif args.query == "both":
-            raise UserError(f"--query both is for pictures with questions; {self.dataset.NAME} has none: leave the flag out")
+            raise UserError(
+                f"--query both is for pictures with questions; {self.dataset.NAME} has none: leave the flag out"
+            )
         elif not args.vit:
             self.encoder = ClipImageEncoder(self.net)  # of the queries
             self.net.fusion.requires_grad_(False)

@@ -23,8 +23,11 @@ def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14", names: bool 
     """The flags of a CLIP method; `default` names its CLIP, `names` tells whether it reads class names."""
     add_clip_args(parser, default)
     if names:
-        parser.add_argument("--prompt_template", type=sentence,
-                            help="sentence around a class name, with {} for it (default: the dataset's own)")
+        parser.add_argument(
+            "--prompt_template",
+            type=sentence,
+            help="sentence around a class name, with {} for it (default: the dataset's own)",
+        )
     return parser
 
 
@@ -47,8 +50,13 @@ class VLMModel(ContinualModel):
     def __init__(self, backbone, loss, args: Namespace, transform, dataset=None):
         refuse_idle(args)
         if chosen(args) == "clip":
-            net = load_clip(args.clip_backbone, getattr(args, "device", None) or "cpu", args.clip_dtype,
-                            getattr(args, "base_path", None), bool(args.clip_download))
+            net = load_clip(
+                args.clip_backbone,
+                getattr(args, "device", None) or "cpu",
+                args.clip_dtype,
+                getattr(args, "base_path", None),
+                bool(args.clip_download),
+            )
         else:
             net = load_hub(args)
         if self.FROZEN_TOWER:

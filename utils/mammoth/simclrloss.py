@@ -13,8 +13,13 @@ class SupConLoss(nn.Module):
     without either only views of one image do. contrast_mode "one" takes the first views alone as anchors.
     """
 
-    def __init__(self, temperature: float = 0.07, contrast_mode: str = "all", base_temperature: float = 0.07,
-                 reduction: str = "mean"):  # fmt: skip
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        contrast_mode: str = "all",
+        base_temperature: float = 0.07,
+        reduction: str = "mean",
+    ):
         super().__init__()
         if contrast_mode not in {"all", "one"} or reduction not in {"mean", "sum", "none"}:
             raise UserError("SupConLoss: contrast_mode is all or one, reduction is mean, sum or none")
