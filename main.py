@@ -16,8 +16,8 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     from backbone import get_backbone
     from datasets import get_dataset
     from models import get_model
-    from utils import launch
-    from utils.training import train
+    from utils.engine import launch
+    from utils.engine.training import train
 
     args = parsed.args
     launch.check(args, parsed.model_class, parsed.dataset_class)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from utils import plugins, registry
+from utils.cli import plugins, registry
 from utils.errors import UserError
 
 __path__ = plugins.search_path(__name__, __path__)
@@ -107,7 +107,7 @@ def get_backbone_class(args: Namespace | str) -> Callable:
 
 def get_backbone(args: Namespace, num_classes: int | None = None) -> nn.Module:
     """A fresh network named by `args.backbone`, with `num_classes` outputs (default: args.num_classes)."""
-    from utils.signatures import arguments_for
+    from utils.cli.signatures import arguments_for
 
     maker = get_backbone_class(args)
     name, _, variant = args.backbone.partition(":")

@@ -16,7 +16,7 @@ from backbone.clip_visual import fuse
 from backbone.fusion import FusionTransformer
 from backbone.tower_attention import causal, run
 from utils.errors import UserError
-from utils.masked_records import Tokens
+from utils.memory.records import Tokens
 
 SOURCES, LAYERS, HEADS = ("fusion", "tower", "mean"), ("last", "first", "mean"), ("mean", "max")
 TUNED = ("ssf", "full", "none")

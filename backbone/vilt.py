@@ -26,7 +26,7 @@ from backbone.fusion import question_mask
 from backbone.hub import HubBackbone, WordPieces, in_front, mix
 from backbone.multimodal import Attention, MultimodalNet, reduce
 from utils.errors import UserError
-from utils.masked_records import Tokens
+from utils.memory.records import Tokens
 
 MEAN_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 ADAPTED = ("patch", "layers", "norm")  # parts with adapters: not the words' embedding, not the pooler

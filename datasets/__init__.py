@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from utils import plugins, registry
+from utils.cli import plugins, registry
 
 __path__ = plugins.search_path(__name__, __path__)
 
@@ -24,7 +24,7 @@ def get_dataset_class(args: Namespace | str) -> type:
 
 def get_dataset(args: Namespace):
     """A fresh instance of the dataset that `args.dataset` names."""
-    from utils.signatures import arguments_for
+    from utils.cli.signatures import arguments_for
 
     dataset_class = get_dataset_class(args)
     return dataset_class(args, **arguments_for(dataset_class, args))

@@ -3,7 +3,7 @@
 import inspect
 from argparse import Namespace
 
-from utils import plugins, registry
+from utils.cli import plugins, registry
 
 __path__ = plugins.search_path(__name__, __path__)
 

@@ -11,11 +11,11 @@ Choices: each task leaves M / T random images without augmentation (the rest of 
 import torch
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.errors import UserError
-from utils.exemplars import quotas
 from utils.flags import add_rehearsal_args, boolean
 from utils.gradients import gradient, project_one, set_grads, trained
+from utils.memory.buffer import Buffer
+from utils.memory.exemplars import quotas
 
 
 class AGem(ContinualModel):

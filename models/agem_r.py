@@ -4,8 +4,8 @@ Chaudhry et al., ICLR 2019, arXiv 1812.00420, for the projection (see agem); the
 """
 
 from models.agem import AGem
-from utils.buffer import Buffer
 from utils.flags import add_rehearsal_args
+from utils.memory.buffer import Buffer
 
 
 class AGemR(AGem):

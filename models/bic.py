@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.distillation import soft_divergence
 from utils.errors import UserError
-from utils.exemplars import as_unit, fill_buffer
 from utils.flags import add_memory_args, boolean, natural, number, positive
+from utils.memory.buffer import Buffer
+from utils.memory.exemplars import as_unit, fill_buffer
 from utils.plain import normalized
 from utils.randomness import generator
 

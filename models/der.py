@@ -8,8 +8,8 @@ Buzzega et al., NeurIPS 2020, arXiv 2004.07211. With z the logits stored when a 
 import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.flags import add_rehearsal_args, non_negative
+from utils.memory.buffer import Buffer
 
 
 class Der(ContinualModel):

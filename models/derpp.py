@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
 from utils.flags import add_rehearsal_args, boolean, non_negative
-from utils.record_buffer import add_codec_args, replay_buffer
+from utils.memory.record_buffer import add_codec_args, replay_buffer
 
 
 class Derpp(ContinualModel):

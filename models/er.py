@@ -7,7 +7,7 @@ import torch
 
 from models.utils.continual_model import ContinualModel
 from utils.flags import add_rehearsal_args
-from utils.record_buffer import add_codec_args, replay_buffer
+from utils.memory.record_buffer import add_codec_args, replay_buffer
 
 
 class Er(ContinualModel):

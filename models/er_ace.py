@@ -15,9 +15,9 @@ import torch
 
 from backbone.cosine import CosineLinear
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.errors import UserError
 from utils.flags import add_rehearsal_args, boolean
+from utils.memory.buffer import Buffer
 
 SCALE = 10.0  # of the cosine classifier
 

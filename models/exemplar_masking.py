@@ -2,8 +2,8 @@
 
 Lee, Lee, Chiu & Tsai, "Exemplar Masking for Multimodal Incremental Learning", arXiv 2412.09549.
 
-    image mask   patch i stays iff A[class, i] > mean of A[class, :]                        -> `utils.masks.image_mask`
-    text mask    words the class token or the discarded patches attend to                   -> `utils.masks.text_mask`
+    image mask   patch i stays iff A[class, i] > mean of A[class, :]                        -> `utils.memory.masks.image_mask`
+    text mask    words the class token or the discarded patches attend to                   -> `utils.memory.masks.text_mask`
     selection    herding, masked, until the bytes of the class are spent                    -> `select_class`
     replay       kept patches and words at their own places, augmented                      -> `replayed`
     loss         CE + kd_weight * KL to the previous network's answers, T = 2               -> `observe`
@@ -38,13 +38,13 @@ from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.distillation import soft_divergence
 from utils.errors import UserError
-from utils.exemplar_memory import ExemplarMemory, add_exemplar_args
-from utils.exemplars import images_by_class
 from utils.flags import fraction, non_negative, positive, positive_int
-from utils.masked_records import Tokens, fill_grid, full_tokens, patchify
+from utils.memory.exemplar_memory import ExemplarMemory, add_exemplar_args
+from utils.memory.exemplars import images_by_class
+from utils.memory.records import Tokens, fill_grid, full_tokens, patchify
+from utils.memory.token_augment import AUGMENTATIONS, background, mix_patches, partners, swap, token_drop
 from utils.pair import Pair
 from utils.settings import option
-from utils.token_augment import AUGMENTATIONS, background, mix_patches, partners, swap, token_drop
 
 EVAL_ROWS = 128  # samples encoded at once outside of training
 TOKEN_DROP = 0.2  # share of patches and words that token_drop takes, times --aug_p

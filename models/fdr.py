@@ -12,10 +12,10 @@ with random images without augmentation. --mammoth_compat 1 leaves alpha out of 
 import torch
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.errors import UserError
-from utils.exemplars import quotas
 from utils.flags import add_rehearsal_args, boolean, non_negative
+from utils.memory.buffer import Buffer
+from utils.memory.exemplars import quotas
 from utils.plain import normalized
 
 

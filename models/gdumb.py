@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.flags import add_memory_args, boolean, non_negative, positive, positive_int
+from utils.memory.buffer import Buffer
 from utils.pair import Pair
 from utils.settings import option
 

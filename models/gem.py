@@ -13,9 +13,9 @@ import torch
 
 from models.agem import random_images, share_of_tasks
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.flags import add_rehearsal_args, boolean, non_negative
 from utils.gradients import get_grads, gradient, project_cone, set_grads, trained
+from utils.memory.buffer import Buffer
 
 
 class Gem(ContinualModel):

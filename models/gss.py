@@ -3,7 +3,7 @@
 Aljundi et al., NeurIPS 2019, arXiv 1903.08671. A sample's score c is 1 + the largest cosine between its gradient and those of
 `batch_num` random batches from memory: 0 to 2, low for what is new.
 
-    memory not full   the sample is stored with its score                                                    -> `utils.gss_buffer`
+    memory not full   the sample is stored with its score                                                    -> `utils.memory.gss`
     full, c < 1       a candidate i is drawn in proportion to its score s_i, and replaced with probability s_i / (s_i + c)
 
 Choices: --gss_gradients all takes the gradient of every parameter, in chunks of samples; classifier that of the last
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from models.utils.continual_model import ContinualModel
 from utils.flags import add_rehearsal_args, positive_int
-from utils.gss_buffer import Buffer
+from utils.memory.gss import Buffer
 from utils.pair import Pair
 from utils.plain import normalized
 

@@ -19,8 +19,8 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.flags import add_rehearsal_args, fraction, natural, non_negative
+from utils.memory.buffer import Buffer
 from utils.pair import Pair
 from utils.plain import normalized
 

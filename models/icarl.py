@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
-from utils.exemplars import class_means, fill_buffer, icarl_replay
 from utils.flags import add_memory_args, non_negative
-from utils.record_buffer import add_codec_args, replay_buffer
+from utils.memory.exemplars import class_means, fill_buffer, icarl_replay
+from utils.memory.record_buffer import add_codec_args, replay_buffer
 
 
 class ICarl(ContinualModel):

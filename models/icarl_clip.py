@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy, normalize
 from backbone.clip import ClipImageEncoder
 from models.utils.clip_distillation import HeldTuning, add_distillation_args
 from models.utils.clip_tuning import add_tuning_args
-from utils.buffer import Buffer
 from utils.distillation import soft_divergence
-from utils.exemplars import herd, quotas
 from utils.features import FeatureStore
 from utils.flags import add_rehearsal_args, non_negative
+from utils.memory.buffer import Buffer
+from utils.memory.exemplars import herd, quotas
 from utils.randomness import generator
 
 

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 
 from backbone.cosine import CosineLinear
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.errors import UserError
-from utils.exemplars import as_unit, features_of, fill_buffer, icarl_replay, images_by_class
 from utils.flags import add_memory_args, boolean, natural, non_negative, positive, positive_int
+from utils.memory.buffer import Buffer
+from utils.memory.exemplars import as_unit, features_of, fill_buffer, icarl_replay, images_by_class
 
 
 class Lucir(ContinualModel):

@@ -13,8 +13,8 @@ With beta = gamma = 1 this is experience replay in steps of one sample. The publ
 import torch
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.flags import add_rehearsal_args, positive_int, real
+from utils.memory.buffer import Buffer
 
 
 class Mer(ContinualModel):

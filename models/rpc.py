@@ -12,9 +12,9 @@ import torch
 from scipy.linalg import helmert
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer
 from utils.errors import UserError
 from utils.flags import add_rehearsal_args
+from utils.memory.buffer import Buffer
 
 
 class Rpc(ContinualModel):

@@ -22,9 +22,9 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 from models.utils.continual_model import ContinualModel
-from utils.buffer import Buffer, apply
-from utils.exemplars import fill_buffer
 from utils.flags import add_rehearsal_args, boolean, non_negative, positive, positive_int, real
+from utils.memory.buffer import Buffer, apply
+from utils.memory.exemplars import fill_buffer
 from utils.plain import normalized
 
 

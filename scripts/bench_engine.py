@@ -90,7 +90,7 @@ def first_rows(args: argparse.Namespace) -> list[Row]:
 def child_first(argv: list[str]) -> dict:
     begun, begun_wall = time.process_time(), time.perf_counter()
     import main
-    from utils import training
+    from utils.engine import training
 
     class Done(Exception):
         pass
@@ -176,7 +176,7 @@ def step_rows(args: argparse.Namespace) -> list[Row]:
 
 def timed_steps(method: str, stream: str, pairs: int, args: argparse.Namespace, *more: str) -> tuple[float, ...]:
     """Median seconds of an engine step and of a bare step in the first task of a run, and their median ratio."""
-    from utils.training import train
+    from utils.engine.training import train
 
     skip = 2  # the first step has no memory yet, the second is the first to read it
     limits = ["--fitting_mode", "iters", "--n_iters", str(pairs + skip + 1), "--stop_after", "0"]
@@ -230,7 +230,8 @@ def build(method: str, stream: str, args: argparse.Namespace, *more: str) -> tup
     from backbone import get_backbone
     from datasets import get_dataset
     from models import get_model
-    from utils import cli, launch
+    from utils import cli
+    from utils.engine import launch
 
     args = cli.parse(run_argv(method, stream, args.small, args.runs, *more)).args
     requested = launch.fill_in(args)
@@ -287,8 +288,8 @@ def peak_bytes() -> int:
 
 def evaluation_rows(args: argparse.Namespace) -> list[Row]:
     """Evaluation over bare evaluation; a run in which a test image takes a second pass at a boundary stops the bench."""
-    from utils.evaluate import eval_batch_size, evaluate_tasks
-    from utils.training import train
+    from utils.engine.evaluate import eval_batch_size, evaluate_tasks
+    from utils.engine.training import train
 
     model, dataset, run_args, record, twin = build(
         "sgd", "seq-cifar10", args, "--fitting_mode", "iters", "--n_iters", "1", "--num_filters", "8"

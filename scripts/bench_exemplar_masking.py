@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbone.clip_files import openai_clip  # noqa: E402
 from backbone.multimodal import run  # noqa: E402
-from utils.masked_records import RecordMemory, full_tokens, select, to_bytes  # noqa: E402
+from utils.memory.records import RecordMemory, full_tokens, select, to_bytes  # noqa: E402
 
 WIDTH, CELLS, PATCH, WORDS = 768, 196, 3 * 16 * 16, 24
 

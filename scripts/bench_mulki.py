@@ -31,7 +31,8 @@ from datasets.utils.continual_dataset import ContinualDataset  # noqa: E402
 from datasets.utils.samples import ArraySamples  # noqa: E402
 from models.finetune_clip import FinetuneClip  # noqa: E402
 from models.mulki import MulKI  # noqa: E402
-from utils import cli, registry  # noqa: E402
+from utils import cli  # noqa: E402
+from utils.cli import registry  # noqa: E402
 from utils.relations import divergence  # noqa: E402
 
 # embed, image side, vision layers, width, patch, context, vocabulary, text width, heads, layers

@@ -13,7 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.claims import spread  # noqa: E402
-from utils.results import read_record  # noqa: E402
+from utils.engine.record import read_record  # noqa: E402
 
 SCORES = ("Transfer", "Average", "Last")
 

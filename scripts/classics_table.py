@@ -9,7 +9,7 @@ from claims import interval
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.results import read_record  # noqa: E402
+from utils.engine.record import read_record  # noqa: E402
 
 ORDER = [
     "joint",

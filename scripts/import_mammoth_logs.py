@@ -4,7 +4,7 @@ A logs.pyd holds one Python dict literal per line and run. The lines are parsed,
 containers, nan and inf are read, `device(type='cpu')` and other calls become text, `tensor(1.5)` its content. A line
 that cannot be read, or holds no accuracies, is named on stderr and skipped; the exit code is then 1.
 Of each run the accuracies are taken over (`accuracy_{j}_task{i}`, both from 1), and from the file of the same run under
-task-il/ the masked ones; the averages are computed here from them, by the definitions of utils/metrics.py. Importing a
+task-il/ the masked ones; the averages are computed here from them, by the definitions of utils/engine/metrics.py. Importing a
 file twice makes no second record.
 """
 
@@ -20,7 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import metrics, results  # noqa: E402
+from utils.engine import metrics  # noqa: E402
+from utils.engine import record as results
 from utils.errors import UserError  # noqa: E402
 
 NAMES = {"nan": math.nan, "inf": math.inf, "None": None, "True": True, "False": False}

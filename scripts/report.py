@@ -22,9 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.claims import interval  # noqa: E402
+from utils.engine.record import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table, read_record  # noqa: E402
+from utils.engine.report import TITLES, human  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.report import TITLES, human  # noqa: E402
-from utils.results import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table, read_record  # noqa: E402
 
 SEEDS = {"seed", "picture_seed", "class_order_seed", "class_order"}  # runs that differ in these alone are repeats
 SHORT = [

@@ -28,7 +28,7 @@ from datasets import get_dataset  # noqa: E402
 from datasets.tiny_world.captions import QUESTION_KINDS  # noqa: E402
 from datasets.utils.stream_cache import sources_digest  # noqa: E402
 from scripts.tiny_world_sheet import stream_sheets, world_sheets  # noqa: E402
-from utils.results import read_record  # noqa: E402
+from utils.engine.record import read_record  # noqa: E402
 
 BEGIN, END = "<!-- ladder: written by scripts/tiny_world.py -->", "<!-- end of ladder -->"
 LOWER_BOUND_EPOCHS = 2  # of tuning on the first domain

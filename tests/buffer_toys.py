@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.buffer import Buffer
+from utils.memory.buffer import Buffer
 
 
 def numbered(start: int, stop: int) -> torch.Tensor:

@@ -22,8 +22,10 @@ from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.gcl_dataset import GCLDataset
 from datasets.utils.samples import ArraySamples
 from tests import fabricate, fabricate_mm, fabricate_mtil, fabricate_real
-from utils import cli, registry, training
-from utils.evaluate import logits_of
+from utils import cli
+from utils.cli import registry
+from utils.engine import training
+from utils.engine.evaluate import logits_of
 from utils.pair import Pair
 
 REQUIRED = {

@@ -8,7 +8,7 @@ import torch
 from backbone.clip import load_clip
 from backbone.fusion import make_fusion
 from backbone.multimodal import MultimodalNet
-from utils.masked_records import (
+from utils.memory.records import (
     full_tokens,
     patchify,
     special,

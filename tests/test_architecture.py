@@ -20,7 +20,7 @@ MAY_IMPORT = {
 # the prompt templates of data sets are kept with the data sets
 # utils.args names ContinualModel and get_model_names, as Mammoth's does, fetched when asked for
 ALLOWED = {
-    ("utils/args.py", "models"),
+    ("utils/mammoth/ours/args.py", "models"),
     ("utils/mammoth/prompt_templates.py", "datasets"),
     ("models/utils/continual_model.py", "datasets"),
     ("datasets/utils/tokens.py", "backbone"),
@@ -79,7 +79,7 @@ def test_starts_without_torch(argv):
 
 def test_a_broken_file_concerns_itself_only(tmp_path, monkeypatch):
     """Listing reads text, so a method that cannot be imported does not stop another."""
-    from utils import registry
+    from utils.cli import registry
 
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "broken.py").write_text(
@@ -92,7 +92,7 @@ def test_a_broken_file_concerns_itself_only(tmp_path, monkeypatch):
 
 def test_only_the_chosen_model_and_dataset_are_imported():
     code = (
-        "import sys; from utils import registry; registry.load('model', 'er');"
+        "import sys; from utils.cli import registry; registry.load('model', 'er');"
         "print(sorted(m for m in sys.modules if m.startswith('models.') and m.count('.') == 1))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -100,7 +100,7 @@ def test_only_the_chosen_model_and_dataset_are_imported():
 
 
 def test_missing_package_is_named(tmp_path, monkeypatch):
-    from utils import registry
+    from utils.cli import registry
     from utils.errors import UserError
 
     folder = tmp_path / "models"

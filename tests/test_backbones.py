@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from backbone import get_backbone, get_backbone_class, get_backbone_names, num_flat_features
-from utils import registry, signatures
+from utils.cli import registry, signatures
 from utils.errors import UserError
 
 SMALL = {

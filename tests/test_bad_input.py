@@ -16,8 +16,9 @@ import main
 from models.er import Er
 from tests import fabricate
 from tests.conftest import comparable, newest_record
-from utils import checkpoint, results
-from utils.registry import ROOT
+from utils.cli.registry import ROOT
+from utils.engine import checkpoint
+from utils.engine import record as results
 
 SGD = ["--model", "sgd", "--dataset", "seq-mnist", "--lr", "0.05", "--seed", "1"]
 ER = ["--model", "er", "--dataset", "seq-mnist", "--lr", "0.05", "--seed", "1", "--buffer_size", "20"]

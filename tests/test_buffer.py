@@ -11,9 +11,9 @@ from torchvision import transforms as T
 
 from tests.buffer_toys import fill, numbered, stored
 from tests.toys import random_pairs
-from utils.buffer import Buffer
-from utils.buffer_strategies import STRATEGIES
 from utils.errors import UserError
+from utils.memory.buffer import Buffer
+from utils.memory.strategies import STRATEGIES
 from utils.pair import Pair
 
 

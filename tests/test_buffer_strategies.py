@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.buffer_toys import fill, numbered, stored
-from utils.buffer import Buffer
 from utils.errors import UserError
+from utils.memory.buffer import Buffer
 
 
 def inclusion(batches, runs=800, size=3, n=12) -> np.ndarray:

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-import utils.vae
+import utils.generative.vae
 from backbone.prompts import ContextNet, NamePrompts
 from datasets.utils.samples import ArraySamples
 from models.cgil import CGIL, prompt_mode
 from tests.clip_weights import write_tiny
 from tests.conftest import comparable, in_child, newest_record
 from tests.test_vlm_models import Pictures
-from utils.cli import new_parser
+from utils.cli.parser import new_parser
 from utils.errors import UserError
 
 SMALL = {
@@ -270,8 +270,8 @@ def test_level_weight_holds_the_mean_logit(build):
 
 @pytest.mark.parametrize("kind", ["vae", "mog", "gauss", "diffusion", "full_gauss"])
 def test_every_generator_runs_and_survives_a_checkpoint(build, kind, tmp_path):
-    from utils import checkpoint
-    from utils.module_state import SKIP
+    from utils.engine import checkpoint
+    from utils.engine.module_state import SKIP
 
     model, dataset = build(g_models=kind)
     train(model, dataset, 2)
@@ -375,7 +375,7 @@ def test_record_holds_both_scorings_and_zero_shot(pictures, tmp_path):
     assert newest_record(tmp_path / "second")[-1]["summary"]["image_forwards"] == 0
 
 
-PLACES = {"vae": (CGIL, "align_epoch"), "full_gauss": (CGIL, "align_epoch"), "fit": (utils.vae, "gradients")}
+PLACES = {"vae": (CGIL, "align_epoch"), "full_gauss": (CGIL, "align_epoch"), "fit": (utils.generative.vae, "gradients")}
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from utils import checkpoint
+from utils.engine import checkpoint
 from utils.errors import UserError
 from utils.pair import Pair
 

@@ -4,7 +4,8 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from utils import cli, configs, flags
+from utils import cli, flags
+from utils.cli import configs
 from utils.errors import UserError
 
 ER = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "20", "--lr", "0.1"]
@@ -55,7 +56,7 @@ def test_underscore_and_dash_are_equal():
 
 
 def test_minibatch_size_is_respected():
-    from utils.launch import fill_in
+    from utils.engine.launch import fill_in
 
     args = cli.parse([*ER, "--minibatch_size", "4"]).args
     fill_in(args)

@@ -15,7 +15,7 @@ from datasets.utils.answers import normalise_answer
 from datasets.utils.vqa import Question, SparseScores, question_of, soft_scores, tidy_question, vocabulary
 from tests import fabricate_mm as mm
 from tests.conftest import newest_record
-from utils import metrics
+from utils.engine import metrics
 from utils.errors import UserError
 
 

@@ -363,7 +363,7 @@ def test_shipped_weights_are_those_of_the_tiny_clip(tmp_path):
 def test_training_is_resumed_to_the_same_scores(tmp_path):
     """A model saved inside its second task and continued in a fresh one takes the same next steps."""
     from tests.test_contract_models import skipped
-    from utils import checkpoint
+    from utils.engine import checkpoint
 
     toy = begun(tasks=2)
     batches = [batch[:3] for batch in toy.dataset.train_loader]

@@ -11,9 +11,10 @@ import main
 from backbone.clip import load_clip
 from backbone.fusion import make_fusion
 from datasets.tiny_world import streams
-from utils import cli, metrics
-from utils.registry import ROOT
-from utils.results import read_record
+from utils import cli
+from utils.cli.registry import ROOT
+from utils.engine import metrics
+from utils.engine.record import read_record
 
 # whole runs
 

@@ -12,7 +12,8 @@ import torch
 
 from datasets import get_dataset, get_dataset_class
 from tests.contract import FABRICATORS
-from utils import cli, registry
+from utils import cli
+from utils.cli import registry
 from utils.errors import UserError
 from utils.pair import Pair
 from utils.settings import SETTINGS, SPLIT_SETTINGS
@@ -82,7 +83,7 @@ def described(name, make):
 
 
 def constructs_from_the_command_line(name, make):
-    from utils import signatures
+    from utils.cli import signatures
 
     parser = cli.new_parser()
     signatures.add_arguments(parser, get_dataset_class(name), name)

@@ -10,7 +10,8 @@ import torch
 
 from models.sgd import Sgd
 from tests import test_contract_models as checks
-from utils import evaluate, registry
+from utils.cli import registry
+from utils.engine import evaluate
 from utils.errors import UserError
 from utils.settings import SETTINGS
 

@@ -17,10 +17,12 @@ from torch import nn
 from datasets.utils.continual_dataset import ContinualDataset
 from tests import contract
 from tests.contract import STREAMS, build, images_of, logits, own_actions, run, sample_value, settings_of
-from utils import checkpoint, cli, evaluate, launch, registry
+from utils import cli
+from utils.cli import registry
+from utils.engine import checkpoint, evaluate, launch
+from utils.engine.module_state import SKIP
 from utils.errors import UserError
 from utils.flags import boolean
-from utils.module_state import SKIP
 from utils.settings import SETTINGS, SPLIT_SETTINGS, UNMASKED
 
 NOT_TRIED = {  # flags whose effect no toy run can show

@@ -11,7 +11,8 @@ import datasets
 import models
 from tests import test_contract_models as contract_checks
 from tests.conftest import newest_record
-from utils import cli, registry
+from utils import cli
+from utils.cli import registry
 
 TEXT = (registry.ROOT / "CONTRIBUTING.md").read_text()
 

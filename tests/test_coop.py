@@ -10,7 +10,7 @@ from models.coop import CoOp
 from tests.clip_weights import write_tiny
 from tests.test_cgil import train
 from tests.test_vlm_models import Pictures
-from utils.cli import new_parser
+from utils.cli.parser import new_parser
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from datasets import get_dataset_names
 from datasets.utils.mtil_protocol import DOMAINS
 from scripts import prepare_data
-from utils import registry
+from utils.cli import registry
 
 TEXT = (registry.ROOT / "docs" / "data.md").read_text()
 ROWS = re.findall(r"^\| `([a-z0-9-]+)` \|(.*)\|$", TEXT, re.M)

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as TF
 
 from datasets import get_dataset, get_dataset_class
 from tests import fabricate
-from utils import configs
+from utils.cli import configs
 from utils.randomness import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*published ones")

@@ -10,7 +10,7 @@ from torch import nn
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import ArraySamples
 from tests.toys import Linear, ToyDomains, ToyStream, toy_args
-from utils.evaluate import eval_batch_size, evaluate, evaluate_tasks, mask_classes, only_columns
+from utils.engine.evaluate import eval_batch_size, evaluate, evaluate_tasks, mask_classes, only_columns
 from utils.pair import Pair
 
 

@@ -7,12 +7,12 @@ from backbone.clip import load_clip
 from backbone.multimodal import Attention
 from tests import contract
 from tests.multimodal_toys import CELLS, SIDE, batch, draw, memory_args, net, some
-from utils import token_augment
 from utils.distillation import soft_divergence
 from utils.errors import UserError
-from utils.exemplar_memory import ExemplarMemory, box, mask_rule, samples_or_number
-from utils.exemplars import herd
-from utils.masked_records import (
+from utils.memory import token_augment
+from utils.memory.exemplar_memory import ExemplarMemory, box, mask_rule, samples_or_number
+from utils.memory.exemplars import herd
+from utils.memory.records import (
     KINDS,
     RecordMemory,
     fill_grid,

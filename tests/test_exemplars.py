@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from datasets.utils.samples import ArraySamples
 from models.icarl import ICarl
 from tests.toys import Linear, ToyStream, random_pairs, toy_args
-from utils.buffer import Buffer, fill_buffer, icarl_replay
 from utils.errors import UserError
-from utils.exemplars import class_means, features_of, herd, quotas
+from utils.memory.buffer import Buffer, fill_buffer, icarl_replay
+from utils.memory.exemplars import class_means, features_of, herd, quotas
 from utils.pair import Pair
 
 

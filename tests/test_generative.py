@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from utils import class_generator
-from utils.class_generator import class_streams, standardise
-from utils.diffusion import batch_order, cosine_schedule, posterior
 from utils.errors import UserError
-from utils.gaussians import log_joint
 from utils.generative import GENERATORS
-from utils.vae import cosine_restarts
+from utils.generative import base as class_generator
+from utils.generative.base import class_streams, standardise
+from utils.generative.diffusion import batch_order, cosine_schedule, posterior
+from utils.generative.gaussians import log_joint
+from utils.generative.vae import cosine_restarts
 
 SMALL = {
     "vae": {"hidden_dim": 12, "latent_dim": 4, "n_iters": 6, "lr": 5e-3, "batch_size": 16},

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests import contract
-from utils import registry
+from utils.cli import registry
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -9,7 +9,7 @@ import torch
 import main
 from models.sgd import Sgd
 from tests.conftest import comparable, newest_record
-from utils import training
+from utils.engine import training
 
 BASE = ["--model", "sgd", "--dataset", "seq-mnist", "--lr", "0.1", "--seed", "2", "--batch_size", "16"]
 N_TRAIN = 60  # fabricated images in each of the five tasks

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from backbone import MammothBackbone, get_backbone
 from models.xder import contrast
-from utils import cli, flags, plugins, registry
+from utils import cli, flags
+from utils.cli import plugins, registry
 from utils.errors import UserError
 
 

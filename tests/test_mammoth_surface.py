@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torchvision import transforms as T
 
-from utils import cli, flags, plugins
+from utils import cli, flags
+from utils.cli import plugins
+from utils.cli.registry import ROOT
 from utils.errors import UserError
-from utils.registry import ROOT
 
 SURFACE = {
     "utils.args": "ArgumentParser Namespace List Optional add_rehearsal_args add_management_args add_experiment_args "
@@ -189,8 +190,9 @@ def test_denormalize_and_paths():
 
 
 def test_seeded_loaders_and_progress(capsys):
-    from utils.conf import create_seeded_dataloader
     from utils.status import progress_bar
+
+    from utils.conf import create_seeded_dataloader
 
     loaders = [
         create_seeded_dataloader(Namespace(seed=3, num_workers=0), range(20), batch_size=4, shuffle=True)

@@ -11,8 +11,8 @@ from datasets.tiny_world import world
 from datasets.tiny_world.render import render
 from datasets.tiny_world.streams import BANK_SEED, NAMES
 from tests.multimodal_toys import CELLS, SIDE, memory_args
-from utils.exemplar_memory import ExemplarMemory
-from utils.masked_records import full_tokens, patchify, special
+from utils.memory.exemplar_memory import ExemplarMemory
+from utils.memory.records import full_tokens, patchify, special
 
 N = 120
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.masks import context_attention, image_mask, random_like, text_mask
+from utils.memory.masks import context_attention, image_mask, random_like, text_mask
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from utils import metrics
+from utils.engine import metrics
 
 NAN = float("nan")
 SMALL = [[80, 50, 40], [70, 90, 45], [60, 85, 95]]

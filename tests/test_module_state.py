@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.test_checkpoint import same
-from utils import checkpoint
+from utils.engine import checkpoint
 from utils.errors import UserError
 
 

@@ -21,7 +21,7 @@ from tests import contract
 from tests import fabricate_mtil as fabricate
 from tests.clip_weights import openai_state, random_clip
 from tests.conftest import newest_record
-from utils import evaluate, metrics
+from utils.engine import evaluate, metrics
 from utils.errors import UserError
 
 FILES = [d for d in DOMAINS if d not in {"cifar100", "mnist"}]

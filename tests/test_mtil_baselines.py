@@ -11,7 +11,7 @@ from models.utils import reference
 from models.utils.clip_distillation import random_sentences, two_way_divergence
 from tests import contract
 from tests.test_contract_models import skipped
-from utils import checkpoint
+from utils.engine import checkpoint
 from utils.errors import UserError
 from utils.weights import weights_of
 

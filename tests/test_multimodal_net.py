@@ -5,8 +5,8 @@ import torch
 from backbone.adapters import add_ssf, count, fold, layers_of
 from backbone.clip import load_clip
 from tests.multimodal_toys import CELLS, batch, draw, net, some
-from utils import token_augment
-from utils.masked_records import (
+from utils.memory import token_augment
+from utils.memory.records import (
     select,
 )
 

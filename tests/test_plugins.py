@@ -12,9 +12,10 @@ from torchvision import transforms
 import main
 from models.utils.continual_model import augmentation_of
 from tests.conftest import comparable, newest_record
-from utils import cli, plugins, registry
-from utils.buffer import Buffer
+from utils import cli
+from utils.cli import plugins, registry
 from utils.errors import UserError
+from utils.memory.buffer import Buffer
 
 HERE = Path(__file__).resolve().parent / "plugins"
 FLAGS = ["--lr", "0.02", "--non_verbose", "1", "--seed", "0", "--device", "cpu"]

@@ -10,9 +10,9 @@ from scipy.stats import chisquare
 from backbone.clip import load_clip
 from tests.clip_toys import random_clip_folder
 from utils.errors import UserError
-from utils.exemplars import fill_buffer
+from utils.memory.exemplars import fill_buffer
+from utils.memory.record_buffer import GREY, RecordBuffer, replay_buffer
 from utils.pair import Pair
-from utils.record_buffer import GREY, RecordBuffer, replay_buffer
 
 SIDE, GRID = 4, 4
 
@@ -169,7 +169,7 @@ def test_attention_of_the_towers_is_that_of_the_multimodal_network():
     from backbone.fusion import make_fusion
     from backbone.multimodal import MultimodalNet
     from backbone.tower_attention import patch_attention, word_attention
-    from utils.masked_records import full_tokens, patchify
+    from utils.memory.records import full_tokens, patchify
 
     clip = load_clip(random_clip_folder().name)
     net = MultimodalNet(clip, make_fusion(clip, "none", 16, 1, 2), 3, "none").eval()

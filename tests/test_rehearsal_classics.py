@@ -21,7 +21,7 @@ from models.xder import XDer, contrast, implant
 from tests.classic_toys import Both
 from tests.toys import ToyStream, toy_args
 from utils.errors import UserError
-from utils.gss_buffer import Buffer as GssBuffer
+from utils.memory.gss import Buffer as GssBuffer
 
 FLAGS = {
     "task_free": False,

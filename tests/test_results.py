@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import results
+from utils.engine import record as results
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def test_second_writer_is_refused(tmp_path, monkeypatch):
 
 WRITER = """
 import os, sys, time
-from utils.results import open_run
+from utils.engine.record import open_run
 run = open_run(sys.argv[1], "d", "m", {"seed": 0})
 run.start({})
 child = os.fork()  # as a loader's worker is: must not keep the lock of a dead parent
@@ -208,7 +208,7 @@ def test_check_writable(tmp_path, monkeypatch):
 
 def test_many_writers_never_share_a_folder(tmp_path):
     code = (
-        "import sys\nfrom utils.results import open_run\n"
+        "import sys\nfrom utils.engine.record import open_run\n"
         "for i in range(20):\n    r = open_run(sys.argv[1], 'd', 'm', {}); r.start({'i': i}); r.close()"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT) for _ in range(2)]

@@ -8,7 +8,7 @@ import pytest
 
 from tests import contract
 from tests.conftest import comparable, in_child, newest_record
-from utils.run import Run
+from utils.engine.run import Run
 
 COMMANDS = {
     "er": ["--model", "er", "--buffer_size", "40", "--lr", "0.05", "--optim_mom", "0.9"],
@@ -49,7 +49,7 @@ def die(*_, **__):
 def killed_at(moment: str, count: int):
     """Patch this process so that it dies in the `count`-th step, end of task, or in the middle of a checkpoint."""
     from models.utils.continual_model import ContinualModel
-    from utils import checkpoint, training
+    from utils.engine import checkpoint, training
 
     seen = {"n": 0}
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from scripts.try_mammoth import command_line, verdict
-from utils.registry import ROOT
+from utils.cli.registry import ROOT
 
 SGD = """
 from models.utils.continual_model import ContinualModel

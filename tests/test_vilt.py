@@ -15,9 +15,10 @@ from backbone.vilt import ViltBackbone, ViltNet, run, ssf_layers
 from datasets.tiny_world import streams
 from datasets.utils.tokens import tokenize
 from tests import contract, test_architecture, test_contract_models, tiny_hub
-from utils import cli, training
+from utils import cli
+from utils.engine import training
 from utils.errors import UserError
-from utils.masked_records import full_tokens, patchify, select, special
+from utils.memory.records import full_tokens, patchify, select, special
 
 pytest.importorskip("transformers")
 TEXTS = ["a photo of a red cup in the sea.", "a fish.", "where is the big boat?"]

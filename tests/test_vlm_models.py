@@ -16,8 +16,8 @@ from models.ncm import Ncm
 from models.ridge import Ridge
 from models.slda import Slda
 from tests.clip_weights import write_tiny
+from utils.engine.evaluate import evaluate_tasks
 from utils.errors import UserError
-from utils.evaluate import evaluate_tasks
 from utils.flags import sentence
 from utils.pair import Pair
 

@@ -5,7 +5,7 @@ import random
 import string
 import sys
 
-__path__ = [*__path__, os.path.join(os.path.dirname(__file__), "mammoth")]  # see utils.plugins
+__path__ = [*__path__, os.path.join(os.path.dirname(__file__), "mammoth")]  # see utils.cli.plugins
 
 
 def binary_to_boolean_type(value: str | int | bool) -> bool:

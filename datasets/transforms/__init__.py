@@ -1,5 +1,5 @@
 """Transforms that dataset files import."""
 
-from utils import plugins
+from utils.cli import plugins
 
 __path__ = plugins.search_path(__name__, __path__)

@@ -3,8 +3,8 @@
 import inspect
 from collections.abc import Callable
 
-from utils import plugins, registry
-from utils.configs import DEFAULT_ARGS
+from utils.cli import plugins, registry
+from utils.cli.configs import DEFAULT_ARGS
 
 __path__ = plugins.search_path(__name__, __path__)
 

@@ -16,9 +16,9 @@ from datasets.utils.labels import (
 )
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import Samples, as_samples
+from utils.cli.signatures import arguments_for
 from utils.errors import UserError
 from utils.settings import SETTINGS, SPLIT_SETTINGS, option
-from utils.signatures import arguments_for
 
 
 class ContinualDataset:
@@ -230,7 +230,7 @@ class ContinualDataset:
 
     @staticmethod
     def evaluate(model, dataset, last: bool = False, return_loss: bool = False):
-        from utils.evaluate import evaluate
+        from utils.engine.evaluate import evaluate
 
         return evaluate(model, dataset, last=last, return_loss=return_loss)
 

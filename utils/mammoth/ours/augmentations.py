@@ -5,7 +5,7 @@ import torch
 from torchvision import transforms as T
 
 from utils.batch_transforms import BatchTransform, RandomCrop, RandomFlip, RandomGray
-from utils.buffer import apply
+from utils.memory.buffer import apply
 
 __all__ = [
     "normalize",

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import accounting, metrics, results
+from utils.engine import accounting, metrics
+from utils.engine import record as results
 from utils.settings import SPLIT_SETTINGS
 
 

@@ -1,6 +1,6 @@
 """Files from elsewhere beside ours: `--plugins PATH` names one file, a folder of files, or a whole checkout of Mammoth.
 
-The folders are appended to the `__path__` of our packages, so the files keep their import lines: `from utils.buffer
+The folders are appended to the `__path__` of our packages, so the files keep their import lines: `from utils.memory.buffer
 import Buffer` finds ours, `from models.foo_utils import bar` finds theirs. Names that a module of ours lacks are taken
 from their module of the same name. Standard library only; nothing is imported until a name is chosen.
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils import metrics, report
+from utils.engine import metrics, report
+from utils.engine.evaluate import evaluate_mixed, evaluate_tasks
+from utils.engine.run import MID_TASK, TASK_END, LossGuard, Run
 from utils.errors import Interrupted, UserError
-from utils.evaluate import evaluate_mixed, evaluate_tasks
-from utils.run import MID_TASK, TASK_END, LossGuard, Run
 from utils.schedulers import get_scheduler
 from utils.settings import SPLIT_SETTINGS, option
 

@@ -5,7 +5,8 @@ import inspect
 import typing
 from collections.abc import Callable
 
-from utils import flags, registry
+from utils import flags
+from utils.cli import registry
 
 IGNORED = {"self", "args", "num_classes"}
 

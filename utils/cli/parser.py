@@ -7,7 +7,8 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 
-from utils import configs, flags, plugins, registry, signatures
+from utils import flags
+from utils.cli import configs, plugins, registry, signatures
 from utils.errors import UserError
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.buffer import ATTRIBUTES, Buffer
 from utils.errors import UserError
 from utils.flags import positive_int
-from utils.masked_records import RecordMemory, Tokens, fill_grid, full_tokens, patchify, special, to_bytes, unpatchify
-from utils.masks import image_mask, text_mask
+from utils.memory.buffer import ATTRIBUTES, Buffer
+from utils.memory.masks import image_mask, text_mask
+from utils.memory.records import RecordMemory, Tokens, fill_grid, full_tokens, patchify, special, to_bytes, unpatchify
 from utils.pair import Inputs, Pair
 from utils.settings import option
 

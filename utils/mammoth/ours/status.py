@@ -1,4 +1,4 @@
-"""A progress bar in the form that method files call; the loop has its own (`utils.training.progress`)."""
+"""A progress bar in the form that method files call; the loop has its own (`utils.engine.training.progress`)."""
 
 import sys
 import time

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from utils.buffer import Buffer as PlainBuffer
+from utils.memory.buffer import Buffer as PlainBuffer
 from utils.pair import Inputs
 
 FIRST_SCORE = 0.1  # of samples that there was nothing to compare with

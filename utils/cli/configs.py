@@ -3,7 +3,7 @@
 import inspect
 from pathlib import Path
 
-from utils import registry
+from utils.cli import registry
 from utils.errors import UserError
 
 # method of a dataset class -> flag whose default it gives

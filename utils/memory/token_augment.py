@@ -6,7 +6,7 @@ Every function keeps the row's label: partners are of the same class, or lend th
 import torch
 from torch import Tensor
 
-from utils.masked_records import Tokens, packed, special
+from utils.memory.records import Tokens, packed, special
 
 AUGMENTATIONS = ("none", "swap", "mix_patches", "background", "token_drop")
 

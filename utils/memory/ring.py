@@ -2,8 +2,8 @@
 
 import torch
 
-from utils.buffer import Buffer
 from utils.errors import UserError
+from utils.memory.buffer import Buffer
 
 
 class RingBuffer(Buffer):

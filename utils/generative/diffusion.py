@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from utils.class_generator import ClassGenerator, classes_per_fit, normal, pad, standardise, uniform_linear
+from utils.generative.base import ClassGenerator, classes_per_fit, normal, pad, standardise, uniform_linear
 
 N_HIDDEN = 5
 

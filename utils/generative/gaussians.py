@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.class_generator import ClassGenerator, moments, normal, pad, row_mask
+from utils.generative.base import ClassGenerator, moments, normal, pad, row_mask
 
 
 class DiagonalGaussian(ClassGenerator):

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from utils.engine.module_state import capture, restore
+from utils.engine.record import disk_errors
 from utils.errors import UserError
-from utils.module_state import capture, restore
 from utils.pair import Pair
-from utils.results import disk_errors
 
 __all__ = ["SCHEMA", "capture", "load", "restore", "rng_state", "save", "set_rng_state"]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from utils import checkpoint, results
-from utils.accounting import Stopwatch
 from utils.conf import warn_once
+from utils.engine import checkpoint
+from utils.engine import record as results
+from utils.engine.accounting import Stopwatch
+from utils.engine.module_state import SKIP
 from utils.errors import Interrupted, UserError
-from utils.module_state import SKIP
 
 MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 

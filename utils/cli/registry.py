@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils import plugins
+from utils.cli import plugins
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from utils.buffer_strategies import STRATEGIES
 from utils.errors import UserError
-from utils.exemplars import as_unit, fill_buffer, icarl_replay  # noqa: F401  (part of this module's interface)
+from utils.memory.exemplars import as_unit, fill_buffer, icarl_replay  # noqa: F401  (part of this module's interface)
+from utils.memory.strategies import STRATEGIES
 from utils.pair import Inputs, Pair, collate
 
 ATTRIBUTES = ["examples", "labels", "logits", "task_labels", "true_labels", "attention_maps"]

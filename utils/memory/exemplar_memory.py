@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.exemplars import herd
 from utils.flags import fraction, non_negative, number, positive_int
-from utils.masked_records import HEADER, RecordMemory, Tokens, fill_grid, select, special, to_bytes, unpatchify
-from utils.masks import DIRECTIONS, IMAGE_RULES, TEXT_RULES, context_attention, image_mask, text_mask
+from utils.memory.exemplars import herd
+from utils.memory.masks import DIRECTIONS, IMAGE_RULES, TEXT_RULES, context_attention, image_mask, text_mask
+from utils.memory.records import HEADER, RecordMemory, Tokens, fill_grid, select, special, to_bytes, unpatchify
 from utils.picture_grid import plot_pictures
 
 CODECS = ("masked", "box", "jpeg", "raw")

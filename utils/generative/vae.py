@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from utils.class_generator import (
+from utils.generative.base import (
     ClassGenerator,
     classes_per_fit,
     normal,

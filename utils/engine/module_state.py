@@ -1,6 +1,6 @@
 """The whole state of a model, not only its state_dict: counters, memories, optimizers, copies of networks, flags.
 
-`capture` walks the module and packs each attribute as a pair (kind, content) of values that `utils.checkpoint.save`
+`capture` walks the module and packs each attribute as a pair (kind, content) of values that `utils.engine.checkpoint.save`
 can write; `restore` puts them into a freshly built module of the same class and arguments.
 """
 
@@ -40,14 +40,14 @@ def capture(module: nn.Module, skip: frozenset[str] | set[str] = SKIP) -> tuple[
     arrays, random generators, optimizers, schedulers, modules, and objects with state() / load_state(nested) or
     state_dict() / load_state_dict(). Not held: gradients, hooks, what SKIP names, the attributes and submodules whose
     dotted path is in `skip` (such as "net" for a frozen encoder), and what the list names.
-    The state refers to the live tensors: write it with `utils.checkpoint.save` before training goes on.
+    The state refers to the live tensors: write it with `utils.engine.checkpoint.save` before training goes on.
     """
     packer = _Packer(module, skip)
     return packer.module(module, ""), packer.unsaved
 
 
 def restore(module: nn.Module, state: dict, skip: frozenset[str] | set[str] = SKIP) -> None:
-    """Bring a freshly built `module` to a captured state, as read by `utils.checkpoint.load`; it owns the state then.
+    """Bring a freshly built `module` to a captured state, as read by `utils.engine.checkpoint.load`; it owns the state then.
 
     Tensors that require gradients are filled in place where shapes allow, so that optimizers keep seeing them. A
     submodule that the fresh module lacks is a copy of one of the same class, or a torch.nn module built by its name.
