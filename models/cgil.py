@@ -130,7 +130,7 @@ class CGIL(VLMModel):
         self.keys = None
 
     def fit(self, dataset):
-        from utils.engine.training import progress
+        from utils.progress import progress
 
         features, labels = self.image_features(dataset.train_loader.dataset)
         by_class = {int(c): features[labels == c] for c in labels.unique() if c >= 0}

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
-from utils.engine.training import progress
 from utils.flags import non_negative
 from utils.gradients import add_pull, flat, trained
 from utils.per_sample import SquaredGradients
 from utils.plain import plain_batches
+from utils.progress import progress
 
 
 class EwcOn(ContinualModel):

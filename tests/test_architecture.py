@@ -29,13 +29,24 @@ ALLOWED = {
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")) + [ROOT / "main.py"]
 
 
-def imports_of(path: Path) -> set[str]:
+# who may not import which room of utils/
+CLOSED = {
+    "utils/cli/": ("utils.engine", "utils.memory", "utils.generative", "torch", "numpy"),
+    "utils/memory/": ("utils.engine", "utils.cli"),
+    "utils/generative/": ("utils.engine", "utils.cli"),
+    "models/": ("utils.engine",),
+    "backbone/": ("utils.engine", "utils.memory.buffer"),
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names of everything a file imports: `from utils import flags` is utils.flags."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module.split(".")[0])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -44,9 +55,18 @@ def test_imports_go_one_way(path):
     package = path.relative_to(ROOT).parts[0]
     if package == "main.py":
         return
-    forbidden = imports_of(path) & (set(PACKAGES) | {"main"}) - MAY_IMPORT[package]
+    imported = imported_modules(path)
+    forbidden = {m.split(".")[0] for m in imported} & (set(PACKAGES) | {"main"}) - MAY_IMPORT[package]
     name = str(path.relative_to(ROOT))
     assert not {f for f in forbidden if (name, f) not in ALLOWED}
+    for room, closed in CLOSED.items():
+        doors = [m for m in imported for c in closed if name.startswith(room) and f"{m}.".startswith(f"{c}.")]
+        assert not doors, f"{name} imports {doors}"
+
+
+def test_the_hall_of_utils_stays_small():
+    """A file directly in utils/ is a tool of a method's author; the rest has a room."""
+    assert len(list((ROOT / "utils").glob("*.py"))) <= 26
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

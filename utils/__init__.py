@@ -5,7 +5,8 @@ import random
 import string
 import sys
 
-__path__ = [*__path__, os.path.join(os.path.dirname(__file__), "mammoth")]  # see utils.cli.plugins
+_surface = os.path.join(os.path.dirname(__file__), "mammoth")  # see utils.cli.plugins
+__path__ = [*__path__, os.path.join(_surface, "ours"), _surface]
 
 
 def binary_to_boolean_type(value: str | int | bool) -> bool:

@@ -23,8 +23,8 @@ from backbone.clip import DTYPES, CLIPBackbone, cast
 from backbone.lora import adapted, add_lora, fold_lora
 from models.utils.vlm_model import TEXT_ROWS, VLMModel, add_vlm_args
 from utils.batch_transforms import BatchTransform, flatten
-from utils.engine.evaluate import eval_batch_size
 from utils.errors import UserError
+from utils.eval_batch_size import eval_batch_size
 from utils.flags import boolean, fraction, natural, positive, positive_int
 from utils.pair import Inputs, Pair
 from utils.randomness import generator

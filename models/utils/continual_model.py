@@ -130,7 +130,7 @@ class ContinualModel(nn.Module):
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes kept between tasks besides the network, by attribute."""
-        from utils.engine.accounting import stored_bytes
+        from utils.stored_bytes import stored_bytes
 
         return stored_bytes(self)
 
@@ -164,7 +164,7 @@ class ContinualModel(nn.Module):
 
         After a resume the steps done are skipped, so what they made must be in attributes of the model.
         """
-        from utils.engine.training import progress
+        from utils.progress import progress
 
         done = self.work_done.get(name, 0)
         with progress(name, steps, self.args, done) as bar:

@@ -5,9 +5,8 @@ import Buffer` finds ours, `from models.foo_utils import bar` finds theirs. Name
 from their module of the same name. Standard library only; nothing is imported until a name is chosen.
 
 Modules that nothing here imports, only files from elsewhere (`utils.triplet`, `backbone.vit`), lie in the folder `mammoth/`
-of the package they are imported from. These folders stand last on the `__path__`, behind the plug-ins: a reader of utils/
-does not meet them, a file dropped into models/ finds them without --plugins, and a checkout that brings its own module of
-the name has its own.
+of the package they are imported from. One rule says whose file is taken: a plug-in's own file wins over a file in `mammoth/`
+(it stands last on the `__path__`), and ours wins over a plug-in's everywhere else, `mammoth/ours/` included.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from utils.errors import UserError
 
 TOP = ("models", "datasets", "backbone", "utils")
 EXTENDED = (*TOP, "models.utils", "datasets.utils", "datasets.transforms")
-HOUSE = Path(__file__).resolve().parent.parent
+HOUSE = Path(__file__).resolve().parents[2]
 REFUSED = {
     "utils.loggers": "is not offered: results are in record.jsonl, and accs reach end_eval(dataset, accs)",
     "utils.wandb": "is not offered: results are in record.jsonl",
@@ -130,7 +129,10 @@ def surface(package: str) -> list[str]:
 def replaceable(path: str | Path | None) -> bool:
     """Whether other plug-ins may put another module in the place of this one; a folder without __init__.py has no path."""
     folder = Path(path).parent if path else None
-    return folder is None or owns(path) or (HOUSE in folder.parents and "mammoth" in folder.relative_to(HOUSE).parts)
+    if folder is None or owns(path):
+        return True
+    rooms = folder.relative_to(HOUSE).parts if HOUSE in folder.parents else ()
+    return "mammoth" in rooms and "ours" not in rooms
 
 
 def folders(package: str) -> list[Path]:

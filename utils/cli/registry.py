@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.cli import plugins
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
 OWN_PACKAGES = {"models", "datasets", "backbone", "utils", "main"}
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from utils.errors import UserError
-from utils.pair import Inputs, Pair
+from utils.eval_batch_size import eval_batch_size
+from utils.pair import Inputs
 from utils.randomness import generator
 from utils.settings import SPLIT_SETTINGS, UNMASKED, option
 
-EVAL_BYTES = 64 * 2**20  # of one batch of inputs
 FEATURE_ROWS = 16384  # rows of cached features scored at once
 MIXED_ROWS = 256  # the same where test sets are mixed, so that there are several batches of them
 
@@ -71,15 +71,6 @@ def batches_of(model, loader, args) -> Iterator[tuple]:
         if limit is not None and number >= limit:
             return
         yield batch
-
-
-def eval_batch_size(loader, args) -> int:
-    """--eval_batch_size, or as many samples as EVAL_BYTES hold, at most 512."""
-    if option(args, "eval_batch_size"):
-        return args.eval_batch_size
-    first = loader.dataset[0][0] if len(loader.dataset) else torch.zeros(1)
-    parts = (first.image, first.text) if isinstance(first, Pair) else (first,)
-    return int(min(512, max(1, EVAL_BYTES // sum(t.numel() * 4 for t in parts))))
 
 
 def logits_of(model, inputs: Inputs, task: int) -> torch.Tensor:

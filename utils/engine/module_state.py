@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
+from utils.engine.moved import renamed
 from utils.errors import UserError
 from utils.pair import Pair
 
@@ -53,7 +54,7 @@ def restore(module: nn.Module, state: dict, skip: frozenset[str] | set[str] = SK
     submodule that the fresh module lacks is a copy of one of the same class, or a torch.nn module built by its name.
     UserError names what fits neither.
     """
-    _Restorer(module, skip).run(state)
+    _Restorer(module, skip).run(renamed(state))
 
 
 def _name(kind: type) -> str:

@@ -7,12 +7,12 @@ from argparse import Namespace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from utils.engine import metrics, report
 from utils.engine.evaluate import evaluate_mixed, evaluate_tasks
 from utils.engine.run import MID_TASK, TASK_END, LossGuard, Run
 from utils.errors import Interrupted, UserError
+from utils.progress import progress
 from utils.schedulers import get_scheduler
 from utils.settings import SPLIT_SETTINGS, option
 
@@ -252,21 +252,6 @@ def autocast(args: Namespace, device: torch.device):
     """bf16 with -O 2 and above; else nothing, since even a disabled autocast costs something in every step."""
     on = option(args, "code_optimization", 0) >= 2
     return torch.autocast(device.type, dtype=torch.bfloat16) if on else contextlib.nullcontext()
-
-
-def progress(title: str, total: int, args: Namespace, done: int = 0) -> tqdm:
-    """The bar of long work, on stderr."""
-    interval = 0.2 if sys.stderr.isatty() else 20.0
-    return tqdm(
-        total=None if total >= sys.maxsize else total,
-        initial=done,
-        desc=title,
-        disable=option(args, "non_verbose", False),
-        mininterval=interval,
-        dynamic_ncols=True,
-        file=sys.stderr,
-        leave=False,
-    )
 
 
 def set_speed(args: Namespace, model) -> None:

@@ -1,0 +1,37 @@
+"""Modules that have moved: a checkpoint names classes by module, and one written before a move is read like any other."""
+
+MOVED = {
+    "utils.buffer": "utils.memory.buffer",
+    "utils.buffer_strategies": "utils.memory.strategies",
+    "utils.class_generator": "utils.generative.base",
+    "utils.diffusion": "utils.generative.diffusion",
+    "utils.exemplar_memory": "utils.memory.exemplar_memory",
+    "utils.exemplars": "utils.memory.exemplars",
+    "utils.gaussians": "utils.generative.gaussians",
+    "utils.gss_buffer": "utils.memory.gss",
+    "utils.masked_records": "utils.memory.records",
+    "utils.masks": "utils.memory.masks",
+    "utils.record_buffer": "utils.memory.record_buffer",
+    "utils.ring_buffer": "utils.memory.ring",
+    "utils.vae": "utils.generative.vae",
+}
+
+
+def new_name(name: str) -> str:
+    """The name that a class or function has today."""
+    module, _, last = name.rpartition(".")
+    return f"{MOVED.get(module, module)}.{last}"
+
+
+def renamed(state):
+    """A captured state with the names of today; the tensors in it are the same objects."""
+    if isinstance(state, dict):
+        return {k: new_name(v) if k == "class" and isinstance(v, str) else renamed(v) for k, v in state.items()}
+    if isinstance(state, (list, tuple)) and len(state) == 2 and state[0] == "code":
+        return type(state)(("code", new_name(state[1])))
+    if isinstance(state, (list, tuple)) and len(state) == 2 and state[0] == "object":
+        name, *rest = state[1]
+        return type(state)(("object", [new_name(name), *map(renamed, rest)]))
+    if type(state) in (list, tuple):
+        return type(state)(map(renamed, state))
+    return state

@@ -1,0 +1,1 @@
+"""Memories of samples and exemplars, and what is chosen for them."""
