@@ -1,5 +1,5 @@
 """The command line: from argv to one Namespace, names, plug-ins. Standard library only."""
 
-from utils.cli.parser import Parsed, fail, listing, new_parser, parse
+from utils.cli.parser import Parsed, add_model_args, check_values, fail, listing, new_parser, parse
 
-__all__ = ["Parsed", "fail", "listing", "new_parser", "parse"]
+__all__ = ["Parsed", "add_model_args", "check_values", "fail", "listing", "new_parser", "parse"]
