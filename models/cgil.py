@@ -9,14 +9,20 @@ Frascaroli et al., BMVC 2024, "CLIP with Generative Latent Replay", arXiv 2407.1
     alignment   cross-entropy of exp(logit_scale) cos(x, key_c) over seen classes -> `align_epoch`
     inference   nearest key; names not seen yet keep their hand-written key      -> `forward`, `future_forward`
 
-Choices the sources leave open: unseen keys have unit length like the others (--future_scoring normalised; mammoth
-leaves them raw, as the released code does, and the record holds both); in domain-il the generators of older domains
-stay as components of a class's mixture, weighted by their number of images; the generator's exp(logvar) reading of
-its spread is the released one (--vae_std_quirk 0 for exp(logvar / 2)), and so are two habits of the diffusion
-(--diffusion_noise_quirk 0 for one normal as its noise, --diffusion_renoise_quirk 0 for draws from the posterior);
---align_chunk bounds the memory of alignment and is exact. Beyond the paper, off by default: --g_models full_gauss;
---level_weight holds the mean logit of the seen names at that of the hand-written prompts, and --future_keys generated
-gives unseen names the learned context too (g(t_c), and where V_c is in use the mean V_c of the classes seen).
+Choices. As the released code does, each with a flag for ours:
+- a VAE's spread is exp(logvar) (--vae_std_quirk 0: exp(logvar / 2));
+- the diffusion's noise is a product of two normals (--diffusion_noise_quirk 0: one normal), a reverse step adds fresh
+  noise (--diffusion_renoise_quirk 0: draws from the posterior), the cosine has no offset, the time code's slowest rate is
+  1 / steps and the last batch of an epoch is ragged (--diffusion_constants common: .008, 1 / 10,000, full batches);
+- with --train_only_current_prompts g learns from the names of the task alone (--past_names_train_g 1: from all);
+- with --cocoop g reads unit features in training and raw ones at test (--cocoop_query unit: unit ones, as in training).
+Ours, where the released code does otherwise or nothing: unseen keys have unit length like the others (--future_scoring
+mammoth leaves them raw; the record holds both); in domain-il the generators of older domains stay as components of a
+class's mixture, weighted by their number of images; k-means++ starts a mixture; the orthogonality loss, which the released
+code cannot run, is mean((P P^T - I)^2) over the V_c of seen classes; --align_chunk bounds the memory of alignment, exactly.
+Beyond the paper, off by default: --g_models full_gauss; --level_weight holds the mean logit of the seen names at that of
+the hand-written prompts, and --future_keys generated gives unseen names the learned context too (g(t_c), and where V_c is
+in use the mean V_c of the classes seen).
 """
 
 import torch
@@ -26,14 +32,24 @@ from torch.nn.functional import cross_entropy, normalize
 from backbone.prompts import ContextNet, NamePrompts, chunked_backward
 from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.errors import UserError
-from utils.flags import boolean, natural, non_negative, positive, positive_int
+from utils.flags import LOOP_FLAGS, boolean, natural, non_negative, positive, positive_int
 from utils.generative import GENERATORS
+from utils.generative.diffusion import CONSTANTS
+
+PROMPTS = 4096  # of images that make their own, encoded at once at test
 
 
 class CGIL(VLMModel):
     NAME = "cgil"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "") | {
+        "lr": "learning_rate_alignment",
+        "n_epochs": "num_epochs_alignment",
+        "batch_size": "batch_size_alignment",
+        "optimizer": "optim_alignment",
+        "optim_wd": "optim_alignment_wd",
+    }
     LOOKS_AHEAD = True
     TOY_ARGS = {
         "g_models": "vae",
@@ -59,11 +75,17 @@ class CGIL(VLMModel):
             "--align_chunk",
             type=natural,
             default=0,
-            help="classes whose text activations are in memory at once, 0 for all",
+            help="prompts whose text activations are in memory at once, 0 for all",
         )
         add("--align_with_ortholoss", type=boolean, default=False, help="push the V_c of different classes apart")
         add("--lambda_ortho_first_stage", type=non_negative, default=1.0, help="weight of that loss")
         add("--train_only_current_prompts", type=boolean, default=False, help="V_c of older classes stay as they are")
+        add(
+            "--past_names_train_g",
+            type=boolean,
+            default=False,
+            help="g learns from past names too; with --train_only_current_prompts 1",
+        )
         add("--gr_mog_n_components", type=positive_int, default=5, help="components of a mixture")
         add("--gr_mog_n_iters", type=positive_int, default=500, help="EM iterations at most")
         add("--gr_vae_hidden_dim", type=positive_int, default=512, help="width of a VAE")
@@ -83,6 +105,12 @@ class CGIL(VLMModel):
             default=True,
             help="a reverse step adds fresh noise, as released; 0: posterior",
         )
+        add(
+            "--diffusion_constants",
+            choices=CONSTANTS,
+            default="released",
+            help="offset of the cosine, rates of the time code, batches",
+        )
         add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) in a prompt")
         add("--combo_context", type=boolean, default=True, help="V_c and g(t_c) together")
         add(
@@ -93,6 +121,7 @@ class CGIL(VLMModel):
         )
         add("--generated_context", type=boolean, default=False, help="g(t_c) alone; with --combo_context 0")
         add("--cocoop", type=boolean, default=False, help="g(image) instead of g(t_c); with --generated_context 1")
+        add("--cocoop_query", choices=["raw", "unit"], default="raw", help="what g reads at test, with --cocoop 1")
         add("--future_scoring", choices=["normalised", "mammoth"], default="normalised", help="length of unseen keys")
         add("--future_keys", choices=["handwritten", "generated"], default="handwritten", help="keys of unseen names")
         add("--level_weight", type=non_negative, default=0.0, help="hold seen logits at the hand-written level")
@@ -168,15 +197,24 @@ class CGIL(VLMModel):
         self.keys = None
         self.align_opt.zero_grad()
         if self.mode == "cocoop":
-            loss = cross_entropy(self.image_prompt_logits(x, self.n_seen_classes), y)
-            loss.backward()
-            loss = loss.detach()
-        else:
+            n_prompts = len(x) * self.n_seen_classes
             loss, _ = chunked_backward(
-                lambda rows: self.encode_keys(rows),
-                self.n_seen_classes,
+                lambda rows: self.image_keys(x, rows),
+                n_prompts,
                 self.args.align_chunk,
-                lambda keys: self.alignment_loss(keys, x, y),
+                lambda keys: cross_entropy(self.image_logits(x, keys), y),
+            )
+        else:
+            first = (
+                self.n_past_classes if self.args.train_only_current_prompts and not self.args.past_names_train_g else 0
+            )
+            with torch.no_grad():
+                past = [self.encode_keys(torch.arange(first))] if first else []
+            loss, _ = chunked_backward(
+                lambda rows: self.encode_keys(rows + first),
+                self.n_seen_classes - first,
+                self.args.align_chunk,
+                lambda keys: self.alignment_loss(torch.cat([*past, keys]), x, y),
             )
         if self.args.align_with_ortholoss:
             ortho = self.args.lambda_ortho_first_stage * self.ortho_loss()
@@ -232,12 +270,17 @@ class CGIL(VLMModel):
         """Unit keys (K, D) of the given classes, with gradient."""
         return normalize(self.prompts.encode(self.net, self.context(rows), rows).float(), dim=1)
 
-    def image_prompt_logits(self, x, n_classes):
-        """Logits (B, S) where each image makes its own context: B * S prompts."""
-        rows = torch.arange(n_classes).repeat(len(x))
-        context = self.g(x).repeat_interleave(n_classes, dim=0)[:, None]
-        keys = normalize(self.prompts.encode(self.net, context, rows).float(), dim=1).view(len(x), n_classes, -1)
-        return self.net.logit_scale.detach() * torch.einsum("bd,bcd->bc", normalize(x, dim=1), keys)
+    def image_keys(self, x, rows):
+        """Unit keys (R, D) of some of the B * S prompts that images make whose features, as g reads them, are x (B, D)."""
+        image, name = rows // self.n_seen_classes, rows % self.n_seen_classes
+        context = self.g(x)[image][:, None]
+        return normalize(self.prompts.encode(self.net, context, name).float(), dim=1)
+
+    def image_logits(self, x, keys):
+        """Logits (B, S) of features x (B, D) with the keys (B * S, D) that each image made."""
+        return self.net.logit_scale.detach() * torch.einsum(
+            "bd,bcd->bc", normalize(x, dim=1), keys.view(len(x), -1, keys.shape[1])
+        )
 
     # inference
 
@@ -251,9 +294,14 @@ class CGIL(VLMModel):
         features = self.encode(x)
         if self.mode == "cocoop":
             return torch.cat(
-                [self.image_prompt_logits(normalize(part, dim=1), self.n_seen_classes) for part in features.split(64)]
+                [self.own_prompt_logits(part) for part in features.split(max(1, PROMPTS // self.n_seen_classes))]
             )
         return self.logits(features, self.seen_keys())
+
+    def own_prompt_logits(self, features):
+        """Logits (B, S) where each image makes the prompts itself."""
+        query = normalize(features, dim=1) if self.args.cocoop_query == "unit" else features
+        return self.image_logits(features, self.image_keys(query, torch.arange(len(features) * self.n_seen_classes)))
 
     def future_forward(self, x):
         unit = self.args.future_scoring == "normalised"
@@ -312,10 +360,15 @@ def prompt_mode(args) -> str:
         for flag in ("align_with_ortholoss", "train_only_current_prompts"):
             if getattr(args, flag):
                 raise UserError(f"--{flag} concerns the vectors of single classes, which this form of prompt has not")
+    if args.past_names_train_g and not (mode == "combo" and args.train_only_current_prompts):
+        raise UserError(
+            "--past_names_train_g 1 is about --train_only_current_prompts 1 with a g in the prompt: give both, or leave it out"
+        )
+    if args.cocoop_query == "unit" and mode != "cocoop":
+        raise UserError("--cocoop_query is about prompts that the image makes: it needs --cocoop 1")
     if mode == "cocoop":
         for flag, value in (
             ("level_weight", args.level_weight),
-            ("align_chunk", args.align_chunk),
             ("future_keys generated", args.future_keys == "generated"),
         ):
             if value:
@@ -340,6 +393,7 @@ def make_generator(args):
             "n_iters": iterations,
             "noise_quirk": args.diffusion_noise_quirk,
             "renoise_quirk": args.diffusion_renoise_quirk,
+            "constants": args.diffusion_constants,
         },
     }
     return GENERATORS[args.g_models](**options.get(args.g_models, {}))

@@ -202,6 +202,8 @@ def test_forms_that_exclude_each_other():
             "train_only_current_prompts": False,
             "level_weight": 0.0,
             "future_keys": "handwritten",
+            "past_names_train_g": False,
+            "cocoop_query": "raw",
         }
         return Namespace(**base | given)
 
@@ -214,7 +216,9 @@ def test_forms_that_exclude_each_other():
         {"general_context": 1, "generated_context": True},
         {"general_context": 1, "align_with_ortholoss": True},
         {"generated_context": True, "train_only_current_prompts": True},
-        {"generated_context": True, "cocoop": True, "align_chunk": 2},
+        {"combo_context": True, "past_names_train_g": True},
+        {"combo_context": True, "cocoop_query": "unit"},
+        {"train_only_current_prompts": True, "past_names_train_g": True},
         {"generated_context": True, "cocoop": True, "future_keys": "generated"},
     ):
         with pytest.raises(UserError):
@@ -227,9 +231,11 @@ def test_cocoop_prompts_depend_on_the_image_alone(build):
     x = torch.randn(5, model.net.embed_dim)
     whole = model(x)
     assert torch.allclose(whole, torch.cat([model(row[None]) for row in x]), atol=1e-4)
-    context = model.g(normalize(x, dim=1))[2][None, None].expand(2, -1, -1)
+    context = model.g(x)[2][None, None].expand(2, -1, -1)  # the released code reads the raw feature at test
     keys = normalize(model.prompts.encode(model.net, context, torch.arange(2)), dim=1)
     assert torch.allclose(whole[2], model.logits(x[2:3], keys)[0], atol=1e-4)
+    model.args.cocoop_query = "unit"
+    assert torch.allclose(model(3 * x), model(x), atol=1e-4) and not torch.allclose(model(x), whole, atol=1e-2)
 
 
 def test_unseen_names_by_hand(build):

@@ -9,8 +9,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.generative import GENERATORS
 from utils.generative import base as class_generator
-from utils.generative.base import class_streams, standardise
-from utils.generative.diffusion import batch_order, cosine_schedule, posterior
+from utils.generative.base import class_streams
 from utils.generative.gaussians import log_joint
 from utils.generative.vae import cosine_restarts
 
@@ -312,57 +311,3 @@ def test_published_parameter_count_of_the_decoder():
     generator = GENERATORS["vae"](n_iters=1)
     generator.fit({0: torch.randn(3, 768)})
     assert generator.stored_bytes() == 4 * (788_224 + 2 * 768)
-
-
-def slow_diffusion(x: torch.Tensor, o: dict, stream: torch.Generator) -> dict[str, torch.Tensor]:
-    """One class with modules; the published training noise."""
-    x, dim, h = standardise(x.unsqueeze(0), torch.tensor([len(x)]))[0][0], x.shape[1], o["hidden_dim"]
-    names = ["in", "time1", "time2", "mid0", "mid1", "mid2", "mid3", "mid4", "out"]
-    net = nn.ModuleDict({k: nn.Linear(dim if k == "in" else h, dim if k == "out" else h).double() for k in names})
-    for layer in net.values():
-        bound = layer.in_features**-0.5
-        for p in (layer.weight, layer.bias):
-            p.data.uniform_(-bound, bound, generator=stream)
-    adam = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2, foreach=False)
-    order, silu, size = batch_order(len(x), o, stream), nn.functional.silu, o["n_steps"]
-    rates = [10_000 ** (-i / (h // 2 - 1)) for i in range(h // 2)]
-    cosine = [math.cos((i / size + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(size + 1)]
-    for pick in order:
-        t = torch.empty(len(pick), dtype=torch.long).random_(1, size + 1, generator=stream)
-        noise = torch.empty(len(pick), dim, dtype=x.dtype).normal_(generator=stream)
-        noise = noise * torch.empty_like(noise).normal_(generator=stream)
-        loss = 0.0
-        for i, (clean, step) in enumerate(zip(x[pick], t.tolist(), strict=True)):
-            share = max(cosine[step] / cosine[0], 1e-12)
-            noisy = math.sqrt(share) * clean + math.sqrt(1 - share) * noise[i]
-            code = torch.tensor([f(step * r) for f in (math.sin, math.cos) for r in rates], dtype=torch.float64)
-            when, hidden = net["time2"](silu(net["time1"](code))), silu(net["in"](noisy))
-            for k in names[3:8]:
-                hidden = silu(net[k](hidden) + when)
-            weight = max(1.0, math.log(math.sqrt(share) / math.sqrt(1 - share)))
-            loss = loss + weight * (net["out"](hidden) - clean).square().mean() / len(pick)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    return {f"{k}_{p[0]}": v.data for k, layer in net.items() for p, v in layer.named_parameters()}
-
-
-def test_stacked_diffusion_equals_modules_one_by_one():
-    data = features({3: 20, 9: 7})
-    stacked = fitted("diffusion", data)
-    streams = class_streams([3, 9], rng(1), torch.device("cpu"))
-    for c, stream in zip((3, 9), streams, strict=True):
-        ours = row(stacked, c)
-        for k, slow in slow_diffusion(data[c], SMALL["diffusion"], stream).items():
-            assert float((ours[k].view_as(slow) - slow).abs().max()) < 1e-12
-
-
-def test_diffusion_posterior_keeps_the_forward_marginal():
-    """If x_t follows the forward process from a known clean value, the posterior draw follows it at t - 1."""
-    abar, g = cosine_schedule(32), rng()
-    assert float(abar[0]) == 1 and bool((abar.diff() < 0).all())
-    clean = torch.full((200_000,), 1.7, dtype=torch.float64)
-    now = abar[20].sqrt() * clean + (1 - abar[20]).sqrt() * torch.randn(clean.shape, generator=g, dtype=clean.dtype)
-    before = posterior(now, clean, torch.randn(clean.shape, generator=g, dtype=clean.dtype), abar[20], abar[19])
-    assert abs(float(before.mean() - abar[19].sqrt() * 1.7)) < 6 / math.sqrt(200_000)
-    assert abs(float(before.var() / (1 - abar[19]) - 1)) < 6 * math.sqrt(2 / 200_000)

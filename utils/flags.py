@@ -258,6 +258,30 @@ def add_rehearsal_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--minibatch_size", type=positive_int, help="samples replayed per step (default: batch_size)")
 
 
+# What only a method reads that trains in the loop. One that does not may name those it ignores in IDLE_FLAGS, each with
+# the flag of its own that does the same, or "": given on the command line they are refused.
+LOOP_FLAGS = (
+    "lr",
+    "batch_size",
+    "n_epochs",
+    "n_iters",
+    "fitting_mode",
+    "early_stopping_patience",
+    "early_stopping_metric",
+    "early_stopping_freq",
+    "early_stopping_epsilon",
+    "optimizer",
+    "optim_wd",
+    "optim_mom",
+    "optim_nesterov",
+    "drop_last",
+    "lr_scheduler",
+    "scheduler_mode",
+    "lr_milestones",
+    "sched_multistep_lr_gamma",
+    "eval_epochs",
+)
+
 # Mammoth's flags that nothing here acts on: setting one is refused with the reason, never ignored.
 REFUSED = {
     "load_best_args": "is deprecated upstream; use --model_config best",

@@ -126,6 +126,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
         raise UserError(f"the command line cannot be read: {error}; see --help") from None
     option = {a.dest: a.option_strings for a in parser._actions}
     origins |= {d: "command line" for d, names in option.items() if any(t.split("=")[0] in names for t in tokens)}
+    idle = idle_flags(model_class, [d for d, origin in origins.items() if origin == "command line"])
     args.model, args.dataset = registry.plain_name("model", args.model), registry.plain_name("dataset", args.dataset)
     foreign = {
         kind: f"{path.name} sha256 {plugins.sha256(path)}"
@@ -134,7 +135,18 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     }
     if foreign:
         args.plugin_files = foreign  # a changed file is another configuration
-    return Parsed(args, origins, model_class, dataset_class)
+    return Parsed(args, origins, model_class, dataset_class, idle)
+
+
+def idle_flags(model_class: type, given: list[str]) -> list[str]:
+    """What to say of flags that were given and that the method declares to ignore."""
+    own, name = getattr(model_class, "IDLE_FLAGS", {}), getattr(model_class, "NAME", model_class.__name__)
+    return [
+        f"--{flag} changes nothing with {name}, which takes no gradient step on batches of images: "
+        + (f"give --{own[flag]}" if own[flag] else "leave the flag out")
+        for flag in given
+        if flag in own
+    ]
 
 
 def add_model_args(parser: argparse.ArgumentParser, model_class: type) -> None:
