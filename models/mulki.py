@@ -17,6 +17,8 @@ Choices (all of them ours):
   (--rel_text), visual prototypes are the teachers' (--rel_visual); T = 2.
 - An image's teachers share softmax(-cross-entropy) (--teacher_weight label): the labels are the task's own; --w_min
   keeps both guards awake. A row per class takes the mean over the images of its class.
+- A class of the task without labelled images has no prototype: it is left out of eliciting, `vv` and `tv`, and its rows of
+  `ti` and `tt` weigh nothing.
 - --kd_gate multiplies an image's weights by the better teacher's probability of the true class, and a class row takes
   the mean of gated weights; prototypes are blended by ungated ones. Without it a domain that no teacher knows is
   learned less, because all relations ask to keep noise.
@@ -37,6 +39,7 @@ from torch.nn.functional import cross_entropy, normalize
 from backbone.clip import ClipImageEncoder
 from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_peft_args, add_tuning_args
 from models.utils.reference import reference_data
+from models.utils.teachers import Teachers
 from utils.errors import UserError
 from utils.features import FeatureStore
 from utils.flags import boolean, fraction, natural, non_negative, number, positive, positive_int
@@ -136,6 +139,7 @@ class MulKI(ClipTuning):
         super().__init__(backbone, loss, args, transform, dataset)
         self.pretrained = self.frozen_copy(args.teacher_dtype) if args.teachers != "previous" else None
         self.previous = None  # the model of the previous task, within a task
+        self.teachers = Teachers()  # what they know of the task
         self.origin = self.copied_weights("cpu") if args.inter_anchor != "previous" and args.inter_alpha < 1 else None
         self.start = None  # weights at the start of a task
         self.pictures = self.sentences = None  # reference data: bytes (N, 3, R, R) and token ids (K, L)
@@ -149,24 +153,23 @@ class MulKI(ClipTuning):
             self.pictures, self.sentences = reference_data(
                 args.reference, self.net, args.n_reference, option(args, "seed", 0)
             )
-        self.forget_teachers()
-
-    def forget_teachers(self):
-        """What holds for one task only; (M, ...) over teachers."""
-        self.previous = self.texts = self.visuals = self.class_weights = self.gated_class_weights = None
-        self.aligned_texts = self.aligned_visuals = self.moving = self.taught = self.bank = None
-        self.known_pictures = self.known_sentences = None
 
     def checkpoint_skip(self):
         return super().checkpoint_skip() | {"pretrained", "pictures", "sentences"}
 
     def begin_task(self, dataset):
-        self.forget_teachers()
         if self.args.lambda_A or self.args.lambda_E:
             self.hold_teachers(dataset.train_loader.dataset)
         super().begin_task(dataset)
         anchored = self.args.l2 or (self.args.inter_alpha < 1 and self.args.inter_anchor != "pretrained")
-        self.start = self.copied_weights(None if self.args.l2 else "cpu") if anchored else None
+        self.start = self.weights_at_start() if anchored else None
+
+    def weights_at_start(self):
+        """Those of a task, by name: the previous model's own tensors where it is at hand as it was, else copies."""
+        if self.previous is None or self.args.teacher_dtype != "fp32":
+            return self.copied_weights(None if self.args.l2 else "cpu")
+        held = dict(self.previous.named_parameters())
+        return {name: held[name] for name in self.trained_weights()}
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None, position=None):
         return self.step(inputs, labels, position=position)
@@ -176,9 +179,9 @@ class MulKI(ClipTuning):
         texts, labels, total = names[first : first + n], labels - self.n_past_classes, 0.0
         if self.args.l2:
             total = total + self.args.l2 * squared_distance(self.trained_weights(), self.start)
-        if self.texts is None:
+        if self.teachers.texts is None:
             return total
-        visuals = self.visuals if self.moving is None else self.follow(images, labels)
+        visuals = self.teachers.visuals if self.teachers.moving is None else self.follow(images, labels)
         if self.args.lambda_E and self.args.elicit != "off":
             total = total + self.args.lambda_E * self.elicit(images, texts, labels, visuals)
         strength = self.args.lambda_A * (1.0 if self.current_task else self.args.first_hold)
@@ -186,7 +189,7 @@ class MulKI(ClipTuning):
             return total
         if self.pictures is not None:
             total = total + strength * self.relate_to_reference(len(images))
-        if self.pictures is None or self.bank is not None:
+        if self.pictures is None or self.teachers.bank is not None:
             taught = self.teach(pixels, position)
             total = total + strength * self.relate_to_bank(images, taught)
         if self.pictures is None:
@@ -197,7 +200,7 @@ class MulKI(ClipTuning):
     def end_task(self, dataset):
         super().end_task(dataset)
         self.connect()
-        self.forget_teachers()
+        self.previous, self.teachers = None, Teachers()
 
     # teachers
 
@@ -209,31 +212,33 @@ class MulKI(ClipTuning):
             self.previous = self.frozen_copy(self.args.teacher_dtype)
             nets.append(self.previous)
         first, last = self.n_past_classes, self.n_seen_classes
-        self.texts = torch.stack([self.name_rows(net, first, last) for net in nets])  # (M, n, D)
         labelled = torch.nonzero(split.targets >= 0).flatten()
+        if not len(labelled):
+            return  # nothing to teach on, and no step will be made
         chosen = labelled[self.prototype_rows(split.targets[labelled])]
         asked = torch.arange(len(split)) if self.args.cache_teacher else chosen
-        rows = torch.stack([self.encode_rows(net, split, asked) for net in nets])  # (M, N, D)
+        with self.mixed():
+            texts = torch.stack([self.name_rows(net, first, last) for net in nets])
+            rows = torch.stack([self.encode_rows(net, split, asked) for net in nets])  # (M, N, D)
         seen = rows[:, chosen.to(rows.device)] if self.args.cache_teacher else rows
         labels = split.targets[chosen].to(self.device) - first
-        self.visuals = normalize(class_means(seen.float(), labels, last - first), dim=-1)
-        weights, gated = self.distinguish(seen.float(), labels)
-        self.class_weights, self.gated_class_weights = (class_means(w, labels, last - first) for w in (weights, gated))
-        self.aligned_texts, self.aligned_visuals = (
-            blend(self.texts, self.class_weights),
-            blend(self.visuals, self.class_weights),
+        visuals = normalize(class_means(seen.float(), labels, last - first), dim=-1)
+        self.teachers = t = Teachers(texts, visuals, labels.unique())
+        t.class_weights, t.gated_class_weights = (
+            class_means(w, labels, last - first) for w in self.distinguish(seen.float(), labels)
         )
+        t.aligned_texts, t.aligned_visuals = (blend(unit, t.class_weights) for unit in (texts, visuals))
         if self.args.elicit == "student" or self.args.rel_visual == "student":
-            self.moving = self.visuals[-1].clone()
+            t.moving = visuals[-1].clone()
         if self.args.cache_teacher:
-            self.taught = rows
-            self.previous = None
+            t.taught, self.previous = rows, None
             split.add_extra_return_field("position", torch.arange(len(split)))
-        if self.args.text_bank == "seen" and first:
-            self.bank = torch.stack([self.name_rows(net, 0, first) for net in nets])  # (M, P, D)
-        if self.pictures is not None:
-            self.known_sentences = torch.stack([self.text_rows(net, self.sentences) for net in nets])  # (M, K, D)
-            self.known_pictures = torch.stack([self.picture_rows(net, self.pictures) for net in nets])  # (M, N, D)
+        with self.mixed():
+            if self.args.text_bank == "seen" and first:
+                t.bank = torch.stack([self.name_rows(net, 0, first) for net in nets])
+            if self.pictures is not None:
+                t.sentences = torch.stack([self.text_rows(net, self.sentences) for net in nets])
+                t.pictures = torch.stack([self.picture_rows(net, self.pictures) for net in nets])
 
     def prototype_rows(self, labels):
         """Places of at most --proto_max_per_class images of each class, drawn by the seed."""
@@ -250,7 +255,10 @@ class MulKI(ClipTuning):
     def encode_rows(self, net, split, places):
         """Unit features (N, D) of images of a split, prepared as test images; the pre-trained net's are kept for all runs."""
         store = self.store if net is self.pretrained else FeatureStore(None, "off", progress=self.store.progress)
-        rows = store.rows(split.samples, split.rows[places], ClipImageEncoder(net), "teacher")
+        encoder = ClipImageEncoder(net)
+        if option(self.args, "code_optimization", 0) >= 2:
+            encoder.key += "|bf16 products"
+        rows = store.rows(split.samples, split.rows[places], encoder, "teacher")
         if store is not self.store:
             self.forward_counter.images += store.forwards
         rows = normalize(rows.to(self.device), dim=1)
@@ -269,8 +277,8 @@ class MulKI(ClipTuning):
     @torch.no_grad()
     def teach(self, pixels, position):
         """Unit features (M, B, D) of the batch by each teacher."""
-        if self.taught is not None:
-            return self.taught[:, position].float()
+        if self.teachers.taught is not None:
+            return self.teachers.taught[:, position].float()
         nets = [net for net in (self.pretrained, self.previous) if net is not None]
         with self.mixed():
             return torch.stack([self.image_rows(net, pixels) for net in nets])
@@ -279,41 +287,44 @@ class MulKI(ClipTuning):
 
     def elicit(self, images, texts, labels, visuals):
         """Each tower is drawn to the other's prototypes of the class."""
-        s, classes = self.scale, torch.arange(len(texts), device=texts.device)
+        s, t, known = self.scale, self.teachers, self.teachers.known
         if self.args.elicit == "teacher":
-            by_text = cross_entropy(s * texts @ self.aligned_visuals.T, classes)
-            return (by_text + cross_entropy(s * images @ self.aligned_texts.T, labels)) / 2
+            wanted, place = torch.arange(len(known), device=known.device), torch.searchsorted(known, labels)
+            by_text = cross_entropy(s * texts[known] @ t.aligned_visuals[known].T, wanted)
+            return (by_text + cross_entropy(s * images @ t.aligned_texts[known].T, place)) / 2
         present = labels.unique()
         if self.args.elicit == "student":
             logits = s * texts[present] @ visuals[0][present].T
             place = torch.arange(len(present), device=texts.device)
             return (cross_entropy(logits, place) + cross_entropy(logits.T, place)) / 2
         means = normalize(class_means(images[None], labels, len(texts))[0][present], dim=1)
-        wanted = s * self.aligned_visuals[present] @ self.aligned_texts.T
-        return divergence(wanted, s * means @ texts.T, self.args.temperature).mean()
+        wanted = s * t.aligned_visuals[present] @ t.aligned_texts[known].T
+        return divergence(wanted, s * means @ texts[known].T, self.args.temperature).mean()
 
     def follow(self, images, labels):
         """Moving prototypes (1, n, D) of the student's images; the batch's part has gradient."""
-        present = labels.unique()
-        means = class_means(images[None], labels, len(self.moving))[0][present]
-        rows = normalize(MOMENTUM * self.moving[present] + (1 - MOMENTUM) * means, dim=1)
-        self.moving = self.moving.index_copy(0, present, rows.detach())
-        return self.moving.index_copy(0, present, rows)[None]
+        present, moving = labels.unique(), self.teachers.moving
+        means = class_means(images[None], labels, len(moving))[0][present]
+        rows = normalize(MOMENTUM * moving[present] + (1 - MOMENTUM) * means, dim=1)
+        self.teachers.moving = moving.index_copy(0, present, rows.detach())
+        return moving.index_copy(0, present, rows)[None]
 
     # Adding New Ideas
 
     def relate(self, images, texts, taught, gated, visuals):
         """Weighted divergence of the student's relations from each teacher's, summed over relations."""
-        own = self.texts if self.args.rel_text == "teacher" else texts[None]
-        right = texts[None] if self.args.tt_self else self.texts
-        student_columns = visuals if self.args.rel_visual == "student" else self.visuals
+        t, known = self.teachers, self.teachers.known
+        own = t.texts if self.args.rel_text == "teacher" else texts[None]
+        right = texts[None] if self.args.tt_self else t.texts
+        columns = (visuals if self.args.rel_visual == "student" else t.visuals)[:, known]
         sizes = {"ti": len(images) > 1, "tt": len(texts) > 2}  # else a row has one entry: nothing to compare
         terms = {}
         for kind in self.args.rel:
             if sizes.get(kind, True):
-                wanted = relation(kind, taught, self.texts, self.visuals, self.texts, self.texts, self.scale)
-                given = relation(kind, images[None], own, student_columns, texts[None], right, self.scale)
-                weights = gated if kind in IMAGE_ROWS else self.gated_class_weights
+                rows = known if kind == "tv" else slice(None)
+                wanted = relation(kind, taught, t.texts, t.visuals[:, known], t.texts[:, rows], t.texts, self.scale)
+                given = relation(kind, images[None], own, columns, texts[None, rows], right, self.scale)
+                weights = gated if kind in IMAGE_ROWS else t.gated_class_weights[:, rows]
                 terms[kind] = (weights * divergence(wanted, given, self.args.temperature)).sum(0).mean()
         if self.args.rel_equal and "it" in terms:
             size = terms["it"].detach()
@@ -322,14 +333,14 @@ class MulKI(ClipTuning):
 
     def relate_to_bank(self, images, taught):
         """The same for images against sampled names of past tasks, and for these among each other; equal shares."""
-        if self.bank is None or not self.args.bank_weight:
+        if self.teachers.bank is None or not self.args.bank_weight:
             return 0.0
         drawn = generator(option(self.args, "seed", 0), "bank", self.current_task, self.task_iteration)
         rows = torch.randperm(self.n_past_classes, generator=drawn)[: self.args.bank_size]
         with self.mixed():
             texts = self.text_rows(self.net, self.name_tokens[rows])[None]
         last = slice(-1, None) if self.args.bank_teacher == "previous" else slice(None)
-        known, taught = self.bank[last, rows.to(self.device)], taught[last]
+        known, taught = self.teachers.bank[last, rows.to(self.device)], taught[last]
         T, s = self.args.temperature, self.scale
         loss = divergence(s * taught @ known.mT, s * images[None] @ texts.mT, T).mean()
         if len(rows) > 2:
@@ -342,7 +353,8 @@ class MulKI(ClipTuning):
         drawn = generator(option(self.args, "seed", 0), "reference", self.current_task, self.task_iteration)
         pictures = torch.randperm(len(self.pictures), generator=drawn)[:size]
         rows = torch.randperm(len(self.sentences), generator=drawn)[: self.args.bank_size]
-        taught, known = self.known_pictures[:, pictures.to(self.device)], self.known_sentences[:, rows.to(self.device)]
+        taught = self.teachers.pictures[:, pictures.to(self.device)]
+        known = self.teachers.sentences[:, rows.to(self.device)]
         images = self.picture_rows(self.net, self.pictures[pictures])
         with self.mixed():
             texts = self.text_rows(self.net, self.sentences[rows])
@@ -362,8 +374,8 @@ class MulKI(ClipTuning):
     @torch.no_grad()
     def distinguish(self, taught, labels):
         """Shares (M, B) of the teachers for each image, and the same times the gate."""
-        weights = self.shares(taught, self.texts, self.visuals, labels)
-        return weights, weights * trust(taught, self.texts, labels, self.scale, self.args.kd_gate)
+        weights = self.shares(taught, self.teachers.texts, self.teachers.visuals, labels)
+        return weights, weights * trust(taught, self.teachers.texts, labels, self.scale, self.args.kd_gate)
 
     @torch.no_grad()
     def shares(self, taught, texts, visuals, labels):

@@ -25,11 +25,11 @@ def terms_of(model, inputs, labels):
     pixels = model.clip_input(inputs)
     images = model.image_rows(model.net, pixels)
     texts = model.name_rows(model.net, model.n_past_classes, model.n_seen_classes)
-    taught, s = model.teach(pixels, None), model.scale
+    taught, s, known = model.teach(pixels, None), model.scale, model.teachers
     found = {}
     for kind in relations.KINDS:
-        wanted = relations.relation(kind, taught, model.texts, model.visuals, model.texts, model.texts, s)
-        given = relations.relation(kind, images[None], texts[None], model.visuals, texts[None], model.texts, s)
+        wanted = relations.relation(kind, taught, known.texts, known.visuals, known.texts, known.texts, s)
+        given = relations.relation(kind, images[None], texts[None], known.visuals, texts[None], known.texts, s)
         found[kind] = relations.divergence(wanted, given, 2.0).mean(-1)
     return found, images, texts, taught, y
 
@@ -40,7 +40,7 @@ def terms_of(model, inputs, labels):
 def test_a_task_starts_at_the_previous_model_and_away_from_the_pretrained_one():
     model, inputs, labels, _ = begun(1)
     found, *_ = terms_of(model, inputs, labels)
-    assert model.texts.shape[:2] == (2, 2)  # two teachers, two classes
+    assert model.teachers.texts.shape[:2] == (2, 2)  # two teachers, two classes
     for kind, term in found.items():
         assert term[1].item() == pytest.approx(0, abs=1e-6), kind
         if kind != "tt":  # two classes leave a row with one entry
@@ -116,7 +116,7 @@ def test_which_tower_each_relation_moves():
         assert (image, text) == {"both": (True, True), "image": (True, False), "text": (False, True)}[towers], kind
         assert named["logit_scale"].grad is None
         assert all(p.grad is None for net in (model.pretrained, model.previous) for p in net.parameters())
-    assert not model.texts.requires_grad and not model.visuals.requires_grad
+    assert not model.teachers.texts.requires_grad and not model.teachers.visuals.requires_grad
 
 
 def test_classes_in_another_order_give_the_same_prototypes_and_losses():
@@ -127,14 +127,16 @@ def test_classes_in_another_order_give_the_same_prototypes_and_losses():
         relations.class_means(taught, y, 4)[:, order], relations.class_means(taught, order.argsort()[y], 4)
     )
 
+    known = model.teachers
+
     def losses(y, texts):
         _, gated = model.distinguish(taught, y)
-        return model.relate(images, texts, taught, gated, model.visuals) + model.elicit(images, texts, y, model.visuals)
+        return model.relate(images, texts, taught, gated, known.visuals) + model.elicit(images, texts, y, known.visuals)
 
     before = losses(y, texts)
-    for name in ("texts", "visuals", "gated_class_weights"):
-        setattr(model, name, getattr(model, name)[:, order])
-    model.aligned_texts, model.aligned_visuals = model.aligned_texts[order], model.aligned_visuals[order]
+    for name in ("texts", "visuals", "class_weights", "gated_class_weights"):
+        setattr(known, name, getattr(known, name)[:, order])
+    known.aligned_texts, known.aligned_visuals = known.aligned_texts[order], known.aligned_visuals[order]
     torch.testing.assert_close(losses(order.argsort()[y], texts[order]), before)
 
 
@@ -188,7 +190,7 @@ def test_prototypes_are_means_over_drawn_images_of_each_class():
     with torch.no_grad():
         features = normalize(model.pretrained.encode_image(images), dim=1)
     slow = torch.stack([normalize(features[split.targets[rows] == c].mean(0), dim=0) for c in range(3)])
-    torch.testing.assert_close(model.visuals[0], slow, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.teachers.visuals[0], slow, atol=1e-5, rtol=1e-4)
 
 
 def test_images_in_files_are_prepared_for_teachers_as_for_tests(tmp_path):
@@ -235,28 +237,28 @@ def test_images_in_files_are_prepared_for_teachers_as_for_tests(tmp_path):
 
 def test_moving_prototypes_follow_the_student():
     model, *_ = begun(0, elicit="student")
-    before, images, y = model.moving.clone(), unit(4, model.net.embed_dim), torch.tensor([0, 0, 2, 2])
+    before, images, y = model.teachers.moving.clone(), unit(4, model.net.embed_dim), torch.tensor([0, 0, 2, 2])
     model.follow(images, y)
     expected = normalize(0.9 * before[0] + 0.1 * (images[0] + images[1]) / 2, dim=0)
-    torch.testing.assert_close(model.moving[0], expected)
-    assert torch.equal(model.moving[1], before[1]) and not torch.equal(model.moving[2], before[2])
+    torch.testing.assert_close(model.teachers.moving[0], expected)
+    assert torch.equal(model.teachers.moving[1], before[1]) and not torch.equal(model.teachers.moving[2], before[2])
 
 
 def test_kept_features_of_teachers_are_those_of_the_view():
     model, inputs, labels, rest = begun(1, augment=0, cache_teacher=1)
-    assert model.previous is None and model.taught.shape[:2] == (2, len(model.dataset.train_loader.dataset))
+    assert model.previous is None and model.teachers.taught.shape[:2] == (2, len(model.dataset.train_loader.dataset))
     plain, inputs2, labels2, _ = begun(1, augment=0)
     kept, fresh = model.teach(model.clip_input(inputs), rest[-1]), plain.teach(plain.clip_input(inputs2), None)
     torch.testing.assert_close(kept, fresh, atol=2e-3, rtol=0)  # bytes are resized to bytes, floats to floats
     half, *_ = begun(1, augment=0, cache_teacher=1, teacher_dtype="fp16")
-    assert half.taught.dtype == torch.float16
-    torch.testing.assert_close(half.taught.float(), model.taught, atol=5e-3, rtol=1e-1)
+    assert half.teachers.taught.dtype == torch.float16
+    torch.testing.assert_close(half.teachers.taught.float(), model.teachers.taught, atol=5e-3, rtol=1e-1)
 
 
 def test_reference_data_takes_the_place_of_the_tasks_pictures(tmp_path):
     flags = {"distill_data": "reference", "n_reference": 6, "bank_size": 3, "text_bank": "current", "lambda_E": 0}
     model, inputs, labels, _ = begun(1, teacher_weight="entropy", rel="it=2,ti=3", temperature=1.0, **flags)
-    assert model.known_pictures.shape[:2] == (2, 6) and len(model.pictures) == 6
+    assert model.teachers.pictures.shape[:2] == (2, 6) and len(model.pictures) == 6
     with torch.no_grad():
         model.net.clip.visual.proj.add_(0.05)
         got, drawn = model.relate_to_reference(4), {}
@@ -267,8 +269,8 @@ def test_reference_data_takes_the_place_of_the_tasks_pictures(tmp_path):
                 else model.text_rows(model.pretrained, model.sentences)
             )
             drawn[name] = rows
-        torch.testing.assert_close(model.known_pictures[0], drawn["pictures"])
-        torch.testing.assert_close(model.known_sentences[0], drawn["sentences"])
+        torch.testing.assert_close(model.teachers.pictures[0], drawn["pictures"])
+        torch.testing.assert_close(model.teachers.sentences[0], drawn["sentences"])
         assert got > 1e-4 and got.isfinite()
         model.args.rel = {"it": 4.0, "ti": 6.0}
         assert float(model.relate_to_reference(4)) == pytest.approx(2 * float(got), rel=1e-4)
