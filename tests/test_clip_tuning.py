@@ -131,3 +131,18 @@ def test_a_domain_has_a_rate_of_its_own():
         toy(domain_lr="maps=0.5", **PLAIN)
     with pytest.raises(UserError, match="no list of rates"):
         toy(domain_lr="maps", **PLAIN)
+
+
+def test_names_are_encoded_in_pieces_at_the_same_value_and_less_memory():
+    found = {}
+    for chunk in (0, 2):
+        model, inputs, labels, _ = begun(0, name_chunk=chunk, **PLAIN | {"label_space": "all", "optimizer": "sgd"})
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.nbytes), t)[1], lambda t: t):  # noqa: B023
+            names = model.name_rows(model.net, 0, 9)
+        model.step(inputs, labels)
+        found[chunk] = sum(kept), names.detach(), [p.detach().clone() for p in model.get_parameters()]
+    torch.testing.assert_close(found[0][1], found[2][1])
+    for whole, pieces in zip(found[0][2], found[2][2], strict=True):
+        torch.testing.assert_close(whole, pieces, atol=1e-6, rtol=1e-5)
+    assert found[2][0] < 0.2 * found[0][0], "the activations of no piece are kept"

@@ -30,6 +30,7 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     "clip_dtype": "half precision is for GPUs",
     "clip_download": "tests have no network",
     "domain_lr": "the toy streams have no domains; tests/test_clip_tuning.py",
+    "name_chunk": "exact; tests/test_clip_tuning.py",
     "augment": "the toy streams do not augment; tests/test_mulki.py tries it",
     **dict.fromkeys(
         ["vqa_backbone", "fusion", "vilt_weights", "blip_weights", "vilt_resolution"],

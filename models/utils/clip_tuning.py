@@ -16,6 +16,7 @@ from argparse import ArgumentParser
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+from torch.utils.checkpoint import checkpoint
 from torchvision.transforms import v2
 from torchvision.transforms.transforms import Normalize
 
@@ -49,6 +50,12 @@ def add_tuning_args(parser: ArgumentParser, label_smoothing: float = 0.2) -> Arg
         "--domain_lr", type=rates, help="rates of single domains in place of --lr, for example aircraft=5e-5,mnist=5e-5"
     )
     add("--augment", type=boolean, default=True, help="the dataset's augmentation; 0: images as in tests")
+    add(
+        "--name_chunk",
+        type=natural,
+        default=64,
+        help="names whose text activations a step keeps at once, 0 for all; exact, a second pass makes the others' again",
+    )
     add("--test_templates", choices=["all", "first"], default="all", help="sentences averaged for a name's key at test")
     return parser
 
@@ -265,8 +272,16 @@ class ClipTuning(VLMModel):
         return self.text_rows(net, self.name_tokens[first:last])
 
     def text_rows(self, net: CLIPBackbone, tokens: Tensor) -> Tensor:
-        """Unit features (N, D) of token ids (N, L)."""
-        parts = [normalize(net.encode_text(part).float(), dim=1) for part in tokens.split(TEXT_ROWS)]
+        """Unit features (N, D) of token ids (N, L); with gradient, activations of --name_chunk texts are kept at once."""
+
+        def encode(part: Tensor) -> Tensor:
+            return normalize(net.encode_text(part).float(), dim=1)
+
+        chunk = option(self.args, "name_chunk", 0)
+        if torch.is_grad_enabled() and net is self.net and 0 < chunk < len(tokens):
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            return torch.cat([checkpoint(encode, part, **again) for part in tokens.split(chunk)])
+        parts = [encode(part) for part in tokens.split(TEXT_ROWS)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def frozen_copy(self, dtype: str = "fp32") -> CLIPBackbone:
