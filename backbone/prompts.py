@@ -24,6 +24,7 @@ class NamePrompts(nn.Module):
         except UserError as error:
             raise UserError(f"{n_context} context vectors and a class name do not fit this CLIP: {error}") from None
         self.eot = tokens.argmax(dim=1)  # (C,), kept on the CPU
+        self.groups_of: dict[tuple, tuple] = {}  # of ranges of classes, found once
         if not torch.equal(self.eot, bare.argmax(dim=1) + n_context):
             raise UserError(
                 "this CLIP's tokenizer does not give the place-holder X one token each; choose another CLIP"
@@ -37,11 +38,30 @@ class NamePrompts(nn.Module):
         return len(self.eot)
 
     def encode(self, clip: CLIPBackbone, context: torch.Tensor, classes: torch.Tensor | slice) -> torch.Tensor:
-        """Raw text features (K, D) of the given classes with context vectors (K, n, W), with gradient."""
-        start, rest, eot = self.start[classes], self.rest[classes], self.eot[classes]
-        length = int(eot.max()) + 1
+        """Raw text features (K, D) of the given classes with context vectors (K, n, W), with gradient.
+
+        A range of classes is best given as a slice: nothing is then copied to the device in a step.
+        """
+        start, rest = self.start[classes], self.rest[classes]
+        length, groups, back = self.groups(classes, start.device)
         embeds = torch.cat([start, context.to(start.dtype), rest], dim=1)[:, :length]
-        return clip.encode_embeddings(embeds, eot, chunk=BUCKET)
+        parts = [clip.encode_embeddings(embeds[rows, :end], eot) for rows, eot, end in groups]
+        return parts[0] if back is None else torch.cat(parts)[back]
+
+    def groups(self, classes: torch.Tensor | slice, device: torch.device) -> tuple:
+        """(longest, [(places, end tokens, length) of prompts of similar length], their places afterwards or None)."""
+        key = (classes.start, classes.stop, device) if isinstance(classes, slice) else None
+        if key in self.groups_of:
+            return self.groups_of[key]
+        eot, back = self.eot[classes], None
+        length, groups = int(eot.max()) + 1, [(slice(None), eot.to(device), int(eot.max()) + 1)]
+        if len(eot) > BUCKET:
+            order = eot.argsort()
+            groups = [(r.to(device), eot[r].to(device), int(eot[r].max()) + 1) for r in order.split(BUCKET)]
+            back = order.argsort().to(device)
+        if key is not None:
+            self.groups_of[key] = length, groups, back
+        return length, groups, back
 
 
 class ContextNet(nn.Module):
@@ -76,20 +96,20 @@ class ScaleShift(nn.Module):
 def chunked_backward(encode, n_classes: int, chunk: int, loss_of) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss over class keys, with gradients accumulated over groups of classes; equal to one backward over all of them.
 
-    `encode(rows)` gives the keys of some classes, `loss_of(keys)` the loss of all keys. With `chunk` 0 everything is
+    `encode(rows)` gives the keys of a range of classes, `loss_of(keys)` the loss of all keys. With `chunk` 0 everything is
     done at once; else the text tower holds the activations of `chunk` classes at a time and runs forward twice.
     """
-    everything = torch.arange(n_classes)
     if not chunk or chunk >= n_classes:
-        keys = encode(everything)
+        keys = encode(slice(0, n_classes))
         loss = loss_of(keys)
         loss.backward()
         return loss.detach(), keys.detach()
+    parts = [slice(first, min(first + chunk, n_classes)) for first in range(0, n_classes, chunk)]
     with torch.no_grad():
-        keys = torch.cat([encode(rows) for rows in everything.split(chunk)])
+        keys = torch.cat([encode(rows) for rows in parts])
     keys.requires_grad_()
     loss = loss_of(keys)
     loss.backward()
-    for rows in everything.split(chunk):
-        encode(rows).backward(keys.grad[rows.to(keys.device)])
+    for rows in parts:
+        encode(rows).backward(keys.grad[rows])
     return loss.detach(), keys.detach()

@@ -147,6 +147,9 @@ class CGIL(VLMModel):
         self.keys = None  # unit keys of the seen classes (S, D); None when a prompt has changed since
         self.align_opt = None
 
+    def checkpoint_skip(self):
+        return super().checkpoint_skip() | {"prompts.groups_of"}
+
     # end of a task
 
     def end_task(self, dataset):
@@ -209,9 +212,9 @@ class CGIL(VLMModel):
                 self.n_past_classes if self.args.train_only_current_prompts and not self.args.past_names_train_g else 0
             )
             with torch.no_grad():
-                past = [self.encode_keys(torch.arange(first))] if first else []
+                past = [self.encode_keys(slice(0, first))] if first else []
             loss, _ = chunked_backward(
-                lambda rows: self.encode_keys(rows + first),
+                lambda rows: self.encode_keys(slice(rows.start + first, rows.stop + first)),
                 self.n_seen_classes - first,
                 self.args.align_chunk,
                 lambda keys: self.alignment_loss(torch.cat([*past, keys]), x, y),
@@ -256,12 +259,11 @@ class CGIL(VLMModel):
         """Context vectors (K, n, W) of the given classes."""
         parts = []
         if self.mode == "general":
-            parts.append(self.V.expand(len(rows), -1, -1))
+            parts.append(self.V.expand(len(self.handwritten[rows]), -1, -1))
         elif self.has_v:
-            V = self.V[rows]
-            if self.args.train_only_current_prompts:
-                V = torch.where((rows >= self.n_past_classes).to(V.device)[:, None, None], V, V.detach())
-            parts.append(V)
+            fixed = self.n_past_classes if self.args.train_only_current_prompts else 0
+            V = torch.cat([self.V[:fixed].detach(), self.V[fixed:]]) if fixed else self.V
+            parts.append(V[rows])
         if self.has_g:
             parts.append(self.g(self.handwritten[rows])[:, None])
         return torch.cat(parts, dim=1)
@@ -272,6 +274,7 @@ class CGIL(VLMModel):
 
     def image_keys(self, x, rows):
         """Unit keys (R, D) of some of the B * S prompts that images make whose features, as g reads them, are x (B, D)."""
+        rows = torch.arange(rows.start, rows.stop)
         image, name = rows // self.n_seen_classes, rows % self.n_seen_classes
         context = self.g(x)[image][:, None]
         return normalize(self.prompts.encode(self.net, context, name).float(), dim=1)
@@ -287,7 +290,7 @@ class CGIL(VLMModel):
     @torch.no_grad()
     def seen_keys(self):
         if self.keys is None:
-            self.keys = self.encode_keys(torch.arange(self.n_seen_classes))
+            self.keys = self.encode_keys(slice(0, self.n_seen_classes))
         return self.keys
 
     def forward(self, x):
@@ -301,7 +304,7 @@ class CGIL(VLMModel):
     def own_prompt_logits(self, features):
         """Logits (B, S) where each image makes the prompts itself."""
         query = normalize(features, dim=1) if self.args.cocoop_query == "unit" else features
-        return self.image_logits(features, self.image_keys(query, torch.arange(len(features) * self.n_seen_classes)))
+        return self.image_logits(features, self.image_keys(query, slice(0, len(features) * self.n_seen_classes)))
 
     def future_forward(self, x):
         unit = self.args.future_scoring == "normalised"

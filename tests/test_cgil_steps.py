@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.test_cgil import build, folder, train  # noqa: F401 (fixtures)
 from utils.errors import UserError
@@ -232,3 +234,27 @@ def test_flags_of_the_loop_are_refused(capsys):
 def test_what_cannot_be_combined_is_refused(build):  # noqa: F811
     with pytest.raises(UserError, match="past_names_train_g"):
         build(past_names_train_g=True)
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_a_step_copies_nothing_to_the_device(build, chunk, monkeypatch):  # noqa: F811
+    """The meta device stands in for a GPU: no step hands an operation a tensor of the CPU that it had to wait for."""
+    monkeypatch.setattr("backbone.prompts.BUCKET", 2)  # several groups of prompts
+    model, dataset = build(num_epochs_alignment=0, optim_alignment="sgd", align_chunk=chunk)
+    train(model, dataset, 2)
+    model.to("meta")
+    model.align_opt = model.alignment_optimizer()
+    x, y = torch.randn(8, model.net.embed_dim, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")
+    model.align_step(x, y)  # finds the groups
+    found = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            leaves = tree_leaves((args, kwargs))
+            if any(isinstance(t, torch.Tensor) and t.device.type == "cpu" and t.dim() for t in leaves):
+                found.append(operation)
+            return operation(*args, **kwargs or {})
+
+    with Watch():
+        model.align_step(x, y)
+    assert not found
