@@ -31,7 +31,7 @@ arms=(
     "MulKI, previous teacher alone|mulki --teachers previous"
     "MulKI, constant shares|mulki --teacher_weight const"
     "MulKI, relations kept on reference data|mulki --distill_data reference --reference tiny --teacher_weight const --text_bank current"
-    "MulKI, the same on the tasks own data|mulki --teacher_weight const --text_bank current --kd_gate 0"
+    "MulKI, the same on the tasks own data|mulki --rel it,ti --teacher_weight const --text_bank current --kd_gate 0"
     "MulKI, no eliciting|mulki --elicit off"
     "MulKI, inter-modal relations alone|mulki --rel it,ti,tv"
     "MulKI, intra-modal relations alone|mulki --rel vv,tt"
