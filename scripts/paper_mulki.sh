@@ -17,7 +17,7 @@ results=runs/paper_mulki
 run() { # order, name of the row, flags
     local order=$1 name=$2
     shift 2
-    .venv/bin/python main.py --dataset mtil --mtil_order "$order" --seed 42 --base_path "$base" --device "$device" --resume auto \
+    .venv/bin/python main.py --dataset mtil --mtil_order "$order" --seed 42 --base_path "$base" --device "$device" --num_workers "${WORKERS:-8}" --resume auto \
         --eval_future 1 --notes "$name" --results_path "$results/$order" "$@"
 }
 steps="--fitting_mode iters --n_iters 1000 --batch_size 64"
