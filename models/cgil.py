@@ -33,8 +33,7 @@ from backbone.prompts import ContextNet, NamePrompts, chunked_backward
 from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.errors import UserError
 from utils.flags import LOOP_FLAGS, boolean, natural, non_negative, positive, positive_int
-from utils.generative import GENERATORS
-from utils.generative.diffusion import CONSTANTS
+from utils.generative import add_generator_args, make_generator
 
 PROMPTS = 4096  # of images that make their own, encoded at once at test
 
@@ -65,7 +64,7 @@ class CGIL(VLMModel):
     @staticmethod
     def get_parser(parser):
         add = add_vlm_args(parser).add_argument
-        add("--g_models", choices=sorted(GENERATORS), default="vae", help="generator of a class's features")
+        add_generator_args(add)
         add("--learning_rate_alignment", type=positive, default=0.05, help="constant over the epochs")
         add("--optim_alignment", choices=["sgd", "adam", "adamw"], default="adamw", help="optimiser of the prompts")
         add("--optim_alignment_wd", type=non_negative, default=0.0, help="weight decay, adamw only")
@@ -86,31 +85,6 @@ class CGIL(VLMModel):
             default=False,
             help="g learns from past names too; with --train_only_current_prompts 1",
         )
-        add("--gr_mog_n_components", type=positive_int, default=5, help="components of a mixture")
-        add("--gr_mog_n_iters", type=positive_int, default=500, help="EM iterations at most")
-        add("--gr_vae_hidden_dim", type=positive_int, default=512, help="width of a VAE")
-        add("--gr_vae_latent_dim", type=positive_int, default=256, help="also the width of the diffusion network")
-        add("--gr_vae_n_iters", type=positive_int, default=500, help="epochs of a VAE, steps of a diffusion network")
-        add("--lr_vae", type=positive, default=2e-4, help="learning rate of a VAE")
-        add("--vae_std_quirk", type=boolean, default=True, help="spread of the posterior is exp(logvar), as released")
-        add(
-            "--diffusion_noise_quirk",
-            type=boolean,
-            default=True,
-            help="training noise is a product of two normals, as released",
-        )
-        add(
-            "--diffusion_renoise_quirk",
-            type=boolean,
-            default=True,
-            help="a reverse step adds fresh noise, as released; 0: posterior",
-        )
-        add(
-            "--diffusion_constants",
-            choices=CONSTANTS,
-            default="released",
-            help="offset of the cosine, rates of the time code, batches",
-        )
         add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) in a prompt")
         add("--combo_context", type=boolean, default=True, help="V_c and g(t_c) together")
         add(
@@ -130,6 +104,10 @@ class CGIL(VLMModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.mode = prompt_mode(args)
+        if args.optim_alignment_wd and args.optim_alignment != "adamw":
+            raise UserError(
+                "--optim_alignment_wd is read by --optim_alignment adamw alone: choose that, or leave it out"
+            )
         self.generator = make_generator(args).to(self.device)
         names, width = self.dataset.get_class_names(), self.net.text_width
         self.has_v, self.has_g = (
@@ -377,26 +355,3 @@ def prompt_mode(args) -> str:
             if value:
                 raise UserError(f"--{flag} needs one key per class; with --cocoop 1 every image has its own")
     return mode
-
-
-def make_generator(args):
-    """The generator object of --g_models."""
-    iterations = args.gr_vae_n_iters if not args.debug_mode else 10
-    options = {
-        "vae": {
-            "hidden_dim": args.gr_vae_hidden_dim,
-            "latent_dim": args.gr_vae_latent_dim,
-            "n_iters": iterations,
-            "lr": args.lr_vae,
-            "std_quirk": args.vae_std_quirk,
-        },
-        "mog": {"n_components": args.gr_mog_n_components, "n_iters": 1 if args.debug_mode else args.gr_mog_n_iters},
-        "diffusion": {
-            "hidden_dim": args.gr_vae_latent_dim,
-            "n_iters": iterations,
-            "noise_quirk": args.diffusion_noise_quirk,
-            "renoise_quirk": args.diffusion_renoise_quirk,
-            "constants": args.diffusion_constants,
-        },
-    }
-    return GENERATORS[args.g_models](**options.get(args.g_models, {}))

@@ -234,6 +234,8 @@ def test_flags_of_the_loop_are_refused(capsys):
 def test_what_cannot_be_combined_is_refused(build):  # noqa: F811
     with pytest.raises(UserError, match="past_names_train_g"):
         build(past_names_train_g=True)
+    with pytest.raises(UserError, match="read by --optim_alignment adamw alone"):
+        build(optim_alignment="sgd", optim_alignment_wd=0.1)
 
 
 @pytest.mark.parametrize("chunk", [0, 2])
