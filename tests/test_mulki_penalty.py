@@ -158,6 +158,8 @@ def slow_penalty(case, x, names, **flags):
     if o["elicit"] != "off":
         total = total + o["lambda_E"] * elicit(o, s, x, u, y, known, texts, visuals, moved)
     hold = o["lambda_A"] * (o["first_hold"] if case.task == 0 else 1.0)
+    if o.get("distill_data") == "reference":
+        return total + hold * reference(o, s, case, nets)
     columns = [moved] * M if o["rel_visual"] == "student" else V
     batch = [shares(o, [X[m][i] for m in range(M)], U, V, y[i], s) for i in range(len(x))]
     image_w = [[batch[i][0][m] * batch[i][1] for m in range(M)] for i in range(len(x))]
@@ -264,6 +266,26 @@ def bank(o, s, case, nets, x, X):
     return to_images + among / 2
 
 
+@torch.no_grad()
+def reference(o, s, case, nets):
+    """`it` and `ti` on images and texts of no task, as few as a step takes; no gate, and equal shares for text rows."""
+    pixels, tokens, T = case.model.net.normalize_images(case.model.pictures), case.model.sentences, o["temperature"]
+    found = [(image_rows(n, pixels), normalize(n.encode_text(tokens).double(), dim=1)) for n in [*nets, case.model.net]]
+    (x, u), (X, U), M = found.pop(), zip(*found, strict=True), len(nets)
+    w = [shares(o | {"kd_gate": 0}, [X[m][i] for m in range(M)], U, U, 0, s)[0] for i in range(len(x))]
+    terms = {
+        "it": mean(
+            sum(w[i][m] * kl([s * X[m][i] @ t for t in U[m]], [s * x[i] @ t for t in u], T) for m in range(M))
+            for i in range(len(x))
+        ),
+        "ti": mean(
+            sum(kl([s * U[m][k] @ t for t in X[m]], [s * u[k] @ t for t in x], T) / M for m in range(M))
+            for k in range(len(u))
+        ),
+    }
+    return sum(weight * terms[kind] for kind, weight in o["rel"].items())
+
+
 CASES = {
     "first_task": {"task": 0},
     "first_task_held_less": {"task": 0, "first_hold": 0.25, "text_bank": "seen"},
@@ -288,6 +310,13 @@ CASES = {
     "names_of_past_tasks": {"text_bank": "seen", "bank_weight": 0.7},
     "names_taught_by_the_previous_model": {"text_bank": "seen", "bank_teacher": "previous"},
     "all_names_in_the_softmax": {"label_space": "all"},
+    "reference_data": {
+        "distill_data": "reference",
+        "reference": "synthetic",
+        "n_reference": 6,
+        "teacher_weight": "entropy",
+        "rel": {"it": 2.0, "ti": 1.5},
+    },
     "way_from_the_start": {"l2": 0.1},
     "a_class_without_images": {"unlabelled": 6},
     "a_class_without_images_soft": {"unlabelled": 6, "elicit": "soft"},
@@ -315,7 +344,7 @@ def test_every_case_has_a_penalty_of_its_own():
     x, names = case.student()
     seen = {}
     for name, flags in CASES.items():
-        if not {"task", "unlabelled", "label_space", "l2", "text_bank"} & set(flags):
+        if not {"task", "unlabelled", "label_space", "l2", "text_bank", "distill_data"} & set(flags):
             seen[name] = round(float(slow_penalty(case, x, names, **flags).detach()), 4)
     assert len(set(seen.values())) == len(seen), seen
 
