@@ -14,7 +14,7 @@ from datasets.utils.samples import FileSamples, PairFiles
 from datasets.utils.tokens import tokenize
 from utils.errors import UserError
 
-TEXT_TOKENS = 77  # what CLIP reads; longer texts lose their tail
+TEXT_TOKENS = 77  # at most, as CLIP reads; longer texts lose their tail
 
 
 @dataclass
