@@ -111,6 +111,7 @@ class CluMo(FusedModel):
     # stage 1
 
     def begin_task(self, dataset):
+        self.train_on_cached_tokens(dataset)
         split = dataset.train_loader.dataset
         self.add_keys(*self.key_features(split.data), task := len(self.prompts))
         self.add_prompts(task)

@@ -145,11 +145,15 @@ class FusedModel(VLMModel):
 
     # batches as references
 
-    def change_transform(self, dataset):
-        if dataset.train_loader is None or not is_references(dataset.train_loader.dataset):
-            super().change_transform(dataset)
-        if dataset.train_loader is not None and not is_references(dataset.train_loader.dataset):
-            dataset.train_loader = self.row_loader(dataset.train_loader, dataset.c_task)
+    def train_on_cached_tokens(self, dataset) -> None:
+        """The task's training batches are references from here on; order, labels and extra fields stay."""
+        loader, split = dataset.train_loader, dataset.train_loader.dataset
+        if not hasattr(loader, "epoch") or not hasattr(split, "rows"):
+            raise UserError(
+                f"model {self.NAME} reads cached tokens: {self.dataset.NAME} has to make its loaders by load() "
+                "or store_masked_loaders"
+            )
+        dataset.train_loader = loader.with_inputs(self.references(split, dataset.c_task))
 
     def references(self, split, task: int) -> Tensor:
         """(N, 3): which sample list, which row, which task."""
@@ -163,16 +167,6 @@ class FusedModel(VLMModel):
         text = getattr(samples.data, "text", None)
         asked = Questions(self.null.expand(len(samples), -1) if text is None else text)
         return asked, QuestionEncoder(self.net, asked.tokens.shape[1])
-
-    def row_loader(self, loader, task: int):
-        """The loader with references in place of pictures; order, labels and extra fields stay."""
-        split = loader.dataset
-        if not hasattr(loader, "epoch") or not hasattr(split, "rows"):
-            raise UserError(
-                f"model {self.NAME} reads cached tokens: {self.dataset.NAME} has to make its loaders by load() "
-                "or store_masked_loaders"
-            )
-        return loader.with_inputs(self.references(split, task))
 
     def cached_inputs(self, loader):
         split = loader.dataset
@@ -220,9 +214,3 @@ class FusedModel(VLMModel):
         """Features (N, Dv) and (N, Dt) that choose prompts, of references (N, 3)."""
         parts = [self.read(part) for part in references.split(EVAL_ROWS)]
         return torch.cat([part.visual for part in parts]), torch.cat([part.textual for part in parts])
-
-
-def is_references(split) -> bool:
-    """Whether the loader of this split serves references already."""
-    data = getattr(getattr(split, "samples", None), "data", None)
-    return isinstance(data, Tensor) and data.dim() == 2

@@ -88,7 +88,7 @@ class PromptModel(FusedModel):
 
     def change_transform(self, dataset):
         if self.uses != "timm":
-            (super() if self.uses == "fused" else super(FusedModel, self)).change_transform(dataset)
+            super().change_transform(dataset)
 
     def cached_inputs(self, loader):
         return super().cached_inputs(loader) if self.uses == "fused" else None
@@ -125,6 +125,8 @@ class PromptModel(FusedModel):
     # training
 
     def begin_task(self, dataset):
+        if self.uses == "fused":
+            self.train_on_cached_tokens(dataset)
         split, task = dataset.train_loader.dataset, self.current_task
         if self.uses == "clip" and hasattr(split, "add_extra_return_field"):  # every query is computed once
             split.add_extra_return_field("query", self.image_features(split)[0])
