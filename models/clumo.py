@@ -22,9 +22,12 @@ seen). --route_rule nearest takes the nearest of all tasks' keys instead; the mo
 follows what a picture shows rather than where it comes from (docs/clumo.md has both). --route oracle uses the true
 task, as the released code does; the record holds the scores of both ways and route_acc. --head routed keeps the head
 of each task with its pool. Prompts start uniform in ±prompt_init: the released ±1 is large beside normalised states.
---kd_type kl compares softmaxes over the old answers at temperature 2. The decay of .02 is on biases and norms, too, which
-the released code leaves out. --answer_loss bce trains on the annotators'
-soft scores. Streams of pictures alone get a null question and one textual key.
+--kd_type kl compares softmaxes over the old answers at temperature 2. The decay of .02 leaves out biases and norms, as the
+released code does (--decay_vectors 1: all). --answer_loss bce trains on the annotators' soft scores. Streams of pictures alone
+get a null question and one textual key.
+
+Controls: --keys random puts keys at samples of the task; --prompt_train frozen leaves prompts random; --prompt_len 0
+--general_prompt_len 0 trains the head alone on the frozen fusion.
 """
 
 import copy
@@ -63,7 +66,7 @@ class CluMo(FusedModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.set_defaults(optimizer="adamw", lr=3e-4, optim_wd=0.02)
+        parser.set_defaults(optimizer="adamw", lr=3e-4, optim_wd=0.02, decay_vectors=False)
         add = add_fused_args(parser).add_argument
         add("--n_visual_keys", type=positive_int, default=3, help="visual keys of a task")
         add(
@@ -72,7 +75,8 @@ class CluMo(FusedModel):
             default=3,
             help="textual keys of a task (1 where there are no questions)",
         )
-        add("--prompt_len", type=positive_int, default=10, help="tokens of a prompt")
+        add("--keys", choices=["kmeans", "random"], default="kmeans", help="random: samples of the task, drawn evenly")
+        add("--prompt_len", type=natural, default=10, help="tokens of a prompt; 0: no prompt, the head alone")
         add("--general_prompt_len", type=natural, default=10, help="tokens of a task's prompt that is always used")
         add("--prompt_init", type=positive, default=0.1, help="prompts start uniform between minus this and this")
         add("--prompt_train", choices=["trained", "frozen"], default="trained", help="frozen: prompts stay random")
@@ -124,7 +128,10 @@ class CluMo(FusedModel):
         args, spread = self.args, []
         for name, x, k in (("visual", visual, args.n_visual_keys), ("text", textual, self.n_text_keys)):
             rng = generator(args.seed, "clumo keys", name, task)
-            keys = minibatch_kmeans(x, k, rng, args.kmeans_iters, args.kmeans_batch, args.key_metric)
+            if args.keys == "random":
+                keys = x[torch.randperm(len(x), generator=rng)[torch.arange(k) % len(x)].to(x.device)]
+            else:
+                keys = minibatch_kmeans(x, k, rng, args.kmeans_iters, args.kmeans_batch, args.key_metric)
             setattr(self, f"{name}_keys", grown(getattr(self, f"{name}_keys"), keys[None]))
             if args.route_rule == "centre":
                 keys = x.mean(0, keepdim=True)

@@ -22,7 +22,8 @@ records: what a mask changes at equal count. A record that does not fit ends the
 are tried). Augmentation (--exemplar_aug) is background by default: patches that a new picture's mask drops fill the
 holes of an exemplar, so that holes do not tell old classes from new ones (docs/exemplar_masking.md compares; swap takes the text of
 another exemplar of the class). --replay_fill zero or mean puts black or grey patches into what is still empty. Both heads are measured in every run: --predict says which one
-answers, the record has the other as nme or linear. Nothing augments the stream's own pictures.
+answers, the record has the other as nme or linear. Nothing augments the stream's own pictures. Weight decay leaves out
+parameters of one dimension (--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
 """
 
 import torch
@@ -65,7 +66,7 @@ class ExemplarMasking(VLMModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.set_defaults(optimizer="adamw", lr=1e-3, optim_wd=0.02)
+        parser.set_defaults(optimizer="adamw", lr=1e-3, optim_wd=0.02, decay_vectors=False)
         add = add_vlm_args(parser, "ViT-B/16", names=False).add_argument
         add(
             "--fusion_weights",

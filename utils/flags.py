@@ -198,6 +198,7 @@ def _add_training_args(add: Callable) -> None:
     add("--n_iters", type=positive_int, help="iterations per task, with --fitting_mode iters")
     add("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd")
     add("--optim_wd", type=non_negative, default=0.0, help="weight decay")
+    add("--decay_vectors", type=boolean, default=True, help="weight decay on biases, norms and scale factors, too")
     add("--optim_mom", type=non_negative, default=0.0, help="SGD momentum")
     add("--optim_nesterov", type=boolean, default=False)
     add("--drop_last", type=boolean, default=False, help="drop the last incomplete batch of an epoch")

@@ -108,6 +108,8 @@ class ContinualModel(nn.Module):
                 return None
             raise UserError(f"--lr is missing: model {self.NAME} trains by gradient steps")
         decay = getattr(args, "optim_wd", 0.0)
+        if decay and not getattr(args, "decay_vectors", True):
+            params = without_decay_of_vectors(params)
         if args.optimizer == "sgd":
             momentum, nesterov = getattr(args, "optim_mom", 0.0), getattr(args, "optim_nesterov", False)
             if nesterov and not momentum:
@@ -340,6 +342,16 @@ def augmentation_of(transform) -> Callable | None:
     inner = steps[-1] if steps and hasattr(steps[-1], "transforms") else transform  # Compose([ToPILImage(), TRANSFORM])
     compiled = compile_transform(inner)
     return compiled if compiled is not None else PerImage(inner)
+
+
+def without_decay_of_vectors(params: list) -> list[dict]:
+    """Parameters, or groups of them, as groups in which those of one dimension have no weight decay."""
+    groups = params if isinstance(params[0], dict) else [{"params": params}]
+    parts = []
+    for group in groups:
+        vectors, others = ([p for p in group["params"] if (p.dim() < 2) is small] for small in (True, False))
+        parts += [group | {"params": others}, group | {"params": vectors, "weight_decay": 0.0}]
+    return [part for part in parts if part["params"]]
 
 
 class ForwardCounter:
