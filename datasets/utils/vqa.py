@@ -1,5 +1,6 @@
 """Visual question answering as classification over an answer vocabulary, scored by how many annotators agree."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,19 +19,23 @@ N_ANNOTATORS = 10
 QUESTION_TOKENS = 77  # longer questions lose their tail
 
 
-def soft_scores(counts: torch.Tensor) -> torch.Tensor:
-    """VQA accuracy (N, A) of each answer from the number n of the ten annotators who gave it (N, A).
+def soft_scores(counts: torch.Tensor, of: int = N_ANNOTATORS) -> torch.Tensor:
+    """VQA accuracy (N, A) of each answer from the number n of the ten annotators who gave it (N, A); counts of another
+    number of annotators, `of`, are scaled to ten.
 
     The official form: min(matches / 3, 1) among nine annotators, averaged over the ten ways to leave one out. One of
     the n matching is left out in n of the ten ways, so the score is ((10 - n) min(n/3, 1) + n min((n - 1)/3, 1)) / 10:
     0.3, 0.6, 0.9 and 1 for n = 1, 2, 3 and more.
     """
-    n = counts.double()
+    n = counts.double() * N_ANNOTATORS / of
     kept, left_out = (n / 3).clamp(max=1), ((n - 1) / 3).clamp(0, 1)
     return (((N_ANNOTATORS - n) * kept + n * left_out) / N_ANNOTATORS).float()
 
 
-CREDIT = soft_scores(torch.arange(N_ANNOTATORS + 1)).tolist()  # by how many of the ten gave an answer
+@functools.cache
+def credits_of(annotators: int) -> list[float]:
+    """Credit by how many of the annotators gave an answer."""
+    return soft_scores(torch.arange(annotators + 1), annotators).tolist()
 
 
 @dataclass
@@ -41,15 +46,16 @@ class Question:
     text: str
     credit: dict[str, float]  # normalised answer -> VQA accuracy of giving it
     first: str  # the first annotator's answer, normalised
+    annotators: int = N_ANNOTATORS
 
 
 def question_of(image: Path, text: str, answers: Sequence[str]) -> Question:
-    """A question with its ten answers; their spellings are made one before they are counted."""
+    """A question with its answers, most frequent first; their spellings are made one before they are counted."""
     given = [normalise_answer(answer) for answer in answers]
-    if len(given) != N_ANNOTATORS:
-        raise ValueError(f"{len(given)} answers, wanted {N_ANNOTATORS}")
-    counts = Counter(given)
-    return Question(image, text, {answer: CREDIT[n] for answer, n in counts.most_common()}, given[0])
+    if not given:
+        raise ValueError("it has no answer")
+    credit, counts = credits_of(len(given)), Counter(given)
+    return Question(image, text, {answer: credit[n] for answer, n in counts.most_common()}, given[0], len(given))
 
 
 def tidy_question(text: str) -> str:
@@ -59,19 +65,21 @@ def tidy_question(text: str) -> str:
 
 
 def best_answer(question: Question) -> str:
-    """The answer with the highest credit; of several, the one given first."""
+    """The answer with the highest credit; of several, the most frequent, then the one given first."""
     return max(question.credit, key=question.credit.__getitem__)
 
 
+def task_answers(questions: Sequence[Question], min_freq: int, most: int) -> list[str]:
+    """The `most` frequent of those that are the best answer of at least `min_freq` questions, frequent ones first, ties by
+    name."""
+    counts = Counter(map(best_answer, questions))
+    ranked = sorted((-n, answer) for answer, n in counts.items() if n >= min_freq and answer)
+    return [answer for _, answer in ranked[:most]]
+
+
 def vocabulary(tasks: Sequence[Sequence[Question]], min_freq: int, most: int) -> list[str]:
-    """Answers that training questions are classified into: of each task the `most` frequent of those that are the best
-    answer of at least `min_freq` questions, frequent ones first, ties by name; tasks one after another."""
-    found: dict[str, None] = {}
-    for questions in tasks:
-        counts = Counter(map(best_answer, questions))
-        ranked = sorted((-n, answer) for answer, n in counts.items() if n >= min_freq and answer)
-        found |= dict.fromkeys(answer for _, answer in ranked[:most])
-    return list(found)
+    """Answers that training questions are classified into: those of the tasks, one task after another."""
+    return list(dict.fromkeys(answer for questions in tasks for answer in task_answers(questions, min_freq, most)))
 
 
 class SparseScores:
@@ -88,11 +96,12 @@ class SparseScores:
 
     @classmethod
     def of(cls, questions: Sequence[Question], place: dict[str, int]) -> "SparseScores":
-        ids = torch.full((len(questions), N_ANNOTATORS), len(place), dtype=torch.int32)
-        credit = torch.zeros(len(questions), N_ANNOTATORS)
+        most = max(len(question.credit) for question in questions)
+        ids = torch.full((len(questions), most), len(place), dtype=torch.int32)
+        credit = torch.zeros(len(questions), most)
         for row, question in enumerate(questions):
             known = [(place[answer], value) for answer, value in question.credit.items() if answer in place]
-            for k, (number, value) in enumerate(known[:N_ANNOTATORS]):
+            for k, (number, value) in enumerate(known):
                 ids[row, k], credit[row, k] = number, value
         return cls(ids, credit, len(place))
 
@@ -130,19 +139,33 @@ class VQADataset(ContinualDataset):
         return extras["soft"].gather(1, outputs.argmax(dim=1, keepdim=True)).squeeze(1)
 
 
-def as_samples(tasks: Sequence[Sequence[Question]], answers: Sequence[str], args, train: bool, name: str) -> PairFiles:
-    """Samples of all tasks, classes being `answers`. A training question none of whose answers is among them is left out;
-    a test question stays and earns nothing: its label is a placeholder, its `first` -1."""
+def as_samples(
+    tasks: Sequence[Sequence[Question]],
+    answers: Sequence[str],
+    args,
+    train: bool,
+    name: str,
+    own: Sequence[Sequence[str]],
+) -> PairFiles:
+    """Samples of all tasks, classes being `answers`. A training question whose best answer is none of its `own` task's is
+    left out, whatever other tasks answer. A test question stays: its label is the best answer that is among the classes,
+    or a placeholder where none is, and its `first` is -1 where that is not."""
     place = {answer: number for number, answer in enumerate(answers)}
+    allowed = [set(names) for names in own]
     kept = [
-        (task, q) for task, questions in enumerate(tasks) for q in questions if not train or place.keys() & q.credit
+        (task, q)
+        for task, questions in enumerate(tasks)
+        for q in questions
+        if not train or best_answer(q) in allowed[task]
     ]
     if not kept:
         raise UserError(f"{name}: no question has an answer that is in the vocabulary; lower --min_answer_freq")
     questions = [question for _, question in kept]
     soft = SparseScores.of(questions, place)
-    label = soft.ids.gather(1, soft.credit.argmax(dim=1, keepdim=True)).squeeze(1).long()
-    label[label == len(place)] = 0
+    known = [[answer for answer in question.credit if answer in place] for question in questions]
+    label = torch.tensor(
+        [place[max(some, key=q.credit.__getitem__)] if some else 0 for q, some in zip(questions, known, strict=True)]
+    )
     extras = {"soft": soft}
     if not train:
         extras["first"] = torch.tensor([place.get(question.first, -1) for question in questions])

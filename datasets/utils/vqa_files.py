@@ -10,7 +10,7 @@ from datasets.utils import file_streams
 from datasets.utils.fetch import absent, base_path, broken
 from datasets.utils.file_streams import FileStream
 from datasets.utils.samples import PairFiles
-from datasets.utils.vqa import Question, VQADataset, as_samples, vocabulary
+from datasets.utils.vqa import N_ANNOTATORS, Question, VQADataset, as_samples, task_answers, vocabulary
 from utils.errors import UserError
 
 
@@ -40,6 +40,7 @@ class QuestionFiles(VQADataset):
         places = sorted(range(len(names)), key=lambda task: names[task])
         training = self.questions(True)
         self.CLASS_NAMES = vocabulary([training[task] for task in places], min_answer_freq, max_answers)
+        self.own_answers = [task_answers(questions, min_answer_freq, max_answers) for questions in training]
         if len(self.CLASS_NAMES) < 2:
             raise UserError(
                 f"{self.NAME}: {len(self.CLASS_NAMES)} answers are given to {min_answer_freq} or more training "
@@ -59,7 +60,7 @@ class QuestionFiles(VQADataset):
         return self._questions[train]
 
     def load(self, train: bool) -> PairFiles:
-        return as_samples(self.questions(train), self.CLASS_NAMES, self.args, train, self.NAME)
+        return as_samples(self.questions(train), self.CLASS_NAMES, self.args, train, self.NAME, self.own_answers)
 
     def get_data_loaders(self):
         loaders = super().get_data_loaders()
@@ -83,7 +84,13 @@ class QuestionFiles(VQADataset):
             f"{len(self.CLASS_NAMES)} answers, given to {asked[0]} of {asked[1]} training questions; "
             f"at best they earn (percent) {told}"
         )
+        other = sum(
+            q.annotators != N_ANNOTATORS for part in (True, False) for task in self.questions(part) for q in task
+        )
+        if other:
+            print(f"{other} questions have other than ten answers: their counts are scaled to ten")
         return {
+            "other_than_ten_answers": other,
             "tasks": self.names,
             "answers": len(self.CLASS_NAMES),
             "answer_coverage": reach,
