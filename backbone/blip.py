@@ -5,8 +5,11 @@ Generation", ICML 2022, arXiv 2201.12086. The weights are transformers' `BlipFor
 decoder: `vision_model`, and `text_encoder`, whose sequence is put together here so that prompts can stand in it.
 
     picture     states of all patches after the tower's last norm                             -> `image_tokens`
-    question    [CLS] prompts words [SEP]: word + position, norm; prompts come behind that    -> `BlipFusion`
-    feature     state of [CLS] after the last block
+    question    [ENC] prompts words [SEP]: word + position, norm; prompts come behind that    -> `BlipFusion`
+    feature     state of [ENC] after the last block
+
+The encoder that looks at pictures was trained with [ENC] as first word, in the released code, too; transformers leaves [CLS]
+there, and so does --blip_first cls. The released word table is BERT's with [DEC] and [ENC] behind it.
 
 Choices: the pooled feature of a picture is the tower's class token, that of a question is [CLS] of the question encoder
 without its cross-attention, as BLIP's contrastive loss has it. Prompts have no position.
@@ -51,12 +54,21 @@ def run(
     return x
 
 
+def enc_id(words: WordPieces, rows: int) -> int:
+    """Row of [ENC] in a word table of so many rows: as the tokenizer says, or the second behind BERT's own words."""
+    tokenizer = words.tokenizer
+    found = tokenizer.get_vocab().get("[ENC]", len(tokenizer) + 1)
+    if found >= rows:
+        raise UserError(f"{tokenizer.name_or_path}: its word table of {rows} rows has no [ENC]: add --blip_first cls")
+    return found
+
+
 class BlipBackbone(HubBackbone):
     """The picture tower and the question encoder of a transformers BlipForQuestionAnswering."""
 
     kind = "blip"
 
-    def __init__(self, blip: nn.Module, words: WordPieces, name: str):
+    def __init__(self, blip: nn.Module, words: WordPieces, name: str, first: str = "enc"):
         vision, text = blip.config.vision_config, blip.config.text_config
         super().__init__(
             words, name, vision.image_size, vision.patch_size, (OPENAI_MEAN, OPENAI_STD), text.max_position_embeddings
@@ -71,6 +83,7 @@ class BlipBackbone(HubBackbone):
                 f"{name}: its question encoder does not look at pictures; give one with is_decoder in text_config"
             )
         self.vision_width, self.text_width, self.embed_dim = vision.hidden_size, text.hidden_size, vision.hidden_size
+        self.first_id = words.start if first == "cls" else enc_id(words, text.vocab_size)
         self.seal()
 
     def image_tokens(self, x: Tensor) -> Tensor:
@@ -88,7 +101,7 @@ class BlipBackbone(HubBackbone):
 
 
 class BlipFusion(nn.Module):
-    """[CLS ; prompts ; words] looking at the picture -> state (B, W) of [CLS]: takes the place of a FusionTransformer."""
+    """[ENC ; prompts ; words] looking at the picture -> state (B, W) of [ENC]: takes the place of a FusionTransformer."""
 
     fresh = False
 
@@ -97,7 +110,7 @@ class BlipFusion(nn.Module):
         self.layers = copy.deepcopy(blip.layers) if trained else blip.layers
         self.width, self.n_layers = blip.text_width, len(self.layers)
         with torch.no_grad():
-            first = blip.words(input_ids=torch.full((1, 1), blip.start, device=blip.device))
+            first = blip.words(input_ids=torch.full((1, 1), blip.first_id, device=blip.device))
         self.register_buffer("first_word", first, persistent=False)  # (1, 1, W), the same for all questions
 
     def forward(

@@ -46,6 +46,13 @@ def add_hub_args(parser: ArgumentParser, flag: str, kinds: Sequence[str]) -> Non
             default=HUB_NAMES[kind],
             help="a folder that transformers saved, or a name of its Hub (fetched with --clip_download 1)",
         )
+    if "blip" in kinds:
+        parser.add_argument(
+            "--blip_first",
+            choices=["enc", "cls"],
+            default="enc",
+            help="first word of a question that looks at the picture: [ENC] as in BLIP's training, or [CLS]",
+        )
     parser.add_argument(
         "--vilt_resolution", type=positive_int, help="side of ViLT's square pictures (default: that of the weights)"
     )
@@ -67,6 +74,8 @@ def refuse_idle(args: Namespace) -> None:
     ]
     if kind != "vilt" and option(args, "vilt_resolution") is not None:
         idle.append("vilt_resolution")
+    if kind != "blip" and option(args, "blip_first", "enc") != "enc":
+        idle.append("blip_first")
     if idle:
         raise UserError(
             f"--{idle[0]} is read with --{flag} {idle[0].partition('_')[0]} only: add that, or leave it out"
@@ -88,7 +97,8 @@ def load_hub(args: Namespace) -> "HubBackbone":
     place, download = place_of(args), bool(option(args, "clip_download", 0))
     words = read_words(place, download)
     if kind == "blip":
-        return BlipBackbone(read_model("BlipForQuestionAnswering", place, download), words, place)
+        first = option(args, "blip_first", "enc")
+        return BlipBackbone(read_model("BlipForQuestionAnswering", place, download), words, place, first)
     return ViltBackbone(read_model("ViltModel", place, download), words, place, option(args, "vilt_resolution"))
 
 

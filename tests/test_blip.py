@@ -1,10 +1,12 @@
 """BLIP: its question encoder against transformers' own, prompts among the words, and CluMo on it."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 
-from backbone.blip import BlipBackbone
-from backbone.hub import load_hub, read_model, read_words
+from backbone.blip import BlipBackbone, enc_id
+from backbone.hub import load_hub, read_model, read_words, refuse_idle
 from tests import contract, test_contract_models, tiny_hub
 from tests.test_vilt import CHECKED, TEXTS, draw, finished, toy_flags
 from utils.errors import UserError
@@ -12,8 +14,11 @@ from utils.errors import UserError
 pytest.importorskip("transformers")
 
 
-def blip() -> BlipBackbone:
-    return load_hub(tiny_hub.flags("blip"))
+ENC = len(tiny_hub.VOCABULARY) + 1  # behind the words and [DEC]
+
+
+def blip(**flags) -> BlipBackbone:
+    return load_hub(tiny_hub.flags("blip", **flags))
 
 
 def batch(net: BlipBackbone):
@@ -24,16 +29,20 @@ def batch(net: BlipBackbone):
     return images, ids, torch.arange(ids.shape[1]) <= ids.argmax(1, keepdim=True)
 
 
-def test_the_question_encoder_is_that_of_transformers():
-    net = blip()
+@pytest.mark.parametrize("first", ["enc", "cls"])
+def test_the_question_encoder_is_that_of_transformers(first):
+    """With the picture its first word is [ENC], or [CLS] where that is asked for; without it is [CLS]."""
+    net = blip(blip_first=first)
     images, ids, seen = batch(net)
     theirs = read_model("BlipForQuestionAnswering", str(tiny_hub.blip_folder()), False)
     words = read_words(str(tiny_hub.blip_folder()))
     plain = torch.where(ids == words.end, words.sep, ids)
     with torch.no_grad():
         picture = theirs.vision_model(pixel_values=images).last_hidden_state
+        seeing = plain.clone()
+        seeing[:, 0] = ENC if first == "enc" else words.start
         wanted = theirs.text_encoder(
-            input_ids=plain, attention_mask=seen.long(), encoder_hidden_states=picture
+            input_ids=seeing, attention_mask=seen.long(), encoder_hidden_states=picture
         ).last_hidden_state
         alone = theirs.text_encoder(input_ids=plain, attention_mask=seen.long()).last_hidden_state
         fused = net.make_fusion(False)(net.image_tokens(images), net.text_tokens(ids), seen)
@@ -50,7 +59,9 @@ def test_prompts_among_the_words_are_as_embeddings_of_transformers():
     theirs = read_model("BlipForQuestionAnswering", str(tiny_hub.blip_folder()), False).text_encoder
     prompts = torch.randn(3, 2, 16, generator=draw(1))
     with torch.no_grad():
-        embedded = net.words(input_ids=net.word_ids(ids))
+        seeing = net.word_ids(ids)
+        seeing[:, 0] = ENC
+        embedded = net.words(input_ids=seeing)
         x = torch.cat([embedded[:, :1], prompts, embedded[:, 1:]], dim=1)
         mask = torch.cat([torch.ones(3, 3, dtype=torch.long), seen[:, 1:].long()], dim=1)
         image = net.image_tokens(images)
@@ -73,6 +84,15 @@ def test_a_longer_padding_changes_nothing():
         torch.testing.assert_close(
             fusion(net.image_tokens(images), net.text_tokens(longer), more), expected, atol=1e-5, rtol=1e-5
         )
+
+
+def test_a_word_table_without_enc_is_refused_and_the_flag_without_blip():
+    words = read_words(str(tiny_hub.blip_folder()))
+    assert enc_id(words, ENC + 1) == ENC
+    with pytest.raises(UserError, match="--blip_first cls"):
+        enc_id(words, ENC)
+    with pytest.raises(UserError, match="--blip_first is read with --vqa_backbone blip only"):
+        refuse_idle(Namespace(vqa_backbone="clip", blip_first="cls"))
 
 
 def test_weights_of_another_network_are_refused():

@@ -136,3 +136,22 @@ def test_the_papers_script_refuses_another_stream():
     )
     assert done.returncode == 2
     assert done.stderr == "error: unknown stream '--foo': clove-scene, clove-function, or both in quotes\n"
+
+
+def test_every_command_of_the_papers_script_is_understood(tmp_path, monkeypatch):
+    """A stand-in for python writes down each command; all are parsed, none takes a fusion that is fresh."""
+    script, log = (ROOT / "scripts/paper_clumo.sh").read_text(), tmp_path / "log"
+    (tmp_path / "python").write_text(f'#!/bin/sh\nprintf "%s\\037" "$@" >> {log}\necho >> {log}\n')
+    (tmp_path / "python").chmod(0o755)
+    script = script.replace(".venv/bin/python", str(tmp_path / "python")).replace("bash scripts/setup.sh", "true")
+    subprocess.run(
+        ["bash", "-c", script, str(ROOT / "scripts/paper_clumo.sh"), "clove-scene", str(tmp_path), "W"], check=True
+    )
+    commands = [line.split("\037")[:-1] for line in log.read_text().splitlines()]
+    runs = [command[1:] for command in commands if command[0] == "main.py"]
+    names = [argv[argv.index("--notes") + 1] for argv in runs]
+    assert len(runs) > 40 and names.count("CluMo") == names.count("head alone") == 6 and "CluMo, random keys" in names
+    for argv in runs:
+        args = cli.parse(argv).args
+        assert args.vqa_backbone == "blip" and args.blip_weights == "W"
+        assert args.fusion_train == ("always" if args.notes == "sequential fine-tuning" else None)

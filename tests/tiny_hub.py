@@ -59,10 +59,17 @@ def vilt_folder(**changes) -> Path:
 
 @functools.cache
 def blip_folder() -> Path:
-    """Pictures of 32 pixels in 4 patches of 16; the picture tower is wider than the question encoder."""
+    """Pictures of 32 pixels in 4 patches of 16; the picture tower is wider than the question encoder. Behind the words come
+    [DEC] and [ENC]."""
     from transformers import BlipConfig, BlipForQuestionAnswering
 
-    text = TEXT | {"encoder_hidden_size": 24, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+    text = TEXT | {
+        "vocab_size": len(VOCABULARY) + 2,
+        "encoder_hidden_size": 24,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+    }
     vision = {
         "hidden_size": 24,
         "intermediate_size": 32,
