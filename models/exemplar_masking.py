@@ -18,7 +18,7 @@ Attention is the mean of the towers' own class tokens and the fusion's, over all
 --attn_layer, --attn_heads): the fusion's last block alone drops most nouns of the captions (docs/exemplar_masking.md).
 Budget: as many bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among
 the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG, exemplars counts
-records: what a mask changes at equal count. A record that does not fit ends the class (--budget_fill skip: smaller ones
+records: what a mask changes at equal count. --exemplar_codec masked_jpeg has the mask and JPEG of --jpeg_quality together. A record that does not fit ends the class (--budget_fill skip: smaller ones
 are tried). Augmentation (--exemplar_aug) is background by default: patches that a new picture's mask drops fill the
 holes of an exemplar, so that holes do not tell old classes from new ones (docs/exemplar_masking.md compares; swap takes the text of
 another exemplar of the class). --replay_fill zero or mean puts black or grey patches into what is still empty. Both heads are measured in every run: --predict says which one
@@ -110,10 +110,10 @@ class ExemplarMasking(VLMModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        if args.look_at == "text" and "jpeg" in {args.exemplar_codec, args.budget_unit.removeprefix("bytes_")}:
+        if args.look_at == "text" and "jpeg" in args.exemplar_codec + args.budget_unit:
             raise UserError(
-                "--look_at text keeps no patches that JPEG could hold: leave out --exemplar_codec jpeg and "
-                "--budget_unit bytes_jpeg"
+                "--look_at text keeps no patches that JPEG could hold: leave JPEG out of --exemplar_codec and "
+                "--budget_unit"
             )
         clip = self.net
         if isinstance(clip, HubBackbone):

@@ -55,7 +55,7 @@ def memory_args(**changes) -> Namespace:
             "text_rule": "union",
             "direction": "i2t",
             "sum_beta": 1.0,
-            "jpeg_quality": 50,
+            "jpeg_quality": None,
             "box_threshold": 0.6,
         }
         | changes

@@ -16,9 +16,10 @@ from utils.memory.masks import DIRECTIONS, IMAGE_RULES, TEXT_RULES, context_atte
 from utils.memory.records import HEADER, RecordMemory, Tokens, fill_grid, select, special, to_bytes, unpatchify
 from utils.picture_grid import plot_pictures
 
-CODECS = ("masked", "box", "jpeg", "raw")
+CODECS = ("masked", "masked_jpeg", "box", "jpeg", "raw")
+MASKING, COMPRESSING = {"masked", "masked_jpeg"}, {"jpeg", "masked_jpeg"}
 UNITS = ("bytes_raw", "bytes_jpeg", "tokens", "exemplars")
-FULL_QUALITY = 95  # of JPEGs where the unit is bytes_jpeg
+FULL_QUALITY, QUALITY = 95, 50  # of JPEGs where the unit is bytes_jpeg, and where the codec is JPEG
 SHOWN = 6  # exemplars of a task on the sheet
 GREY = 127
 
@@ -76,7 +77,8 @@ def add_exemplar_args(parser: ArgumentParser) -> None:
         "--exemplar_codec",
         choices=CODECS,
         default="masked",
-        help="masked: kept patches and words; box: what is outside the attention's box at half resolution; jpeg; raw: all",
+        help="masked: kept patches and words; masked_jpeg: the patches as JPEG; box: what is outside the attention's box at half "
+        "resolution; jpeg; raw: all",
     )
     add(
         "--mask_rule",
@@ -88,7 +90,11 @@ def add_exemplar_args(parser: ArgumentParser) -> None:
     add("--direction", choices=DIRECTIONS, default="i2t", help="attention between discarded patches and words")
     add("--sum_beta", type=non_negative, default=1.0, help="weight of the context with --text_rule sum")
     add("--herd_on", choices=["full", "masked"], default="full", help="features that herding looks at")
-    add("--jpeg_quality", type=number(int, 1, 95), default=50, help="with --exemplar_codec jpeg")
+    add(
+        "--jpeg_quality",
+        type=number(int, 1, 95),
+        help="of records that hold a JPEG (default: 50, and 95 where only --budget_unit makes them one)",
+    )
     add("--box_threshold", type=fraction, default=0.6, help="share of the largest attention that a box encloses")
 
 
@@ -101,6 +107,12 @@ class ExemplarMemory:
         self.notes = torch.zeros(0, 4)  # (R, 4) cost in budget units, kept share of patches, words, attention
         if args.exemplar_codec == "jpeg" and args.budget_unit == "tokens":
             raise UserError("--exemplar_codec jpeg drops no tokens: choose --budget_unit bytes_raw or bytes_jpeg")
+        as_jpeg = args.budget_unit == "bytes_jpeg" and args.exemplar_codec in {"masked", "raw"}
+        if args.jpeg_quality is not None and args.exemplar_codec not in COMPRESSING and not as_jpeg:
+            raise UserError(
+                f"--jpeg_quality: --exemplar_codec {args.exemplar_codec} in {args.budget_unit} makes no JPEG; choose "
+                "masked_jpeg or jpeg, or leave the flag out"
+            )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -128,7 +140,7 @@ class ExemplarMemory:
         else:
             name, _, level = args.mask_rule.partition(":")
             patches = image_mask(attention.image, tokens.seen, name, float(level or 1))
-        if args.exemplar_codec != "masked":
+        if args.exemplar_codec not in MASKING:
             return patches, tokens.word_seen.clone()
         discarded = tokens.seen & ~patches
         context = context_attention(discarded, attention.i2t, attention.t2i, args.direction)
@@ -136,20 +148,17 @@ class ExemplarMemory:
 
     def masked(self, tokens: Tokens, patches: Tensor, words: Tensor) -> Tokens:
         """What a record of these tokens holds, before it is compressed."""
-        return select(tokens, patches, words) if self.args.exemplar_codec == "masked" else tokens
+        return select(tokens, patches, words) if self.args.exemplar_codec in MASKING else tokens
 
     # selection
 
     def record(self, tokens: Tokens, label: int, patches: Tensor, words: Tensor) -> bytes:
         """The record of one sample (tokens without batch dimension)."""
         codec, as_jpeg = self.args.exemplar_codec, self.args.budget_unit == "bytes_jpeg"
-        if codec == "masked":
+        if codec in MASKING:
             tokens = tokens._replace(seen=tokens.seen & patches, word_seen=tokens.word_seen & words)
-            kind, quality = ("masked_jpeg" if as_jpeg else "masked"), FULL_QUALITY
-        elif codec == "raw":
-            kind, quality = ("jpeg" if as_jpeg else "raw"), FULL_QUALITY
-        else:
-            kind, quality = codec, self.args.jpeg_quality
+        kind = {"masked": "masked_jpeg", "raw": "jpeg"}.get(codec, codec) if as_jpeg else codec
+        quality = self.args.jpeg_quality or (QUALITY if codec in COMPRESSING else FULL_QUALITY)
         return to_bytes(tokens, label, tokens.places.shape[0], kind, quality, patches)
 
     def full_costs(self, tokens: Tokens) -> Tensor:

@@ -2,15 +2,20 @@
 
 A record is what a file would hold, and a memory keeps records as they are, so its size is the size on disk:
 
-    kind u8 | label u16 | cells u16 | patches n u16 | words m u16 | image | ids u16 x m | places u8 x m (masked only)
+    kind u8 | label u16 | cells u16 | patches n u16 | words m u16 | image | ids u16 x m | places of words (masked only)
 
     raw     all patches, 3 P P bytes each
     masked  a bit for each cell, then the kept patches
     box     a bit for each cell, the patches inside the box, those outside at half the resolution (a quarter of the bytes)
-    jpeg    length u32 and the patches, side by side, as JPEG; masked_jpeg the same with bits, of the kept patches
+    jpeg    quality u8 and the patches, in a grid, as JPEG; masked_jpeg the same with bits, of the kept patches
+    places  a bit for each position of the text, and how many bytes these take, u8: 0 where no position is left out
+
+All JPEGs of one size and quality begin with the same tables, 600 bytes and more; they are made anew when a record is read.
 """
 
+import functools
 import io
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,10 +26,13 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-KINDS = ("raw", "masked", "box", "jpeg", "masked_jpeg")
+CODES = {"raw": 0, "box": 2, "masked": 5, "jpeg": 6, "masked_jpeg": 7}  # 1, 3 and 4 were earlier layouts
+KINDS = tuple(CODES)
 WITH_BITS = {"masked", "box", "masked_jpeg"}
 WITH_PLACES = {"masked", "masked_jpeg"}  # of words
 HEADER = 9
+START_OF_SCAN, JPEG_END = 0xDA, b"\xff\xd9"
+LONGEST = 8 * 255  # positions of a text
 
 
 class Tokens(NamedTuple):
@@ -113,8 +121,10 @@ def to_bytes(
     """The record of one exemplar (tokens without batch dimension); `inside` (cells,) is the box of kind box."""
     patches, places = tokens.patches[tokens.seen].cpu(), tokens.places[tokens.seen].cpu()
     ids, word_places = tokens.ids[tokens.word_seen].cpu(), tokens.word_places[tokens.word_seen].cpu()
-    if len(ids) and (int(ids.max()) > 65535 or int(word_places.max()) > 255):
-        raise UserError("exemplar records hold word ids below 65536 and texts of at most 256 words: cut the texts")
+    if len(ids) and (int(ids.max()) > 65535 or int(word_places.max()) >= LONGEST):
+        raise UserError(
+            f"exemplar records hold word ids below 65536 and texts of at most {LONGEST} words: cut the texts"
+        )
     bits = torch.zeros(cells, dtype=torch.bool)
     bits[places] = True
     n = len(patches)
@@ -122,14 +132,29 @@ def to_bytes(
         bits, n = inside.cpu(), int(inside.sum())
         image = patches[bits].numpy().tobytes() + halve(patches[~bits]).numpy().tobytes()
     elif kind in {"jpeg", "masked_jpeg"}:
-        image = encode_jpeg(patches, quality)
+        image = bytes([quality]) + encode_jpeg(patches, quality)
     else:
         image = patches.numpy().tobytes()
     numbers = np.array([label, cells, n, len(ids)], dtype="<u2").tobytes()
     bits = np.packbits(bits.numpy()).tobytes() if kind in WITH_BITS else b""
     text = ids.numpy().astype("<u2").tobytes()
-    text += word_places.numpy().astype("u1").tobytes() if kind in WITH_PLACES else b""
-    return bytes([KINDS.index(kind)]) + numbers + bits + image + text
+    text += places_to_bytes(word_places) if kind in WITH_PLACES and len(ids) else b""
+    return bytes([CODES[kind]]) + numbers + bits + image + text
+
+
+def places_to_bytes(places: Tensor) -> bytes:
+    """Ascending positions (m,) of words: a bit each, and how many bytes those are; nothing but a 0 for 0 .. m - 1."""
+    if int(places[-1]) + 1 == len(places):
+        return bytes([0])
+    bits = torch.zeros(int(places[-1]) + 1, dtype=torch.bool)
+    bits[places] = True
+    packed_bits = np.packbits(bits.numpy()).tobytes()
+    return packed_bits + bytes([len(packed_bits)])
+
+
+def unpack(data: Tensor) -> Tensor:
+    """Bits (B, 8 n) of bytes (B, n), the highest first."""
+    return (data[..., None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1).flatten(1).bool()
 
 
 def halve(patches: Tensor) -> Tensor:
@@ -151,27 +176,49 @@ def patch_side(width: int) -> int:
     return round((width / 3) ** 0.5)
 
 
-def encode_jpeg(patches: Tensor, quality: int) -> bytes:
-    """Patches (n, 3 P P) as one JPEG, a square of them where n is a square number, else a strip; with its length."""
-    n, side = len(patches), patch_side(patches.shape[1])
-    columns = round(n**0.5) if round(n**0.5) ** 2 == n else n
-    image = patches.view(-1, columns, 3, side, side).permute(0, 3, 1, 4, 2).reshape(-1, columns * side, 3)
+def jpeg_grid(n: int) -> tuple[int, int]:
+    """Rows and columns of the grid in which n patches are compressed."""
+    columns = math.ceil(n**0.5)
+    return math.ceil(n / columns), columns
+
+
+def whole_jpeg(image: np.ndarray, quality: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image.numpy()).save(file, "JPEG", quality=quality)
-    return np.array([file.tell()], dtype="<u4").tobytes() + file.getvalue()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
-def decode_jpeg(data: bytes, n: int, width: int) -> Tensor:
+@functools.lru_cache(maxsize=1024)
+def jpeg_tables(height: int, width: int, quality: int) -> bytes:
+    """All that comes before the pixels in a JPEG of this size and quality, whatever it shows."""
+    data, at = whole_jpeg(np.zeros((height, width, 3), dtype=np.uint8), quality), 2
+    while data[at + 1] != START_OF_SCAN:  # each part: 255, its kind, its length in two bytes
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[: at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
+
+
+def encode_jpeg(patches: Tensor, quality: int) -> bytes:
+    """Patches (n, 3 P P) as one JPEG without its tables; the last one is repeated to the end of the grid."""
+    side, (rows, columns) = patch_side(patches.shape[1]), jpeg_grid(len(patches))
+    full = torch.cat([patches, patches[-1:].expand(rows * columns - len(patches), -1)])
+    image = full.view(rows, columns, 3, side, side).permute(0, 3, 1, 4, 2).reshape(rows * side, columns * side, 3)
+    return whole_jpeg(image.numpy(), quality)[len(jpeg_tables(rows * side, columns * side, quality)) : -len(JPEG_END)]
+
+
+def decode_jpeg(data: bytes, n: int, width: int, quality: int) -> Tensor:
     """The inverse of encode_jpeg, up to what JPEG loses."""
-    side = patch_side(width)
+    if not 1 <= quality <= 95:
+        raise UserError(f"an exemplar's JPEG has quality {quality}: its memory is damaged, start the run again")
+    side, (rows, columns) = patch_side(width), jpeg_grid(n)
+    whole = jpeg_tables(rows * side, columns * side, quality) + data + JPEG_END
     try:
-        image = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+        image = torch.from_numpy(np.array(Image.open(io.BytesIO(whole)).convert("RGB")))
     except (OSError, SyntaxError) as error:
         raise UserError(
             f"an exemplar's JPEG cannot be read ({error}): its memory is damaged, start the run again"
         ) from None
-    parts = image.view(image.shape[0] // side, side, image.shape[1] // side, side, 3)
-    return parts.permute(0, 2, 4, 1, 3).reshape(n, width)
+    parts = image.view(rows, side, columns, side, 3)
+    return parts.permute(0, 2, 4, 1, 3).reshape(rows * columns, width)[:n]
 
 
 # many records
@@ -237,35 +284,40 @@ class RecordMemory:
     def decode(self, rows: Tensor) -> Tokens:
         """Patches as bytes and words of these records, padded to the longest; rows of one kind."""
         start = self.starts[rows]
-        kinds = self.data[start].unique().tolist()
-        if len(kinds) != 1 or kinds[0] >= len(KINDS):
+        codes = self.data[start].unique().tolist()
+        if len(codes) != 1 or codes[0] not in CODES.values():
             raise UserError("the exemplar memory holds records of several or unknown kinds: start the run again")
-        kind = KINDS[kinds[0]]
+        kind = next(name for name, code in CODES.items() if code == codes[0])
         cells, n, m = (self._number(start, offset) for offset in (3, 5, 7))
         bits, at = None, start + HEADER
         if kind in WITH_BITS:
             count = (int(cells.max()) + 7) // 8
-            byte = self.data[at[:, None] + torch.arange(count)]  # (B, count)
-            bits = (
-                (byte[..., None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1)
-                .flatten(1)[:, : int(cells.max())]
-                .bool()
-            )
+            bits = unpack(self.data[at[:, None] + torch.arange(count)])[:, : int(cells.max())]
             at = at + count
-        patches, places, seen = self._image(kind, at, n, cells, bits)
-        after = self.starts[rows + 1] - m * (3 if kind in WITH_PLACES else 2)  # the text is at the end of a record
-        column = torch.arange(int(m.max()))
-        word_seen = column < m[:, None]
-        index = (after[:, None] + 2 * column).masked_fill(~word_seen, 0)
+        end, column = self.starts[rows + 1], torch.arange(int(m.max()))  # the text is at the end of a record
+        word_places, word_seen = column.expand(len(rows), -1), column < m[:, None]
+        if kind in WITH_PLACES and len(column):
+            word_places, end = self._word_places(end, m, column, word_seen)
+        text = end - 2 * m
+        index = (text[:, None] + 2 * column).masked_fill(~word_seen, 0)
         ids = (self.data[index].long() + 256 * self.data[index + 1].long()).masked_fill(~word_seen, 0)
-        word_places = column.expand(len(rows), -1)
-        if kind in WITH_PLACES:
-            index = (after[:, None] + 2 * m[:, None] + column).masked_fill(~word_seen, 0)
-            word_places = self.data[index].long().masked_fill(~word_seen, 0)
-        return Tokens(patches, places, seen, ids, word_places, word_seen)
+        return Tokens(*self._image(kind, at, text, n, cells, bits), ids, word_places, word_seen)
 
-    def _image(self, kind, at, n, cells, bits):
-        """Patches (B, n, width), their places and which are real."""
+    def _word_places(self, end: Tensor, m: Tensor, column: Tensor, word_seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (B, m) of words whose records end at `end`, and where the ids of the words end."""
+        listed = m > 0
+        size = torch.where(listed, self.data[end - 1].long(), 0)  # bytes of the bits
+        end = end - listed.long() - size
+        place = torch.arange(int(size.max()))
+        real = place < size[:, None]
+        bits = unpack(self.data[(end[:, None] + place).masked_fill(~real, 0)] * real)
+        bits = torch.nn.functional.pad(bits, (0, max(0, len(column) - bits.shape[1])))
+        bits[:, : len(column)] |= (size == 0)[:, None] & word_seen  # no position is left out
+        ((places,), _) = packed((torch.arange(bits.shape[1]).expand_as(bits),), bits)
+        return places.masked_fill(~word_seen, 0), end
+
+    def _image(self, kind, at, end, n, cells, bits):
+        """Patches (B, n, width), their places and which are real, of images from byte `at` to `end`."""
         whole = kind in {"raw", "jpeg", "box"}
         number = cells if whole else n
         column = torch.arange(int(number.max()))
@@ -280,14 +332,13 @@ class RecordMemory:
             index = (at[:, None] + self.width * column).masked_fill(~seen, 0)  # (B, n)
             return self.data.unfold(0, self.width, 1)[index] * seen[..., None], places, seen
         patches = torch.zeros(len(n), len(column), self.width, dtype=torch.uint8)
-        for b, begin in enumerate(at.tolist()):
+        for b, (begin, after) in enumerate(zip(at.tolist(), end.tolist(), strict=True)):
             if kind == "box":
                 split = begin + int(n[b]) * self.width
                 rest = int(cells[b] - n[b]) * self.width // 4
                 patches[b, bits[b]] = self.data[begin:split].view(-1, self.width)
                 patches[b, ~bits[b]] = double(self.data[split : split + rest].view(-1, self.width // 4))
             else:
-                length = int.from_bytes(self.data[begin : begin + 4].numpy().tobytes(), "little")
-                data = self.data[begin + 4 : begin + 4 + length].numpy().tobytes()
-                patches[b, : int(number[b])] = decode_jpeg(data, int(number[b]), self.width)
+                data, count = self.data[begin + 1 : after].numpy().tobytes(), int(number[b])
+                patches[b, :count] = decode_jpeg(data, count, self.width, int(self.data[begin]))
         return patches, places, seen
