@@ -182,7 +182,34 @@ def test_attention_of_the_towers_is_that_of_the_multimodal_network():
     assert torch.allclose(maps.text, words / words.sum(1, keepdim=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("codec", ["masked", "jpeg"])
+def test_the_quality_of_jpegs_is_a_flag_and_masks_compose_with_it():
+    sizes = {}
+    for codec, quality in (("masked", None), ("masked_jpeg", 20), ("masked_jpeg", 90), ("jpeg", 20), ("jpeg", 90)):
+        args = Namespace(buffer_size=5, buffer_bytes=None, exemplar_codec=codec, jpeg_quality=quality)
+        net = torch.nn.Linear(2, 2)
+        net.attention = attention
+        memory = replay_buffer(args, net, None)
+        memory.add_data(pictures(3), labels=torch.arange(3))
+        sizes[codec, quality] = int(memory.records.sizes.sum())
+        assert memory.get_all_data()[0].shape == (3, 3, 16, 16)
+    assert sizes["masked_jpeg", 20] < sizes["masked_jpeg", 90] < sizes["masked", None]
+    assert sizes["jpeg", 20] < sizes["jpeg", 90]
+    with pytest.raises(UserError, match="--jpeg_quality"):
+        replay_buffer(Namespace(buffer_size=5, exemplar_codec="masked", jpeg_quality=20), torch.nn.Linear(2, 2), None)
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_labels_count_from_the_first_record_on(by_class):
+    size = 9 + 2 + 8 * 3 * SIDE * SIDE + 24
+    memory = RecordBuffer(40, max_bytes=6 * size - 1, attention=attention)
+    if by_class:
+        fill_buffer(memory, Stream(0), 0)
+    else:
+        memory.add_data(pictures(9), labels=torch.arange(9))
+    assert len(memory) == (4 if by_class else 5) and memory.nbytes <= 6 * size - 1
+
+
+@pytest.mark.parametrize("codec", ["masked", "jpeg", "masked_jpeg"])
 @pytest.mark.parametrize("model,more", [("er", ()), ("derpp", ("--alpha", "0.1", "--beta", "0.5")), ("icarl", ())])
 def test_rehearsal_under_a_budget(model, more, codec, run_main):
     code, rows = run_main(

@@ -4,6 +4,7 @@ A record is made once, when its sample is stored, and never changes. Each sample
 with the smallest keys are kept as far as the bytes reach: a uniform sample of all that were offered, as a reservoir's.
 """
 
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 
@@ -12,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.flags import positive_int
+from utils.flags import number, positive_int
 from utils.memory.buffer import ATTRIBUTES, Buffer
 from utils.memory.masks import image_mask, text_mask
 from utils.memory.records import RecordMemory, Tokens, fill_grid, full_tokens, patchify, special, to_bytes, unpatchify
 from utils.pair import Inputs, Pair
 from utils.settings import option
 
-CODECS = ("float", "uint8", "jpeg", "masked")
-QUALITY = 50  # of JPEG records
+CODECS = ("float", "uint8", "jpeg", "masked", "masked_jpeg")
+QUALITY = 50  # of records that hold a JPEG
 GREY = 127  # where a patch was dropped
 KEY_BYTES = 16  # of a record's key and place
 
@@ -32,8 +33,9 @@ def add_codec_args(parser: ArgumentParser, default: str = "float") -> None:
         "--exemplar_codec",
         choices=CODECS,
         default=default,
-        help="images in memory: floats, bytes, JPEG, or bytes of the patches (and words) that CLIP's towers attend to",
+        help="images in memory: floats, bytes, JPEG, or the patches (and words) that CLIP's towers attend to, as bytes or JPEG",
     )
+    group.add_argument("--jpeg_quality", type=number(int, 1, 95), help=f"of jpeg and masked_jpeg (default: {QUALITY})")
     group.add_argument(
         "--buffer_bytes", type=positive_int, help="most bytes in memory (default: what --buffer_size samples take)"
     )
@@ -41,14 +43,23 @@ def add_codec_args(parser: ArgumentParser, default: str = "float") -> None:
 
 def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | None, default: str = "float") -> Buffer:
     """The memory of `add_codec_args`; masks are made by `net`, which has to show its attention."""
-    codec, most = option(args, "exemplar_codec", default), option(args, "buffer_bytes")
+    codec, most, quality = (
+        option(args, "exemplar_codec", default),
+        option(args, "buffer_bytes"),
+        option(args, "jpeg_quality"),
+    )
+    if quality is not None and "jpeg" not in codec:
+        raise UserError(
+            f"--jpeg_quality: --exemplar_codec {codec} holds no JPEG; choose jpeg or masked_jpeg, or leave it out"
+        )
+    quality = quality or QUALITY
     if codec in {"float", "uint8"}:
         return Buffer(args.buffer_size, codec=codec, max_bytes=most)
     if codec == "jpeg":
-        return RecordBuffer(args.buffer_size, most)
+        return RecordBuffer(args.buffer_size, most, quality=quality)
     if not hasattr(net, "attention"):
         raise UserError(
-            "--exemplar_codec masked: this network shows no attention; choose --backbone clip-visual, clip-fused "
+            f"--exemplar_codec {codec}: this network shows no attention; choose --backbone clip-visual, clip-fused "
             "or clip-fusion, or --exemplar_codec jpeg"
         )
 
@@ -58,17 +69,24 @@ def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | Non
         device = next(net.parameters()).device
         return net.attention((Pair(image, examples.text) if isinstance(examples, Pair) else image).to(device))
 
-    return RecordBuffer(args.buffer_size, most, attention)
+    return RecordBuffer(args.buffer_size, most, attention, quality=quality if codec == "masked_jpeg" else None)
 
 
 class RecordBuffer(Buffer):
     """At most `buffer_size` records and `max_bytes` bytes, with all that belongs to them. `attention` maps samples to the
-    attention of their patches (B, n) and words (B, L) or None; without it records are JPEGs. Dropped patches are grey and
-    dropped words are gone when samples are read."""
+    attention of their patches (B, n) and words (B, L) or None; without it pictures are whole. With a `quality` they are
+    JPEGs. Dropped patches are grey and dropped words are gone when samples are read."""
 
-    def __init__(self, buffer_size: int, max_bytes: int | None = None, attention: Callable | None = None, device="cpu"):
+    def __init__(
+        self,
+        buffer_size: int,
+        max_bytes: int | None = None,
+        attention: Callable | None = None,
+        device="cpu",
+        quality: int | None = None,
+    ):
         super().__init__(buffer_size, device, max_bytes=max_bytes)
-        self.attention = attention
+        self.attention, self.quality = attention, quality or (QUALITY if attention is None else None)
         self.records: RecordMemory | None = None
         self.keys = np.zeros(0)
         self.limit = np.inf  # the smallest key that did not fit
@@ -91,7 +109,7 @@ class RecordBuffer(Buffer):
 
     def _rest(self) -> int:
         """Bytes that go with each record."""
-        return KEY_BYTES + sum(t.element_size() * t[:1].numel() for t in self.data.values())
+        return KEY_BYTES + sum(t.element_size() * math.prod(t.shape[1:]) for t in self.data.values())
 
     # writing
 
@@ -175,9 +193,9 @@ class RecordBuffer(Buffer):
             own = tokens.word_seen & ~special(tokens)
             kept_words = text_mask(words.cpu(), words.cpu(), own, "class_only") | special(tokens)
             tokens = tokens._replace(word_seen=tokens.word_seen & kept_words)
-        tokens, kind = tokens._replace(seen=kept), "jpeg" if patches is None else "masked"
-        cells = tokens.places.shape[1]
-        return [to_bytes(tokens.rows(i), 0, cells, kind, QUALITY) for i in range(len(bytes_))]
+        tokens, cells = tokens._replace(seen=kept), tokens.places.shape[1]
+        kind = "jpeg" if patches is None else "masked_jpeg" if self.quality else "masked"
+        return [to_bytes(tokens.rows(i), 0, cells, kind, self.quality or QUALITY) for i in range(len(bytes_))]
 
     def rewrite(self, keep: Tensor, fresh: dict[str, Inputs]) -> None:
         """Keep these rows as they are, and add all of `fresh`, which are classes in order of importance.
