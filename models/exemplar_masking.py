@@ -18,12 +18,15 @@ Attention is the mean of the towers' own class tokens and the fusion's, over all
 --attn_layer, --attn_heads): the fusion's last block alone drops most nouns of the captions (docs/exemplar_masking.md).
 Budget: as many bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among
 the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG, exemplars counts
-records: what a mask changes at equal count. --exemplar_codec masked_jpeg has the mask and JPEG of --jpeg_quality together. A record that does not fit ends the class (--budget_fill skip: smaller ones
-are tried). Augmentation (--exemplar_aug) is background by default: patches that a new picture's mask drops fill the
-holes of an exemplar, so that holes do not tell old classes from new ones (docs/exemplar_masking.md compares; swap takes the text of
-another exemplar of the class). --replay_fill zero or mean puts black or grey patches into what is still empty. Both heads are measured in every run: --predict says which one
-answers, the record has the other as nme or linear. Nothing augments the stream's own pictures. Weight decay leaves out
-parameters of one dimension (--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
+records: what a mask changes at equal count. --exemplar_codec masked_jpeg has the mask and JPEG of --jpeg_quality
+together. A record that does not fit ends the class (--budget_fill skip: smaller ones are tried). Augmentation
+(--exemplar_aug) is background by default: patches of a new picture with at most the mean attention, whatever
+--mask_rule says, fill the holes of an exemplar, so that holes do not tell old classes from new ones
+(docs/exemplar_masking.md compares; swap takes the text of another exemplar of the class). --replay_fill zero or mean
+puts black or grey patches into what is still empty. Both heads are measured in every run: --predict says which one
+answers, the record has the other as nme or linear. Nothing augments the stream's own pictures. The adapters are fp32
+whatever --clip_dtype says; --tune full takes fp32 alone. Weight decay leaves out parameters of one dimension
+(--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
 """
 
 import torch
@@ -40,8 +43,9 @@ from utils.batch_transforms import BatchTransform, Fixed
 from utils.distillation import soft_divergence
 from utils.errors import UserError
 from utils.flags import fraction, non_negative, positive, positive_int
-from utils.memory.exemplar_memory import ExemplarMemory, add_exemplar_args
-from utils.memory.exemplars import images_by_class
+from utils.memory.exemplar_memory import MASKING, ExemplarMemory, add_exemplar_args
+from utils.memory.exemplars import batches_by_class
+from utils.memory.masks import image_mask
 from utils.memory.records import Tokens, fill_grid, full_tokens, patchify
 from utils.memory.token_augment import AUGMENTATIONS, background, mix_patches, partners, swap, token_drop
 from utils.pair import Pair
@@ -115,6 +119,11 @@ class ExemplarMasking(VLMModel):
                 "--look_at text keeps no patches that JPEG could hold: leave JPEG out of --exemplar_codec and "
                 "--budget_unit"
             )
+        if args.tune == "full" and args.clip_dtype != "fp32":
+            raise UserError(
+                f"--clip_dtype {args.clip_dtype}: --tune full trains CLIP's weights, which takes fp32 (bf16 products: "
+                "-O 2)"
+            )
         clip = self.net
         if isinstance(clip, HubBackbone):
             if args.attn_source == "tower":
@@ -183,10 +192,10 @@ class ExemplarMasking(VLMModel):
             other = records.decode(partners(labels, rows))
             longest = self.net.clip.context_length
             found = swap(found, other, use) if kind == "swap" else mix_patches(found, other, use, longest)
-        elif kind == "background" and fresh.patches.shape[1]:
+        elif kind == "background" and fresh.patches.shape[1] and self.args.exemplar_codec in MASKING:
             lent = fresh.rows(torch.arange(len(rows)) % len(fresh.ids))
             self.forward_counter.images += len(rows)
-            spare = ~self.memory.masks(*self.attend(lent)[1:], lent)[0]
+            spare = ~image_mask(self.attend(lent)[1].image, lent.seen)  # by attention whatever --mask_rule says
             found = background(found, self.net.in_bytes(lent.patches).cpu(), spare.cpu(), use)
         elif kind == "token_drop":
             found = token_drop(found, self.args.aug_p * TOKEN_DROP)
@@ -244,16 +253,16 @@ class ExemplarMasking(VLMModel):
         self.order, first, end = None, *dataset.get_offsets(self.current_task)
         self.net.eval()
         self.memory.make_room(end)
-        for images, label in images_by_class(dataset.train_loader, first, end):
-            if len(images):
-                self.select_class(images, label, end)
+        for batches, label in batches_by_class(dataset.train_loader, first, end):
+            parts = [self.tokens(images, as_bytes=True) for images in batches]
+            if parts:
+                self.select_class(Tokens(*map(torch.cat, zip(*parts, strict=True))), label, end)
         self.net.train()
         self.teacher = {name: p.detach().clone() for name, p in self.net.named_parameters() if p.requires_grad}
         self.means = None
 
-    def select_class(self, images, label: int, n_seen: int):
+    def select_class(self, full: Tokens, label: int, n_seen: int):
         """Features and masks of all samples of a class in one pass, then records in herding order within the budget."""
-        full = self.tokens(images, as_bytes=True)
         features, masks = self.features_and_masks(full)
         if self.args.herd_on == "masked":
             features, _ = self.features_and_masks(self.memory.masked(full, *masks[:2]))
@@ -304,10 +313,11 @@ class ExemplarMasking(VLMModel):
             total, count = total + hot.T @ found, count + hot.sum(0)[:, None]
         missing = (count[:, 0] == 0).nonzero().flatten().tolist()
         if missing and self.dataset.train_loader is not None:
-            for images, label in images_by_class(self.dataset.train_loader, min(missing), self.n_seen_classes):
-                if label in missing and len(images):
-                    parts = [self.features(self.tokens(part, as_bytes=True)) for part in split(images, EVAL_ROWS)]
-                    total[label], count[label] = normalize(torch.cat(parts), dim=1).sum(0), len(images)
+            for batches, label in batches_by_class(self.dataset.train_loader, min(missing), self.n_seen_classes):
+                parts = [] if label not in missing else [self.features(self.tokens(x, as_bytes=True)) for x in batches]
+                if parts:
+                    found = torch.cat(parts)
+                    total[label], count[label] = normalize(found, dim=1).sum(0), len(found)
         means = normalize(total / count.clamp(min=1), dim=1)
         return means.masked_fill(count == 0, torch.inf)
 
@@ -336,8 +346,3 @@ class ExemplarMasking(VLMModel):
         if self.tokenizer is not None:
             return self.tokenizer.decode(ids)
         return openai_clip().simple_tokenizer.SimpleTokenizer().decode(ids[1:-1])
-
-
-def split(images, size: int):
-    """Parts of at most `size` images of a batch or Pair."""
-    return [images[start : start + size] for start in range(0, len(images), size)]

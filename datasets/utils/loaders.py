@@ -218,10 +218,11 @@ class Loader:
             error.with_traceback(None)  # its frames hold the workers, which would be waited for at exit
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
 
-    def plain(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
-        """(image without augmentation, label) batches in the order of the split."""
-        for positions in torch.arange(len(self.dataset)).split(self.batch_size):
-            yield self.dataset.plain(positions)
+    def plain(self, positions: torch.Tensor | None = None) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        """(image without augmentation, label) batches in the order of the split, or of these positions in it."""
+        positions = torch.arange(len(self.dataset)) if positions is None else positions
+        for part in positions.split(self.batch_size) if len(positions) else ():
+            yield self.dataset.plain(part)
 
     def with_batch_size(self, batch_size: int) -> "Loader":
         """The same split in batches of another size, for evaluation."""

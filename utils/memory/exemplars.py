@@ -105,12 +105,18 @@ def as_unit(values: Inputs) -> Inputs:
     return values.float() / 255 if values.dtype == torch.uint8 else values
 
 
-def images_by_class(loader, first: int, end: int):
-    """(images without augmentation, label) for each class of a task, in the order of the split."""
-    parts, labels = zip(*((images, labels) for images, labels in loader.plain()), strict=True)
-    images, labels = torch.cat(parts), torch.cat(labels)
+def batches_by_class(loader, first: int, end: int):
+    """(batches of images without augmentation, label) for each class of a task: one batch is in memory at a time."""
     for label in range(first, end):
-        yield images[labels == label], label
+        positions = (loader.dataset.targets == label).nonzero().flatten()
+        yield (images for images, _ in loader.plain(positions)), label
+
+
+def images_by_class(loader, first: int, end: int):
+    """(images without augmentation, label) for each class of a task, in the order of the split; none: no rows."""
+    for batches, label in batches_by_class(loader, first, end):
+        parts = list(batches)
+        yield torch.cat(parts) if parts else torch.zeros(0), label
 
 
 def icarl_replay(model, dataset, val_set_split: float = 0) -> None:
