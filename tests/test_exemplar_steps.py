@@ -47,7 +47,7 @@ def second_task(**flags) -> tuple[contract.Toy, torch.nn.Module]:
         for p in model.net.parameters():
             if p.requires_grad:
                 p.add_(0.05 * torch.randn(p.shape, generator=rng))
-        model.net.classifier.weight.add_(0.5 * torch.randn(model.net.classifier.weight.shape, generator=rng))
+        model.net.classifier.weight.add_(10 * torch.randn(model.net.classifier.weight.shape, generator=rng))
     return toy, old
 
 
