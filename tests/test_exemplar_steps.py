@@ -12,7 +12,7 @@ from tests.multimodal_toys import CELLS, batch, draw, memory_args, some
 from utils.memory.exemplar_memory import ExemplarMemory
 from utils.memory.exemplars import herd
 
-LR, KD, T = 0.1, 0.7, 3.0
+LR, KD, T = 0.003, 0.7, 3.0
 FLAGS = {
     "optimizer": "sgd",
     "lr": LR,
@@ -47,7 +47,7 @@ def second_task(**flags) -> tuple[contract.Toy, torch.nn.Module]:
         for p in model.net.parameters():
             if p.requires_grad:
                 p.add_(0.05 * torch.randn(p.shape, generator=rng))
-        model.net.classifier.weight.add_(10 * torch.randn(model.net.classifier.weight.shape, generator=rng))
+        model.net.classifier.weight.add_(0.1 * torch.randn(model.net.classifier.weight.shape, generator=rng))
     return toy, old
 
 
