@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from utils.engine.module_state import capture, restore
 from utils.engine.record import disk_errors
@@ -42,6 +42,8 @@ NATIVE = {
 }  # other dtypes are stored as bytes (U8), their own name in the structure
 FACTORIES = {"list", "dict", "set", "int", "float"}  # of a defaultdict
 SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset, "size": torch.Size}
+PHASES = {"begin", "train", "end", "done"}  # of a task, where a run stands
+COUNTERS = {"image_forwards", "question_forwards"}
 MAPPINGS = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
 
 
@@ -123,23 +125,58 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
                 raise UserError(f"{path} is a checkpoint of model {owner}, not {model}; pass --model {owner}")
             text = metadata["state"] or bytes(file.get_tensor(STATE_ENTRY).numpy()).decode()
             return _decode(json.loads(text), file, torch.device(device), {})
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # what a damaged or crafted file says can fail in any library
+        reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{path} is damaged or no checkpoint ({type(error).__name__}: {error}); use an older one, or start over"
+            f"{path} is damaged or no checkpoint ({type(error).__name__}: {reason}); use an older one, or start over"
         ) from error
 
 
 def load_run(path: str | os.PathLike, *, model: str | None) -> dict:
     """The state of a run, as `Run.state` makes it; UserError for a file that holds something else."""
     state = load(path, model=model)
-    missing = [
-        k
-        for k in ("position", "model", "rng", "rows", "loop", "wall_s", "record_bytes")
-        if not isinstance(state, dict) or k not in state
-    ]
-    if missing or not {"task", "phase", "epoch", "batch"} <= set(state["position"]):
+    if not _is_run(state):
         raise UserError(f"{path} holds no whole state of a run; use an older one, or start over")
     return state
+
+
+def _is_run(state) -> bool:
+    """Whether a state has the parts of a run, each of its type; random states are tried on generators of their own."""
+    kinds = {
+        "position": dict,
+        "model": dict,
+        "rng": dict,
+        "rows": dict,
+        "loop": dict,
+        "wall_s": float,
+        "record_bytes": int,
+    }
+    if not isinstance(state, dict) or not all(isinstance(state.get(k), kind) for k, kind in kinds.items()):
+        return False
+    place, forwards, matrices = state["position"], state.get("forwards", {}), state["rows"].get("matrices")
+    counts = [*(place.get(k) for k in ("task", "epoch", "batch")), state["record_bytes"]]
+    counts += forwards.values() if isinstance(forwards, dict) else [None]
+    if (
+        not all(type(n) is int and n >= 0 for n in counts)
+        or place.get("phase") not in PHASES
+        or not set(forwards) <= COUNTERS
+    ):
+        return False
+    if (
+        not math.isfinite(state["wall_s"])
+        or not isinstance(matrices, dict)
+        or not all(isinstance(m, np.ndarray) for m in matrices.values())
+    ):
+        return False
+    try:
+        random.Random().setstate(state["rng"]["python"])
+        np.random.RandomState().set_state(state["rng"]["numpy"])
+        torch.Generator().set_state(state["rng"]["torch"])
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+    return isinstance(state["rng"].get("cuda"), list)
 
 
 def read_mammoth(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

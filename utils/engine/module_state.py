@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
+from utils import state_names
 from utils.engine.moved import renamed
 from utils.errors import UserError
 from utils.pair import Pair
@@ -54,7 +55,8 @@ def restore(module: nn.Module, state: dict, skip: frozenset[str] | set[str] = SK
     submodule that the fresh module lacks is a copy of one of the same class, or a torch.nn module built by its name.
     UserError names what fits neither.
     """
-    _Restorer(module, skip).run(renamed(state))
+    with state_names.one_line():
+        _Restorer(module, skip).run(renamed(state))
 
 
 def _name(kind: type) -> str:
@@ -63,11 +65,6 @@ def _name(kind: type) -> str:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _subclasses(kind: type) -> list[type]:
-    """Those imported by now, the newest first."""
-    return [found for child in reversed(kind.__subclasses__()) for found in (child, *_subclasses(child))]
 
 
 def _holds_scheduler(packed) -> bool:
@@ -156,10 +153,8 @@ class _Packer:
             return self.container(value, path)
         if inspect.isclass(value) or inspect.isroutine(value):
             return self.code(value)
-        for save, load in (("state", "load_state"), ("state_dict", "load_state_dict")):
-            if callable(getattr(value, save, None)) and callable(getattr(value, load, None)):
-                return "object", [_name(type(value)), load, getattr(value, save)()]
-        return None
+        methods = state_names.loader_of(type(value))
+        return None if methods is None else ("object", [_name(type(value)), methods[1], getattr(value, methods[0])()])
 
     def container(self, value, path: str):
         if type(value) not in (list, tuple, dict, deque, OrderedDict, Counter, defaultdict, *SETS):
@@ -208,6 +203,7 @@ class _Restorer:
         for late in (False, True):  # schedulers need their optimizers
             for m, node, path in self.todo:  # grows by the modules that are built while attributes are set
                 for name, packed in node["attributes"].items():
+                    state_names.check_attribute(m, name, _join(path, name))
                     if _join(path, name) not in self.skip and late == _holds_scheduler(packed):
                         value = self.unpack(packed, vars(m).get(name), _join(path, name))
                         for registry in (m._modules, m._parameters, m._buffers):
@@ -222,6 +218,7 @@ class _Restorer:
         for kind, registry in (("parameters", m._parameters), ("buffers", m._buffers), ("children", m._modules)):
             old = dict(registry)
             registry.clear()  # and filled in the saved order, which ModuleList and optimizers depend on
+            state_names.check_parts(node[kind], path)
             make = self.build if kind == "children" else partial(self.tensor, m)
             for name, saved in node[kind].items():
                 vars(m).pop(name, None)  # a None that stood in for it
@@ -300,6 +297,7 @@ class _Restorer:
         if kind == "dict":
             olds = old if isinstance(old, dict) else {}
             return {k: self.unpack(p, olds.get(k), f"{path}.{k}") for k, p in content.items()}
+        state_names.check_kind(kind, path)
         return getattr(self, f"_{kind}")(content, old, path)
 
     def _plain(self, value, old, path):
@@ -317,11 +315,10 @@ class _Restorer:
         return saved
 
     def _module_at(self, place, old, path):
-        return self.root.get_submodule(place)
+        return state_names.submodule(self.root, place)
 
     def _tensor_at(self, place, old, path):
-        owner, _, name = place.rpartition(".")
-        return getattr(self.root.get_submodule(owner), name)
+        return state_names.tensor(self.root, place)
 
     def _module(self, node, old, path):
         return self.build(node, old if isinstance(old, nn.Module) else None, path)
@@ -333,16 +330,16 @@ class _Restorer:
 
     def _object(self, content, old, path):
         name, load, state = content
-        if _name(type(old)) != name:
+        if _name(type(old)) != name or (state_names.loader_of(type(old)) or " ")[-1] != load:
             raise UserError(f"{path} was a {name} in the checkpoint and is {old!r} here; build it in the constructor")
-        getattr(old, load)(state)
+        state_names.take_state(old, state)
         return old
 
     def _optimizer(self, content, old, path):
         """The optimizer in place if it holds the same parameters, else a new one over those named in the state."""
         try:
             wanted = [[None if n is None else self._tensor_at(n, None, path) for n in g] for g in content["params"]]
-        except AttributeError as error:
+        except (LookupError, AttributeError) as error:
             raise UserError(f"{path}: a parameter of it is missing ({error}); use the flags of the saved run") from None
         same = isinstance(old, Optimizer) and _name(type(old)) == content["class"]
         ours = [group["params"] for group in old.param_groups] if same else []
@@ -350,8 +347,8 @@ class _Restorer:
             q is None or p is q for g, h in zip(ours, wanted, strict=True) for p, q in zip(g, h, strict=True)
         )
         if not fits:
-            cls = type(old) if same else getattr(torch.optim, content["class"].rpartition(".")[2], None)
-            if cls is None or _name(cls) != content["class"] or any(p is None for g in wanted for p in g):
+            cls = type(old) if same else state_names.optimizer_class(torch.optim, content["class"])
+            if cls is None or any(p is None for g in wanted for p in g):
                 raise UserError(f"{path} ({content['class']}) cannot be built anew; build it in the constructor")
             old = cls([{"params": group} for group in wanted], lr=content["state"]["param_groups"][0]["lr"])
         old.load_state_dict(content["state"])
@@ -360,11 +357,12 @@ class _Restorer:
 
     def _scheduler(self, content, old, path):
         if _name(type(old)) != content["class"]:
-            cls = next((k for k in _subclasses(lr_scheduler.LRScheduler) if _name(k) == content["class"]), None)
+            cls = state_names.scheduler_class(content["class"])
             inner = {"_schedulers", "lr_lambdas", "lr_lambda"} & set(content["state"])
             if cls is None or inner or content["optimizer"] is None:
                 raise UserError(f"{path} ({content['class']}) cannot be built anew; build it in the constructor")
             old = cls.__new__(cls)
+        state_names.check_scheduler(type(old), content["state"], path)
         if content["optimizer"] is not None:
             old.optimizer = vars(self.root)[content["optimizer"]]
         old.load_state_dict(content["state"])

@@ -1,0 +1,117 @@
+"""What a checkpoint may name: attributes that hold data, parts of the model at hand, and loaders out of a closed table.
+
+A checkpoint is data from elsewhere. It fills what the program built; it never says which method runs.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from utils.errors import UserError
+
+LOADERS = {"state": "load_state", "state_dict": "load_state_dict"}  # how an object gives its state -> how it takes it
+MACHINERY = frozenset(vars(nn.Module())) - {"training"}  # of every module: its registries and hooks
+
+KINDS = frozenset(
+    ["plain", "leaf", "module_at", "tensor_at", "module", "code", "object", "optimizer", "scheduler"]
+    + ["torch_generator", "numpy_generator", "numpy_state", "python_random"]
+)  # of a packed value, besides list, tuple and dict
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Whatever a damaged or crafted state makes fail, in any library, is one line of UserError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        if not isinstance(error, UserError):
+            reason = f"the checkpoint does not fit the model ({type(error).__name__}: {reason}); use an older one, or start over"
+        raise UserError(reason) from error
+
+
+def check_kind(kind, path: str) -> None:
+    """Refuse a kind of value that no checkpoint of ours holds."""
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(
+            f"{path} is of kind {str(kind)[:40]!r} in the checkpoint, which is unknown; do not use this file"
+        )
+
+
+def scheduler_class(name: str) -> type[lr_scheduler.LRScheduler] | None:
+    """The learning-rate scheduler of that dotted name among those imported by now, the newest first."""
+    found = lr_scheduler.LRScheduler.__subclasses__()
+    for kind in found:  # which grows
+        found += kind.__subclasses__()
+    return next((k for k in reversed(found) if f"{k.__module__}.{k.__qualname__}" == name), None)
+
+
+def loader_of(kind: type) -> tuple[str, str] | None:
+    """(save, load): the names of the methods by which objects of a class are held, the first of LOADERS that it has."""
+    for save, load in LOADERS.items():
+        if callable(getattr(kind, save, None)) and callable(getattr(kind, load, None)):
+            return save, load
+    return None
+
+
+def take_state(value, state) -> None:
+    """Hand `state` to an object by the one method that the table allows for its class."""
+    getattr(value, loader_of(type(value))[1])(state)
+
+
+def check_attribute(m: nn.Module, name, path: str) -> None:
+    """Refuse an attribute that stands for code: machinery of a module, a method, a property."""
+    plain = isinstance(name, str) and not (name.startswith("__") and name.endswith("__"))
+    if not plain or name in MACHINERY or (name not in vars(m) and _is_code(type(m), name)):
+        raise UserError(f"the checkpoint sets {path or name!r}, which is code and not data; do not use this file")
+
+
+def check_parts(names, path: str) -> None:
+    """Refuse parameters, buffers and submodules under names that a module's machinery has."""
+    wrong = [n for n in names if not isinstance(n, str) or n in MACHINERY or n.startswith("__") or "." in n]
+    if wrong:
+        raise UserError(f"the checkpoint names a part {wrong[0]!r} of {path or 'the model'}; do not use this file")
+
+
+def _is_code(kind: type, name: str) -> bool:
+    found = inspect.getattr_static(kind, name, None)
+    return (
+        inspect.isroutine(found)
+        or inspect.isdatadescriptor(found)
+        or isinstance(found, (property, staticmethod, classmethod))
+    )
+
+
+def submodule(root: nn.Module, place: str) -> nn.Module:
+    """The part of a model at a dotted path, found among registered modules only: no property is read on the way."""
+    for name in filter(None, place.split(".")):
+        root = root._modules[name]
+    if root is None:
+        raise KeyError(place)
+    return root
+
+
+def tensor(root: nn.Module, place: str):
+    """The parameter or buffer of a model at a dotted path."""
+    owner, _, name = place.rpartition(".")
+    m = submodule(root, owner)
+    return m._parameters[name] if name in m._parameters else m._buffers[name]
+
+
+def optimizer_class(namespace, name: str) -> type | None:
+    """The optimizer of torch that a dotted name says, if it is one."""
+    found = getattr(namespace, name.rpartition(".")[2], None)
+    fits = inspect.isclass(found) and issubclass(found, Optimizer) and found is not Optimizer
+    return found if fits and f"{found.__module__}.{found.__qualname__}" == name else None
+
+
+def check_scheduler(kind: type[lr_scheduler.LRScheduler], state: dict, path: str) -> None:
+    """A scheduler takes its state as attributes: refuse one that would cover a method."""
+    wrong = [k for k in state if not isinstance(k, str) or k == "optimizer" or _is_code(kind, k) or k.startswith("__")]
+    if wrong:
+        raise UserError(f"the checkpoint sets {path}.{wrong[0]}, which is code and not data; do not use this file")
