@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.test_module_state import Memory, Toy
+from utils import state_names
 from utils.engine import checkpoint
 from utils.errors import UserError
 
@@ -309,3 +310,12 @@ def test_header_metadata_of_other_kinds(tmp_path):
         save_file({"w": torch.ones(1)}, path, {"model": "er", "schema": "1", "state": "1"} | metadata)
         with pytest.raises(UserError):
             checkpoint.load(path, model="er")
+
+
+@pytest.mark.parametrize("crafted", [{"step": 1}, {"get_lr": 1}, {"optimizer": 1}, {"__class__": 1}, {3: 1}])
+def test_the_schedule_of_the_loop_takes_no_code(crafted):
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], 0.1), 2)
+    with pytest.raises(UserError, match="code and not data"):
+        state_names.load_scheduler(scheduler, scheduler.state_dict() | crafted, "the schedule")
+    state_names.load_scheduler(scheduler, scheduler.state_dict() | {"last_epoch": 7}, "the schedule")
+    assert scheduler.last_epoch == 7

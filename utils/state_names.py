@@ -110,8 +110,10 @@ def optimizer_class(namespace, name: str) -> type | None:
     return found if fits and f"{found.__module__}.{found.__qualname__}" == name else None
 
 
-def check_scheduler(kind: type[lr_scheduler.LRScheduler], state: dict, path: str) -> None:
+def load_scheduler(scheduler, state: dict, path: str) -> None:
     """A scheduler takes its state as attributes: refuse one that would cover a method."""
+    kind = type(scheduler)
     wrong = [k for k in state if not isinstance(k, str) or k == "optimizer" or _is_code(kind, k) or k.startswith("__")]
     if wrong:
         raise UserError(f"the checkpoint sets {path}.{wrong[0]}, which is code and not data; do not use this file")
+    scheduler.load_state_dict(state)

@@ -362,10 +362,9 @@ class _Restorer:
             if cls is None or inner or content["optimizer"] is None:
                 raise UserError(f"{path} ({content['class']}) cannot be built anew; build it in the constructor")
             old = cls.__new__(cls)
-        state_names.check_scheduler(type(old), content["state"], path)
         if content["optimizer"] is not None:
             old.optimizer = vars(self.root)[content["optimizer"]]
-        old.load_state_dict(content["state"])
+        state_names.load_scheduler(old, content["state"], path)
         return old
 
     def _torch_generator(self, content, old, path):

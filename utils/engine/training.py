@@ -15,6 +15,7 @@ from utils.errors import Interrupted, UserError
 from utils.progress import progress
 from utils.schedulers import get_scheduler
 from utils.settings import SPLIT_SETTINGS, option
+from utils.state_names import load_scheduler, one_line
 
 
 def train(model, dataset, args: Namespace, record=None, resume: bool = False) -> dict[str, float]:
@@ -104,7 +105,8 @@ def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
     if saved is not None:
         run.restore(saved)
         if scheduler is not None and "scheduler" in run.loop_state:
-            scheduler.load_state_dict(run.loop_state["scheduler"])
+            with one_line():
+                load_scheduler(scheduler, run.loop_state["scheduler"], "the schedule")
         if hasattr(dataset.train_loader, "passes"):
             dataset.train_loader.passes = run.loop_state.get("passes", 0)
     if run.position["phase"] == "train" and trains(model, run.args):
