@@ -16,6 +16,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     from backbone import get_backbone
     from datasets import get_dataset
     from models import get_model
+    from utils import unchanged
     from utils.engine import launch
     from utils.engine.training import train
 
@@ -23,7 +24,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     launch.check(args, parsed.model_class, parsed.dataset_class)
     requested = launch.fill_in(args)
     found = launch.find_earlier(args, requested)
-    if found is not None and found.status == "done":
+    if found is not None and found.status == "done" and args.resume == "force":
         return launch.show_finished(found)
     launch.set_up(args, found)
     with launch.warnings_told() as attach:
@@ -34,7 +35,12 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
         backbone = get_backbone(args) if args.backbone and not builds_own else None
         model = get_model(args, backbone, dataset.get_loss(), dataset.get_transform(), dataset)
         launch.load_checkpoint(model, args)
-        record = launch.open_record(args, requested, found, dataset, model)
+        first_line = {} if args.disable_log and found is None else launch.start_line(args, requested, dataset, model)
+        if found is not None:
+            unchanged.check(found, first_line, args)
+            if found.status == "done":
+                return launch.show_finished(found)
+        record = launch.open_record(args, requested, found, first_line, model)
         attach(record)
         try:
             return train(model, dataset, args, record, resume=found is not None)

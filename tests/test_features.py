@@ -247,7 +247,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
         FeatureStore(tmp_path).rows(Samples(), torch.arange(3), Overflowing())
     with pytest.raises(IndexError):
         FeatureStore(tmp_path).rows(Samples(), torch.tensor([N]), Encoder())
-    with pytest.raises(UserError, match="disk, ram or off"):
+    with pytest.raises(UserError, match="disk, verify, ram or off"):
         FeatureStore(tmp_path, "cloud")
     with pytest.raises(UserError, match="folder"):
         FeatureStore(None, "disk")
@@ -277,3 +277,124 @@ def test_numbers_too_large_for_half_precision_are_refused(store):
 
     with pytest.raises(UserError, match="not finite"):
         store.rows(Samples(), torch.tensor([9]), Large())
+
+
+def crafted(store, rows, features=None):
+    """A segment as a file: records of these rows, under the checksum of its bytes."""
+    import hashlib
+
+    table = next(iter(store.tables.values()))
+    records = np.zeros(len(rows), dtype=table.record)
+    records["row"], records["x"] = rows, 1 if features is None else features
+    data = records.tobytes()
+    path = table.folder / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.rows"
+    path.write_bytes(data)
+    return path
+
+
+SEGMENTS = {
+    "far outside": [0, 10**9],
+    "one too many": [N],
+    "negative": [-3],
+    "most negative": [-(2**63)],
+    "largest": [2**63 - 1],
+    "twice": [4, 4],
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_rows_of_a_segment_are_checked(name, tmp_path):
+    store = FeatureStore(tmp_path)
+    store.rows(Samples(), torch.arange(3), Encoder())
+    path = crafted(store, SEGMENTS[name])
+    with pytest.warns(UserWarning, match="damaged"):
+        again = FeatureStore(tmp_path)
+        assert torch.equal(again.rows(Samples(), torch.arange(N), Encoder()), expected(torch.arange(N)))
+    assert not path.exists() and again.forwards == N - 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(
+            FeatureStore(tmp_path).rows(Samples(), torch.arange(N), Encoder()), expected(torch.arange(N))
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_kept_features_are_finite(value, tmp_path):
+    store = FeatureStore(tmp_path)
+    store.rows(Samples(), torch.arange(3), Encoder())
+    crafted(store, [7], value)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert torch.equal(
+            FeatureStore(tmp_path).rows(Samples(), torch.arange(N), Encoder()), expected(torch.arange(N))
+        )
+
+
+def test_a_folder_in_place_of_a_segment_does_no_harm(tmp_path):
+    store = FeatureStore(tmp_path)
+    store.rows(Samples(), torch.arange(3), Encoder())
+    (next(iter(store.tables.values())).folder / f"{'a' * 32}.rows").mkdir()
+    with pytest.warns(UserWarning, match="cannot be read|damaged"):
+        assert torch.equal(
+            FeatureStore(tmp_path).rows(Samples(), torch.arange(9), Encoder()), expected(torch.arange(9))
+        )
+
+
+def test_random_bytes_as_segments(tmp_path):
+    """400 segments of random bytes under their right checksum: right features or computed again, never an error."""
+    store, random = FeatureStore(tmp_path), np.random.default_rng(3)
+    store.rows(Samples(), torch.arange(3), Encoder())
+    table = next(iter(store.tables.values()))
+    for k in range(400):
+        records = np.frombuffer(
+            random.bytes(table.record.itemsize * int(random.integers(1, 4))), dtype=table.record
+        ).copy()
+        if k % 4 == 0:
+            records["row"] = random.integers(-2, N + 2, len(records))
+        crafted(store, records["row"], records["x"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = FeatureStore(tmp_path).rows(Samples(), torch.arange(N), Encoder())
+        assert found.isfinite().all()
+        verified = FeatureStore(tmp_path, "verify").rows(Samples(), torch.arange(N), Encoder())
+    assert torch.equal(verified, expected(torch.arange(N)))
+
+
+def test_verify_finds_features_of_other_images(tmp_path):
+    """A segment with a right checksum and wrong features: trusted without verify, found with it."""
+    store = FeatureStore(tmp_path)
+    store.rows(Samples(), torch.arange(3), Encoder())
+    crafted(store, [7, 8])
+    rows = torch.arange(10)
+    assert not torch.equal(FeatureStore(tmp_path).rows(Samples(), rows, Encoder()), expected(rows))
+    store = FeatureStore(tmp_path, "verify")
+    with pytest.warns(UserWarning, match="features of 2 images in .* are not those of the images"):
+        assert torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows))
+    once = store.forwards
+    assert torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows)) and store.forwards == once
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for mode in ("disk", "verify"):
+            store = FeatureStore(tmp_path, mode)
+            assert torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows))
+            assert store.forwards == {"disk": 0, "verify": 10}[mode]
+
+
+def test_verify_allows_for_rounding(tmp_path):
+    class Rounding(Encoder):
+        def __call__(self, images):
+            return super().__call__(images) * 1.0001
+
+    FeatureStore(tmp_path).rows(Samples(), torch.arange(5), Encoder())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeatureStore(tmp_path, "verify").rows(Samples(), torch.arange(5), Rounding())
+
+
+def test_features_of_an_earlier_run_are_counted_once(tmp_path):
+    first = FeatureStore(tmp_path)
+    first.rows(Samples(), torch.arange(20), Encoder())
+    assert first.reused == 0
+    again = FeatureStore(tmp_path)
+    for rows in (torch.tensor([3, 3, 4]), torch.arange(4, 30), torch.arange(N)):
+        again.rows(Samples(), rows, Encoder())
+    assert again.reused == 20 and again.forwards == 30

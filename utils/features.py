@@ -25,6 +25,7 @@ BATCH_SIZE = 64  # images per call of an encoder that names no batch size of its
 SEGMENT_BYTES = 2**28  # a segment is closed at this size ...
 SEGMENT_S = 60.0  # ... or after this time, so that an interrupted encoding loses at most a minute
 MAX_SMALL_SEGMENTS = 32  # more segments below SEGMENT_BYTES than this are merged into one
+VERIFIED = 1e-2  # kept features may differ by this share of their length: batches and devices round differently
 STALE_S = 3600.0  # temporary files older than this were left by a killed process
 
 
@@ -37,6 +38,8 @@ class Table:
         self.segments: dict[str, np.ndarray] = {}  # name -> records; insertion order is the segment number
         self.segment_of = np.full(n_rows, -1, dtype=np.int32)  # -1: not known yet
         self.place_of = np.zeros(n_rows, dtype=np.int64)
+        self.earlier = np.zeros(n_rows, dtype=bool)  # computed by another run or process
+        self.served = np.zeros(n_rows, dtype=bool)  # asked for so far
         self.refresh()
 
     def refresh(self) -> None:
@@ -51,6 +54,10 @@ class Table:
                     self._open(path)
             except FileNotFoundError:  # merged by another process after the listing: its rows are just not known here
                 continue
+            except OSError as error:
+                warnings.warn(
+                    f"features in {path} cannot be read ({error.strerror}); they are computed again", stacklevel=2
+                )
         self._merge()
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
@@ -104,11 +111,34 @@ class Table:
         size = path.stat().st_size
         if size and size % self.record.itemsize == 0:
             records = np.memmap(path, dtype=self.record, mode="r")
-            if hashlib.blake2b(records.view(np.uint8), digest_size=16).hexdigest() == path.stem:
+            if hashlib.blake2b(records.view(np.uint8), digest_size=16).hexdigest() == path.stem and self._sound(
+                records
+            ):
+                self.earlier[records["row"][self.segment_of[records["row"]] < 0]] = True
                 self._add(path.stem, records)
                 return
         warnings.warn(f"features in {path} are damaged; they are removed and computed again", stacklevel=2)
         path.unlink(missing_ok=True)
+
+    def _sound(self, records: np.ndarray) -> bool:
+        """Whether the records are of rows that there are, each once, and finite numbers."""
+        rows = records["row"]
+        inside = 0 <= rows.min() and rows.max() < len(self.segment_of) and len(np.unique(rows)) == len(rows)
+        return bool(inside and np.isfinite(records["x"]).all())
+
+    def drop(self) -> None:
+        """Forget all segments, and remove their files."""
+        for name in self.segments if self.folder is not None else ():
+            (self.folder / f"{name}.rows").unlink(missing_ok=True)
+        self.segments = {}
+        self.segment_of[:] = -1
+        self.earlier[:] = False
+
+    def serve(self, rows: np.ndarray) -> int:
+        """Note rows as asked for; how many of them are news and from an earlier run."""
+        fresh = np.unique(rows[~self.served[rows] & self.earlier[rows]])
+        self.served[rows] = True
+        return len(fresh)
 
     def _merge(self) -> None:
         """Join many small segments into one, as callers that ask for a few rows at a time leave them."""
@@ -132,18 +162,20 @@ class FeatureStore:
 
     samples: any object with `fingerprint` (str), `__len__` and `images(rows) -> uint8 tensor (B, C, H, W) or list of PIL
     images`. encoder: `key` (str: weights, layer, preprocessing, precision), `dim`, `deterministic`, `encoder(images) ->
-    (B, dim)` and, where it knows what suits it, `batch_size` and `precision` (numpy's type of a kept number). Modes: "disk" (under root, shared by runs), "ram" (this object's life),
-    "off" (computed at each call). Ask for many rows at once: one call is one segment.
+    (B, dim)` and, where it knows what suits it, `batch_size` and `precision` (numpy's type of a kept number). Modes: "disk"
+    (under root, shared by runs), "verify" (the same, and what earlier runs kept is computed once more and compared), "ram"
+    (this object's life), "off" (computed at each call). Ask for many rows at once: one call is one segment.
     """
 
     def __init__(self, root: str | Path | None, mode: str = "disk", progress: bool = True) -> None:
-        if mode not in ("disk", "ram", "off"):
-            raise UserError(f"feature mode '{mode}' is unknown: disk, ram or off")
-        if mode == "disk" and root is None:
+        if mode not in ("disk", "verify", "ram", "off"):
+            raise UserError(f"feature mode '{mode}' is unknown: disk, verify, ram or off")
+        if mode in ("disk", "verify") and root is None:
             raise UserError("features on disk need a folder: give one, or use --features ram")
         self.root, self.mode = (Path(root).expanduser() if root is not None else None), mode
         self.progress = progress
         self.forwards = 0  # images that went through an encoder
+        self.reused = 0  # images whose features are from an earlier run
         self.tables: dict[str, Table] = {}
 
     def rows(self, samples, rows: Tensor, encoder, desc: str = "features") -> Tensor:
@@ -162,7 +194,11 @@ class FeatureStore:
         )
         if len(self._missing(table, wanted)):
             table.refresh()
+        if self.mode == "verify" and table.earlier[wanted].any():
+            self._verify(table, samples, np.unique(wanted[table.earlier[wanted]]), encoder)
+        if len(self._missing(table, wanted)):
             self._compute(table, samples, self._missing(table, wanted), encoder, desc)
+        self.reused += table.serve(wanted)
         return torch.from_numpy(table.gather(wanted))
 
     def _table(self, samples, encoder) -> Table:
@@ -170,9 +206,25 @@ class FeatureStore:
         wide = "" if precision == "<f4" else f"\n{precision}"
         key = hashlib.sha256(f"{encoder.key}\n{encoder.dim}\n{samples.fingerprint}{wide}".encode()).hexdigest()
         if key not in self.tables:
-            folder = self.root / key[:32] if self.mode == "disk" else None
+            folder = self.root / key[:32] if self.mode in ("disk", "verify") else None
             self.tables[key] = Table(len(samples), encoder.dim, folder, precision)
         return self.tables[key]
+
+    def _verify(self, table: Table, samples, rows: np.ndarray, encoder) -> None:
+        """Compute rows of earlier runs once more; where one differs, all that was kept with it goes."""
+        again = Table(len(samples), encoder.dim, None, getattr(encoder, "precision", "<f4"))
+        self._compute(again, samples, rows, encoder, "verifying features")
+        kept, new = (t.gather(rows).astype(np.float64).reshape(len(rows), -1) for t in (table, again))
+        wrong = np.linalg.norm(kept - new, axis=1) > VERIFIED * np.linalg.norm(new, axis=1)
+        table.earlier[rows] = False
+        if wrong.any():
+            folder, n = table.folder, int(wrong.sum())
+            warnings.warn(
+                f"features of {n} images in {folder} are not those of the images; they are removed and computed again",
+                stacklevel=2,
+            )
+            table.drop()
+            table.append(rows, again.gather(rows))
 
     @staticmethod
     def _missing(table: Table, wanted: np.ndarray) -> np.ndarray:

@@ -241,9 +241,18 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     add("--savecheck", choices=["last", "task"], help="keep a checkpoint at the end, or after each task")
     add("--ckpt_name", help="prefix of kept checkpoints")
     add("--autosave", type=seconds, default=60.0, help="seconds between saves for --resume, 0 for none")
-    add("--resume", choices=["auto"], help="continue the unfinished run of the same configuration")
+    add(
+        "--resume",
+        choices=["auto", "force"],
+        help="continue the unfinished run of the same configuration; force: even where images, names or weights have changed",
+    )
     add("--save_after_interrupt", type=boolean, default=True, help="save on Ctrl-C and SIGTERM")
-    add("--features", choices=["disk", "ram", "off"], default="disk", help="where features of frozen encoders are kept")
+    add(
+        "--features",
+        choices=["disk", "ram", "off", "verify"],
+        default="disk",
+        help="where features of frozen encoders are kept; verify: on disk, with images read and kept features computed once more",
+    )
 
 
 def add_memory_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -28,6 +28,9 @@ class ImageArrays(FileSamples):
     def __len__(self) -> int:
         return len(self.arrays)
 
+    def keep_digests(self, folder: Path, trust_times: bool) -> None:
+        """Nothing: the images are in memory."""
+
     def open(self, row: int) -> Image.Image:
         return Image.fromarray(self.arrays[row])
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torchvision import transforms as T
 
+from datasets.utils.fetch import base_path
 from datasets.utils.labels import (
     asymmetric_noise,
     symmetric_noise,
@@ -15,9 +16,10 @@ from datasets.utils.labels import (
     validation_mask,
 )
 from datasets.utils.loaders import Loader, Split
-from datasets.utils.samples import Samples, as_samples
+from datasets.utils.samples import Samples, as_samples, fingerprint_of
 from utils.cli.signatures import arguments_for
 from utils.errors import UserError
+from utils.randomness import seeded
 from utils.settings import SETTINGS, SPLIT_SETTINGS, option
 
 
@@ -112,6 +114,10 @@ class ContinualDataset:
     def samples(self, train: bool) -> Samples:
         if train not in self._samples:
             self._samples[train] = self.load(train)
+            if hasattr(self._samples[train], "keep_digests"):
+                self._samples[train].keep_digests(
+                    base_path(self.args) / "features" / "content", option(self.args, "features") != "verify"
+                )
         return self._samples[train]
 
     def get_data_loaders(self) -> tuple[Loader, Loader]:
@@ -132,8 +138,18 @@ class ContinualDataset:
         return train_loaders, twin.test_loaders
 
     def fingerprint(self) -> str | None:
-        """sha256 of the training samples; None for a file that makes its own loaders."""
-        return self.samples(True).fingerprint if self._has_load() else None
+        """sha256 of the content and labels of all samples; None for a stream that batches itself."""
+        return fingerprint_of([self.samples(True), self.samples(False)] if self._has_load() else self._first_samples())
+
+    def _first_samples(self) -> list[Samples] | None:
+        """Of a file that makes its own loaders: the samples of its first task, from a second pass over the stream."""
+        order = getattr(self.args, "class_order", None)
+        with seeded("fingerprint"):
+            twin = type(self)(self.args, **arguments_for(type(self), self.args))
+            loaders = twin.get_data_loaders()
+        self.args.class_order = order
+        found = [getattr(getattr(loader, "dataset", None), "samples", None) for loader in loaders]
+        return None if None in found else found
 
     def _has_load(self) -> bool:
         return type(self).load is not ContinualDataset.load

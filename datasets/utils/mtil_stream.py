@@ -34,6 +34,11 @@ class JoinedSamples(FileSamples):
     def __len__(self) -> int:
         return len(self.targets)
 
+    def keep_digests(self, folder: Path, trust_times: bool) -> None:
+        for part in self.parts:
+            if isinstance(part, FileSamples):
+                part.keep_digests(folder, trust_times)
+
     def open(self, row: int) -> Image.Image:
         which = int(torch.searchsorted(self.ends, row, right=True))
         part, row = self.parts[which], row - (int(self.ends[which - 1]) if which else 0)

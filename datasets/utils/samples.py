@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from utils.content import content_digests, digest_of
 from utils.errors import UserError
 from utils.pair import Inputs, Pair
 
@@ -53,14 +55,37 @@ class FileSamples:
         self.paths = [Path(p) for p in paths]
         self.targets = torch.as_tensor(targets, dtype=torch.long)
         self.extras = extras
+        self.digest_folder: Path | None = None
+        self.trust_times = True
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def keep_digests(self, folder: Path, trust_times: bool) -> None:
+        """Where digests of the files are kept, and whether a file of the same size and times counts as unchanged."""
+        self.digest_folder, self.trust_times = folder, trust_times
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """(N, 32) sha256 of each file."""
+        try:
+            return content_digests(self.paths, self.digest_folder, self.trust_times)
+        except OSError as error:
+            raise UserError(
+                f"image {error.filename} is missing or cannot be read: restore it, or make the split list anew"
+            ) from None
+
+    def content(self, row: int) -> io.BytesIO:
+        """The bytes of a file; once the digests are known a file that has changed since is refused."""
+        data = self.paths[row].read_bytes()
+        if "digests" in vars(self) and digest_of(data) != self.digests[row].tobytes():
+            raise UserError(f"image {self.paths[row]} has changed since this run began: start the run again")
+        return io.BytesIO(data)
+
     def open(self, row: int) -> Image.Image:
         path = self.paths[row]
         try:
-            with Image.open(path) as image:
+            with Image.open(self.content(row)) as image:
                 return image.convert("RGB")
         except FileNotFoundError:
             raise UserError(f"image {path} is missing: restore it, or make the split list anew") from None
@@ -80,14 +105,9 @@ class FileSamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of names, sizes and times: a changed file changes it without reading every pixel."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            try:
-                stat = path.stat()
-            except OSError:
-                raise UserError(f"image {path} is missing: restore it, or make the split list anew") from None
-            digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        """sha256 of the files' names and content, in their order, wherever the folder is."""
+        digest = hashlib.sha256("\n".join(path.name for path in self.paths).encode("utf-8", "surrogateescape"))
+        digest.update(self.digests)
         return digest.hexdigest()
 
 
@@ -106,6 +126,16 @@ class PairFiles(FileSamples):
         self.distinct = FileSamples(list(number), torch.zeros(len(number)))
         self.place = torch.tensor([number[path] for path in self.paths], dtype=torch.long)
 
+    def keep_digests(self, folder: Path, trust_times: bool) -> None:
+        self.distinct.keep_digests(folder, trust_times)
+
+    @property
+    def digests(self) -> np.ndarray:
+        return self.distinct.digests[self.place.numpy()]
+
+    def content(self, row: int) -> io.BytesIO:
+        return self.distinct.content(int(self.place[row]))
+
     @cached_property
     def data(self) -> Pair:
         """Paths and token ids."""
@@ -113,7 +143,7 @@ class PairFiles(FileSamples):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the files' names, sizes and times, which file a sample has, and the token ids."""
+        """sha256 of the files' names and content, which file a sample has, and the token ids."""
         digest = hashlib.sha256(self.distinct.fingerprint.encode())
         for part in (self.place, self.text):
             digest.update(part.contiguous().numpy())
@@ -127,6 +157,7 @@ class ForeignSamples:
         self.dataset = dataset
         self.targets = torch.as_tensor([int(t) for t in dataset.targets], dtype=torch.long)
         self.extras = {}
+        self._read_before: tuple[list[Path], np.ndarray] | None = None  # files and their digests
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -137,11 +168,23 @@ class ForeignSamples:
 
     @property
     def fingerprint(self) -> str:
-        data = self.dataset.data
-        if isinstance(data, torch.Tensor):
-            data = data.numpy()
-        content = data.tobytes() if hasattr(data, "tobytes") else "\n".join(map(str, data)).encode()
-        return hashlib.sha256(content).hexdigest()
+        """sha256 of the content: pixels, and those of the files where `data` names files."""
+        data, digest = self.dataset.data, hashlib.sha256()
+        if isinstance(data, torch.Tensor) or (isinstance(data, np.ndarray) and data.dtype.kind in "biufc"):
+            data = [data]
+        files = [Path(item) for item in data if isinstance(item, (str, Path)) and Path(item).is_file()]
+        if self._read_before is None or self._read_before[0] != files:
+            self._read_before = files, content_digests(files)
+        digest.update(self._read_before[1])
+        for item in data:
+            if isinstance(item, (torch.Tensor, np.ndarray, Image.Image)):
+                array = np.asarray(item)
+                digest.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
+            else:
+                digest.update(
+                    f"{Path(item).name if isinstance(item, (str, Path)) else item}\n".encode("utf-8", "surrogateescape")
+                )
+        return digest.hexdigest()
 
     def with_data(self, data) -> "ForeignSamples":
         """A copy of the dataset around other images; its labels are placeholders, since a split has its own."""
@@ -164,3 +207,31 @@ Samples = ArraySamples | FileSamples | ForeignSamples
 def as_samples(source) -> Samples:
     """Our own sample lists as they are; a torch dataset in a wrapper."""
     return source if isinstance(source, (ArraySamples, FileSamples, ForeignSamples)) else ForeignSamples(source)
+
+
+def fingerprint_of(parts: list[Samples] | None) -> str | None:
+    """sha256 of sample lists: content, labels, and what else a sample carries."""
+    if parts is None:
+        return None
+    digest = hashlib.sha256()
+    for samples in parts:
+        digest.update(samples.fingerprint.encode())
+        values = [
+            samples.targets,
+            getattr(samples, "task_ids", None),
+            *(samples.extras[k] for k in sorted(samples.extras)),
+        ]
+        for value in values:
+            tensors = (
+                [value]
+                if isinstance(value, torch.Tensor)
+                else vars(value).values()
+                if hasattr(value, "__dict__")
+                else []
+            )
+            for tensor in tensors:
+                if isinstance(tensor, torch.Tensor):
+                    digest.update(
+                        f"{tuple(tensor.shape)}{tensor.dtype}".encode() + tensor.contiguous().numpy().tobytes()
+                    )
+    return digest.hexdigest()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from utils import unchanged
 from utils.cli import plugins, registry
 from utils.conf import get_device, remember, set_random_seed
 from utils.engine import checkpoint, report
@@ -113,14 +114,13 @@ def set_up(args: Namespace, found: results.RunRecord | None) -> None:
     set_random_seed(args.seed)
 
 
-def open_record(args: Namespace, requested: dict, found, dataset, model) -> results.RunRecord | None:
+def open_record(args: Namespace, requested: dict, found, first_line: dict, model) -> results.RunRecord | None:
     """The record to write to: that of the run to continue, or a new one with its first line."""
     if args.disable_log:
         return None
     if found is not None:
         reopen(found, model)
         return found
-    first_line = start_line(args, requested, dataset, model)
     record = results.open_run(args.results_path, args.dataset, args.model, requested)
     record.start(first_line)
     return record
@@ -142,12 +142,11 @@ def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
         "host": socket.gethostname(),
         "device": str(model.device),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "dataset_fingerprint": dataset.fingerprint(),
         "data": plain(dataset.facts()) if hasattr(dataset, "facts") else {},
         "class_order": None if order is None else [int(c) for c in order],
         "threads": torch.get_num_threads(),
-        "weights_sha256": getattr(model, "weights_sha256", None),
         "plugins": plugins.loaded(),
+        **unchanged.facts(args, dataset, model),
     }
 
 

@@ -109,6 +109,10 @@ class RunRecord:
         """Scores inside a task, with --eval_epochs."""
         self._write({"type": "epoch", **row})
 
+    def features(self, row: dict) -> None:
+        """How many images of a task had features from earlier runs."""
+        self._write({"type": "features", **row})
+
     def warning(self, text: str) -> None:
         self._write({"type": "warning", "text": text})
 

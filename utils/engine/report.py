@@ -6,6 +6,7 @@ import numpy as np
 
 from utils.engine import accounting, metrics
 from utils.engine import record as results
+from utils.features import FeatureStore
 from utils.settings import SPLIT_SETTINGS
 
 
@@ -28,6 +29,16 @@ def task_row(run, model, dataset, task: int, per_class: dict[str, np.ndarray]) -
         "parameters": accounting.parameter_counts(model),
     }
     return row | run.forwards()
+
+
+def note_reused(run, model, task: int) -> None:
+    """A line of the record where features of this task were not computed by this process."""
+    stores = [value for value in vars(model).values() if isinstance(value, FeatureStore)]
+    count, run.reused = sum(store.reused for store in stores) - run.reused, sum(store.reused for store in stores)
+    if count:
+        run.record.features(
+            {"task": task, "from_earlier_runs": count, "folders": sorted({str(store.root) for store in stores})}
+        )
 
 
 def _mean(values: list[float]) -> float:

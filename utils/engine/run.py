@@ -27,6 +27,7 @@ class Run:
         self.model, self.args, self.record = model, args, record
         self.rows = rows  # score matrices so far
         self.forwards_before: dict[str, int] = {}  # of processes that this run goes on from
+        self.reused = 0  # images whose features came from earlier runs, as far as the record says
         self.watch = Stopwatch()
         self.started, self.seconds_before = time.perf_counter(), 0.0
         self.last_save = time.monotonic()

@@ -326,6 +326,7 @@ def _write_row(run: Run, model, dataset, task: int, seen: dict) -> None:
     report.print_task(row, dataset.N_TASKS, dataset.VQA)
     if run.record:
         run.record.task(row)
+        report.note_reused(run, model, task)
 
 
 def _finish(run: Run, model, dataset) -> dict[str, float]:

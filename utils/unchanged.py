@@ -1,0 +1,128 @@
+"""What a run stands on (images, labels, names, sentences, weights, protocol), and whether a resumed one stands on the same."""
+
+import hashlib
+import json
+import os
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from utils.content import file_digest
+from utils.engine.record import VOLATILE, RunRecord
+from utils.errors import UserError
+from utils.settings import option
+
+WORDS = {
+    "dataset_fingerprint": "images or labels",
+    "class_names": "class names",
+    "templates_sha256": "prompt templates",
+    "class_order": "class order",
+    "protocol": "protocol",
+    "weights_sha256": "weights",
+    "initial_sha256": "weights at the start",
+    "files_sha256": "files of flags",
+    "data": "facts of the data",
+}
+BASED_ON_CONTENT = 2  # "facts_version" of records whose fingerprint is of the files' content
+
+
+def facts(args: Namespace, dataset, model) -> dict:
+    """For the first line of a record: what `check` compares."""
+    per_task = dataset.N_CLASSES_PER_TASK
+    protocol = {
+        "setting": dataset.SETTING,
+        "n_tasks": dataset.N_TASKS,
+        "n_classes": dataset.N_CLASSES,
+        "classes_per_task": [int(n) for n in per_task] if isinstance(per_task, (list, tuple)) else per_task,
+        "task_order": [int(t) for t in dataset.task_order],
+        "size": list(dataset.SIZE or ()),
+    }
+    return {
+        "facts_version": BASED_ON_CONTENT,
+        "dataset_fingerprint": dataset.fingerprint(),
+        "protocol": protocol,
+        "class_names": _if_any(lambda: [str(name) for name in dataset.get_class_names()]),
+        "templates_sha256": _if_any(lambda: _sha256(dataset.class_templates())),
+        "weights_sha256": getattr(model, "weights_sha256", None),
+        "initial_sha256": state_digest(model),
+        "files_sha256": named_files(args),
+    }
+
+
+def _if_any(make: Callable):
+    """None where a stream written elsewhere cannot say: a method that needs names asks for them itself, and fails then."""
+    try:
+        return make()
+    except Exception:  # of any library that the file uses
+        return None
+
+
+def _sha256(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def state_digest(model: torch.nn.Module) -> str:
+    """sha256 of all tensors that the model starts with: drawn from the seed, read from files, or both."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def named_files(args: Namespace) -> dict[str, str]:
+    """flag -> sha256 of the file that its value names: weights, lists, a checkpoint to start from."""
+    found = {}
+    for flag, value in sorted(vars(args).items()):
+        if isinstance(value, (str, os.PathLike)) and flag not in VOLATILE and value:
+            try:
+                path = Path(value).expanduser()
+                if path.is_file():
+                    found[flag] = file_digest(path).hex()
+            except (OSError, ValueError, RuntimeError):
+                continue  # a text that is no path, or one that cannot be read: who needs it says so
+    return found
+
+
+def check(found: RunRecord, now: dict, args: Namespace) -> None:
+    """Refuse to take up a run that stands on something else; --resume force does it all the same, with a warning."""
+    before = found.rows()[0]
+    if before.get("facts_version") != BASED_ON_CONTENT:
+        warnings.warn(
+            f"{found.folder} was begun by an earlier version, which did not note what its images hold: they are not compared"
+        )
+        return
+    told = [
+        _difference(key, before.get(key), now.get(key)) for key in WORDS if not _same(before.get(key), now.get(key))
+    ]
+    if not told:
+        return
+    text = f"{found.folder} was run on something else: {'; '.join(told)}"
+    if option(args, "resume") != "force":
+        raise UserError(f"{text}. Restore that, leave out --resume to run anew, or give --resume force")
+    warnings.warn(text)
+
+
+def _same(before, now) -> bool:
+    """Equal as JSON of a record, in which a number that is not finite is null."""
+    return json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True).replace("NaN", "null")
+
+
+def _difference(key: str, before, now) -> str:
+    """One fact that differs, in a few words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+        return f"{WORDS[key]} ({', '.join(f'{k} {_short(before.get(k))} -> {_short(now.get(k))}' for k in names[:3])})"
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        at = next(k for k, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+        return f"{WORDS[key]} (number {at}: {_short(before[at])} -> {_short(now[at])})"
+    return f"{WORDS[key]} ({_short(before)} -> {_short(now)})"
+
+
+def _short(value) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 24 else f"{text[:12]}..."
