@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from claims import read, spread  # noqa: E402
+from scripts.records import arms_of, finished, markdown, spread  # noqa: E402
+from utils.escape import on_figure  # noqa: E402
 
 COLUMNS = {
     "class_il_avg": "average",
@@ -52,37 +53,51 @@ def gaps(arms: Arms, first: str, second: str, key: str) -> list[float]:
 
 
 def table(arms: Arms) -> None:
-    print("| arm | seeds | " + " | ".join(COLUMNS.values()) + " |")
-    print("|---" * (len(COLUMNS) + 2) + "|")
+    rows = []
     for name, seeds in arms.items():
         values = {k: [s[k] / (1024 if k == "stored_bytes" else 1) for s in seeds.values() if k in s] for k in COLUMNS}
-        print(
-            f"| {name} | {len(seeds)} | " + " | ".join(f"{np.mean(v):.1f}" if v else "" for v in values.values()) + " |"
-        )
+        rows.append([name, len(seeds), *(f"{np.mean(v):.1f}" if v else "" for v in values.values())])
+    print(markdown(["arm", "seeds", *COLUMNS.values()], rows), end="")
 
 
 def claims(arms: Arms) -> None:
     """A line for each claim and head whose two arms were run with a common seed."""
-    print("\n| average accuracy | claimed | head | per seed | mean ± 95 % | mean as claimed | last |")
-    print("|---" * 7 + "|")
+    rows = []
     for first, second, sign, bound in CLAIMS:
         for score, head in (("class_il", "linear"), ("nme", "nearest mean")):
             found = gaps(arms, first, second, f"{score}_avg")
             if found:
                 holds = np.mean(found) >= bound if sign == ">=" else np.mean(found) <= bound
                 each = " ".join(f"{g:+.1f}" for g in found)
-                print(
-                    f"| {first} minus {second} | {sign} {bound:g} | {head} | {each} | {spread(found)} | "
-                    f"{'yes' if holds else 'no'} | {spread(gaps(arms, first, second, f'{score}_last'))} |"
+                rows.append(
+                    [
+                        f"{first} minus {second}",
+                        f"{sign} {bound:g}",
+                        head,
+                        each,
+                        spread(found, "+"),
+                        "yes" if holds else "no",
+                        spread(gaps(arms, first, second, f"{score}_last"), "+"),
+                    ]
                 )
     masked, full = (arms.get(name, {}) for name in ("masked 5x", "full 5x"))
-    ratios = [masked[s]["exemplars_last"] / full[s]["exemplars_last"] for s in sorted(masked) if s in full]
+    key = "exemplars_last"
+    ratios = [masked[s][key] / full[s][key] for s in sorted(masked) if key in masked[s] and full.get(s, {}).get(key)]
     if ratios:
         each = " ".join(f"{r:.2f}" for r in ratios)
-        print(
-            f"| exemplars a class, masked 5x over full 5x | >= 2 | | {each} | {np.mean(ratios):.2f} | "
-            f"{'yes' if np.mean(ratios) >= 2 else 'no'} | |"
+        rows.append(
+            [
+                "exemplars a class, masked 5x over full 5x",
+                ">= 2",
+                "",
+                each,
+                f"{np.mean(ratios):.2f}",
+                "yes" if np.mean(ratios) >= 2 else "no",
+                "",
+            ]
         )
+    head = ["average accuracy", "claimed", "head", "per seed", "mean ± 95 %", "mean as claimed", "last"]
+    print("\n" + markdown(head, rows), end="")
 
 
 def plot(arms: Arms, path: Path) -> None:
@@ -93,7 +108,9 @@ def plot(arms: Arms, path: Path) -> None:
     found: dict[str, dict[float, dict[int, float]]] = {}
     for name, seeds in arms.items():
         if kind := re.fullmatch(r"(.*) ([\d.]+)x", name):
-            found.setdefault(kind[1], {})[float(kind[2])] = {seed: s["class_il_avg"] for seed, s in seeds.items()}
+            found.setdefault(kind[1], {})[float(kind[2])] = {
+                seed: s["class_il_avg"] for seed, s in seeds.items() if "class_il_avg" in s
+            }
     common = {name: set.intersection(*map(set, points.values())) for name, points in found.items()}
     lines = {
         name: {w: [of[seed] for seed in sorted(common[name])] for w, of in points.items()}
@@ -104,7 +121,9 @@ def plot(arms: Arms, path: Path) -> None:
     axes = figure.subplots()
     for i, (name, points) in enumerate(sorted(lines.items(), key=lambda line: -np.mean(line[1][max(line[1])]))):
         worth = sorted(points)
-        axes.plot(worth, [np.mean(points[w]) for w in worth], color=f"C{i}", marker="o", markersize=5, label=name)
+        axes.plot(
+            worth, [np.mean(points[w]) for w in worth], color=f"C{i}", marker="o", markersize=5, label=on_figure(name)
+        )
         for w in worth:
             axes.plot([w] * len(points[w]), points[w], ".", color=f"C{i}", markersize=4, alpha=0.5)
     if not axes.lines:
@@ -124,7 +143,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="a --results_path")
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    arms = read(args.results)
+    arms = arms_of(finished(args.results))
     table(arms)
     claims(arms)
     if args.plot:

@@ -12,8 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.claims import spread  # noqa: E402
-from utils.engine.record import read_record  # noqa: E402
+from scripts.records import Run, finished, markdown, spread  # noqa: E402
 
 SCORES = ("Transfer", "Average", "Last")
 
@@ -22,35 +21,49 @@ def place_of_signs(args: dict) -> int | None:
     """Place of the domain that no teacher knows, on the picture world."""
     from datasets.tiny_world.streams import MTIL_ORDERS
 
-    return list(MTIL_ORDERS[args["mtil_order"]]).index("signs") if args["dataset"] == "mtil-tiny" else None
+    order = MTIL_ORDERS.get(args.get("mtil_order"), ())
+    return list(order).index("signs") if args.get("dataset") == "mtil-tiny" and "signs" in order else None
+
+
+WANTED = ("mtil_transfer", "mtil_avg", "mtil_last", "task_il_forgetting", "class_il_last", "stored_bytes")
+
+
+def scores_of(run: Run) -> dict | None:
+    """Scores and costs of a run; None, said on stderr, where it is not one of a cross-domain stream."""
+    args, summary = run.args, run.summary
+    rows = [task["scores"].get("task_il", []) for task in run.tasks]
+    square = (
+        len(rows) > 0 and all(len(row) == len(rows) for row in rows) and all("seconds" in task for task in run.tasks)
+    )
+    if not square or not set(WANTED) <= summary.keys():
+        print(f"left out: {run.folder}: it has no scores across domains", file=sys.stderr)
+        return None
+    R = np.array(rows, dtype=float)
+    signs = place_of_signs(args)
+    known = [j for j in range(len(R)) if j != signs]
+    seconds = [sum(v or 0 for k, v in task["seconds"].items() if k != "evaluate") for task in run.tasks]
+    return {
+        "Transfer": summary["mtil_transfer"],
+        "Average": summary["mtil_avg"],
+        "Last": summary["mtil_last"],
+        "without": R[-1, known].mean(),
+        "average_without": R[:, known].mean(),
+        "own": np.diag(R).mean(),
+        "signs": np.nan if signs is None or signs >= len(R) else R[-1, signs],
+        "forgetting": summary["task_il_forgetting"],
+        "x": summary["class_il_last"],
+        "seconds": np.mean(seconds),
+        "stored": summary["stored_bytes"] / 2**20,
+    }
 
 
 def read(results: Path) -> dict[str, dict[tuple[int, str], dict]]:
     """arm -> (seed, order) -> scores and costs, of finished runs."""
     arms: dict[str, dict[tuple[int, str], dict]] = {}
-    for path in sorted(results.rglob("record.jsonl"), key=lambda p: p.parent.name):
-        rows = read_record(path)
-        if not rows or rows[-1].get("status") != "done":
-            continue
-        args, summary = rows[0]["args"], rows[-1]["summary"]
-        tasks = [row for row in rows if row["type"] == "task"]
-        R = np.array([row["scores"]["task_il"] for row in tasks], dtype=float)
-        signs = place_of_signs(args)
-        known = [j for j in range(len(R)) if j != signs]
-        seconds = [sum(v for k, v in row["seconds"].items() if k != "evaluate") for row in tasks]
-        arms.setdefault(args["notes"], {})[args["seed"], args["mtil_order"]] = {
-            "Transfer": summary["mtil_transfer"],
-            "Average": summary["mtil_avg"],
-            "Last": summary["mtil_last"],
-            "without": R[-1, known].mean(),
-            "average_without": R[:, known].mean(),
-            "own": np.diag(R).mean(),
-            "signs": np.nan if signs is None else R[-1, signs],
-            "forgetting": summary["task_il_forgetting"],
-            "x": summary["class_il_last"],
-            "seconds": np.mean(seconds),
-            "stored": summary["stored_bytes"] / 2**20,
-        }
+    for run in finished(results):
+        scores = scores_of(run)
+        if scores is not None:
+            arms.setdefault(run.notes, {})[run.seed, run.args.get("mtil_order")] = scores
     return arms
 
 
@@ -72,24 +85,19 @@ def main() -> None:
         "seconds a task",
         "stored MiB",
     ]
-    print("| arm | runs | " + " | ".join(titles) + " |")
-    print("|---" * (len(titles) + 2) + "|")
-    for name, runs in arms.items():
-        cells = [f"{np.mean([r[c] for r in runs.values()]):.1f}" for c in columns]
-        print(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
-    print(
-        f"\n| {args.reference} minus | pairs | "
-        + " | ".join(f"{s}, mean ± 95 %" for s in SCORES)
-        + " | Last without signs |"
-    )
-    print("|---" * (len(SCORES) + 3) + "|")
-    reference = arms.get(args.reference, {})
+    rows = [
+        [name, len(runs), *(f"{np.mean([r[c] for r in runs.values()]):.1f}" for c in columns)]
+        for name, runs in arms.items()
+    ]
+    print(markdown(["arm", "runs", *titles], rows))
+    reference, rows = arms.get(args.reference, {}), []
     for name, runs in arms.items():
         common = [key for key in runs if key in reference]
-        if name == args.reference or not common:
-            continue
-        cells = [spread([reference[k][s] - runs[k][s] for k in common]) for s in (*SCORES, "without")]
-        print(f"| {name} | {len(common)} | " + " | ".join(cells) + " |")
+        if name != args.reference and common:
+            gaps = [[reference[k][s] - runs[k][s] for k in common] for s in (*SCORES, "without")]
+            rows.append([name, len(common), *(spread(values, "+") for values in gaps)])
+    head = [f"{args.reference} minus", "pairs", *(f"{s}, mean ± 95 %" for s in SCORES), "Last without signs"]
+    print(markdown(head, rows), end="")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from claims import interval
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.engine.record import read_record  # noqa: E402
+from scripts.records import finished, markdown, spread  # noqa: E402
 
 ORDER = [
     "joint",
@@ -68,25 +65,18 @@ and `derpp` takes a quarter), so the column compares no methods at equal bytes. 
 NOT_SHOWN = {"--seed", "--picture_seed", "--notes", "--results_path", "--resume", "--non_verbose", "--autosave"}
 
 
-def cell(values: list[float]) -> str:
-    """Mean and half interval."""
-    spread = interval(values)
-    return f"{np.mean(values):.1f}" + (f" ± {spread:.1f}" if np.isfinite(spread) else "")
-
-
 def table(arms: dict[str, dict[int, dict[str, float]]]) -> str:
     """Markdown rows, one for each method."""
-    lines = ["| method | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    rows = []
     for name in [*ORDER, *sorted(set(arms) - set(ORDER))]:
         if name not in arms:
-            lines.append(f"| `{name}` | 0 | *not run* |" + " |" * (len(COLUMNS) - 1))
+            rows.append([f"`{name}`", 0, "*not run*", *[""] * (len(COLUMNS) - 1)])
             continue
         scale = {"stored_bytes": 2**20}
         shown = [k for k in COLUMNS if name != "joint" or k not in OF_A_STREAM]
         found = {k: [s[k] / scale.get(k, 1) for s in arms[name].values() if k in s and k in shown] for k in COLUMNS}
-        cells = [cell(values) if values else "" for values in found.values()]
-        lines.append(f"| `{name}` | {len(arms[name])} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{name}`", len(arms[name]), *map(spread, found.values())])
+    return markdown(["method", "seeds", *COLUMNS.values()], rows)
 
 
 def main() -> None:
@@ -96,33 +86,29 @@ def main() -> None:
     args = parser.parse_args()
     runs = finished(args.results)
     arms: dict[str, dict[int, dict[str, float]]] = {}
-    for start, summary in runs:
-        arms.setdefault(start["args"]["model"], {})[start["args"]["seed"]] = summary
+    for run in runs:
+        arms.setdefault(run.args["model"], {})[run.seed] = run.summary
     if not runs:
         parser.error(f"no finished run under {args.results}: run scripts/classics.sh")
-    starts = [start for start, _ in runs]
+    starts = [run.start for run in runs]
     text = PREAMBLE.format(
-        seeds=" ".join(map(str, sorted({s["args"]["seed"] for s in starts}))),
+        seeds=" ".join(map(str, sorted({run.seed for run in runs if run.seed is not None}))),
         commits="commit "
-        + ", ".join(sorted({str(s["git_commit"])[:7] + "+" * str(s["git_commit"]).endswith("+") for s in starts})),
-        where="; ".join(sorted({f"{s['device']}, {s['threads']} thread" for s in starts})),
+        + ", ".join(
+            sorted({str(s.get("git_commit"))[:7] + "+" * str(s.get("git_commit")).endswith("+") for s in starts})
+        ),
+        where="; ".join(sorted({f"{s.get('device')}, {s.get('threads')} thread" for s in starts})),
         commands="\n".join(command_lines(starts)),
     )
     text += table(arms)
     args.write.write_text(text) if args.write else print(text)
 
 
-def finished(results: Path) -> list[tuple[dict, dict]]:
-    """(start line, summary) of every finished run, the oldest first."""
-    records = [read_record(path) for path in sorted(results.rglob("record.jsonl"), key=lambda p: p.parent.name)]
-    return [(rows[0], rows[-1]["summary"]) for rows in records if rows and rows[-1].get("status") == "done"]
-
-
 def command_lines(starts: list[dict]) -> list[str]:
     """The command lines of the runs; one that a single method was run with names it."""
     models: dict[str, set[str]] = {}
     for start in starts:
-        models.setdefault(command(start["argv"]), set()).add(start["args"]["model"])
+        models.setdefault(command(start.get("argv", [])), set()).add(start["args"]["model"])
     many = len(models) > 1
     return sorted(c.replace("<model>", *own) if many and len(own) == 1 else c for c, own in models.items())
 

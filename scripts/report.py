@@ -9,22 +9,22 @@ page is a single file without outside parts. Records are only read; a run withou
 
 import argparse
 import base64
-import html
 import io
 import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.claims import interval  # noqa: E402
-from utils.engine.record import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table, read_record  # noqa: E402
+from scripts import records  # noqa: E402
+from scripts.records import interval  # noqa: E402
+from utils.engine.record import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table  # noqa: E402
 from utils.engine.report import TITLES, human  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.escape import clean, in_html, on_figure  # noqa: E402
 
 SEEDS = {"seed", "picture_seed", "class_order_seed", "class_order"}  # runs that differ in these alone are repeats
 SHORT = [
@@ -49,100 +49,74 @@ td{white-space:nowrap}td:first-child,th:first-child{text-align:left;white-space:
 figcaption{font-size:.85em;color:#666}summary{cursor:pointer}code{background:#f4f4f4;padding:0 .2em}"""
 
 
-class Run(NamedTuple):
-    folder: Path
-    start: dict
-    tasks: list[dict]
-    summary: dict[str, float] | None  # None: not finished
-
-    @property
-    def seed(self):
-        return self.start["args"].get("seed")
-
-    @property
-    def kind(self) -> str:
-        """Same text = same configuration but for seeds."""
-        args = {
-            k: v
-            for k, v in self.start["args"].items()
-            if k not in SEEDS and k not in VOLATILE and not k.startswith(VOLATILE_PREFIX)
-        }
-        return json.dumps(args, sort_keys=True)
-
-    @property
-    def name(self) -> str:
-        """--notes, or the method and the flags of the command that say what it did."""
-        if self.start["args"].get("notes"):
-            return self.start["args"]["notes"]
-        hidden = {"model", "dataset"} | SEEDS | PLACES | set(VOLATILE)
-        words, keep = [], True
-        for word in self.start.get("argv", []):
-            if word.startswith("--"):
-                keep = word[2:].partition("=")[0].replace("-", "_") not in hidden
-            if keep:
-                words.append(word)
-        return " ".join([self.start["args"]["model"], *words])
-
-
-def load(folder: Path) -> tuple[list[Run], list[str]]:
+def load(folder: Path) -> tuple[list[records.Run], list[str]]:
     """All runs below a folder, oldest first, and what could not be read."""
-    runs, broken = [], []
-    for path in sorted(folder.rglob("record.jsonl"), key=lambda p: p.parent.name):
-        try:
-            rows = read_record(path)
-            end = rows[-1] if rows[-1]["type"] == "end" else {}
-            done = end.get("status") == "done"
-            runs.append(
-                Run(
-                    path.parent, rows[0], [r for r in rows if r["type"] == "task"], end.get("summary") if done else None
-                )
-            )
-        except (UserError, LookupError, TypeError, ValueError, OSError) as error:
-            broken.append(f"{path}: {str(error) or type(error).__name__}")
-    return runs, broken
+    return records.load(folder, ("model", "dataset"))
 
 
-def grouped(runs: Iterable[Run]) -> dict[str, list[list[Run]]]:
+def kind_of(run: records.Run) -> str:
+    """Same text = same configuration but for seeds."""
+    args = {
+        k: v for k, v in run.args.items() if k not in SEEDS and k not in VOLATILE and not k.startswith(VOLATILE_PREFIX)
+    }
+    return json.dumps(args, sort_keys=True)
+
+
+def name_of(run: records.Run) -> str:
+    """--notes, or the method and the flags of the command that say what it did."""
+    if run.args.get("notes"):
+        return clean(run.args["notes"])
+    hidden = {"model", "dataset"} | SEEDS | PLACES | set(VOLATILE)
+    words, keep = [], True
+    for word in run.start.get("argv", []):
+        if word.startswith("--"):
+            keep = word[2:].partition("=")[0].replace("-", "_") not in hidden
+        if keep:
+            words.append(word)
+    return clean(" ".join([run.args["model"], *words]))
+
+
+def grouped(runs: Iterable[records.Run]) -> dict[str, list[list[records.Run]]]:
     """dataset -> arms -> finished runs, the latest of each seed."""
     arms: dict[str, dict[str, dict]] = {}
     for run in runs:
         if run.summary is not None:
-            arms.setdefault(run.start["args"]["dataset"], {}).setdefault(run.kind, {})[run.seed] = run
+            arms.setdefault(run.args["dataset"], {}).setdefault(kind_of(run), {})[run.seed] = run
     return {dataset: [list(seeds.values()) for seeds in kinds.values()] for dataset, kinds in sorted(arms.items())}
 
 
-def rows_of(arms: list[list[Run]], columns: Iterable[str] = TITLES) -> list[list[str]]:
+def rows_of(arms: list[list[records.Run]], columns: Iterable[str] = TITLES) -> list[list[str]]:
     """Head and rows: a column for each score that some arm has."""
     keys = [k for k in columns if any(k in run.summary for arm in arms for run in arm)]
     rows = [["method", "seeds", *(TITLES[k] for k in keys)]]
     for arm in arms:
         cells = []
         for key in keys:
-            values = [run.summary[key] for run in arm if run.summary.get(key) is not None]
+            values = [run.summary[key] for run in arm if key in run.summary]
             spread = (
                 f" ± {interval(values):.1f}"
                 if len(values) > 2 and not key.endswith(("bytes", "forwards", "wall_s"))
                 else ""
             )
             cells.append(human(key, float(np.mean(values))) + spread if values else "")
-        rows.append([arm[0].name, str(len(arm)), *cells])
+        rows.append([name_of(arm[0]), str(len(arm)), *cells])
     return rows
 
 
-def curve(run: Run) -> list[float]:
+def curve(run: records.Run) -> list[float]:
     """Mean score over the tasks seen, after each task."""
-    seen = [row["scores"]["class_il"][: row["task"] + 1] for row in run.tasks]
+    seen = [row["scores"]["class_il"][: row["task"] + 1] for row in run.tasks if "class_il" in row["scores"]]
     return [float(np.mean([np.nan if v is None else v for v in values])) for values in seen]
 
 
-def curves(arms: list[list[Run]]) -> bytes | None:
+def curves(arms: list[list[records.Run]]) -> bytes | None:
     """Picture of `curve` for each arm, mean over seeds; None if no arm has two tasks."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = [(arm[0].name, [curve(run) for run in arm]) for arm in arms]
+    lines = [(name_of(arm[0]), [curve(run) for run in arm]) for arm in arms]
     lines = [(name, found) for name, found in lines if len(found[0]) > 1 and len({len(f) for f in found}) == 1]
     if not lines:
         return None
@@ -155,7 +129,7 @@ def curves(arms: list[list[Run]]) -> bytes | None:
             marker="o",
             markersize=3,
             linestyle=["-", "--", ":"][number // 10 % 3],
-            label=name if len(name) < 60 else name[:57] + "...",
+            label=on_figure(name, 60),
         )
         if len(found) > 1:
             axes.fill_between(tasks, np.min(found, axis=0), np.max(found, axis=0), alpha=0.12)
@@ -170,18 +144,18 @@ def curves(arms: list[list[Run]]) -> bytes | None:
 
 def picture(data: bytes, caption: str) -> str:
     coded = base64.b64encode(data).decode()
-    return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{coded}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    return f'<figure><img alt="{in_html(caption)}" src="data:image/png;base64,{coded}"><figcaption>{in_html(caption)}</figcaption></figure>'
 
 
 def table(rows: list[list[str]]) -> str:
     def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{in_html(c)}</{tag}>" for c in cells) + "</tr>"
 
     return "<table>" + line(rows[0], "th") + "".join(line(r, "td") for r in rows[1:]) + "</table>"
 
 
-def section(dataset: str, arms: list[list[Run]]) -> str:
-    parts = [f"<h2>{html.escape(dataset)}</h2>", table(rows_of(arms))]
+def section(dataset: str, arms: list[list[records.Run]]) -> str:
+    parts = [f"<h2>{in_html(dataset)}</h2>", table(rows_of(arms))]
     drawn = curves(arms)
     if drawn:
         parts.append(picture(drawn, "mean over seeds; the band is the range over seeds"))
@@ -190,13 +164,13 @@ def section(dataset: str, arms: list[list[Run]]) -> str:
         commit, command = run.start.get("git_commit") or "", " ".join(["python main.py", *run.start.get("argv", [])])
         pictures = [picture(p.read_bytes(), p.stem.replace("_", " ")) for p in sorted(run.folder.glob("*.png"))]
         parts.append(
-            f"<details><summary>{html.escape(run.name)}, seed {run.seed}</summary><p><code>{html.escape(command)}</code> "
-            f"{html.escape(str(commit)[:12])}<br>{html.escape(str(run.folder))}</p>{''.join(pictures)}</details>"
+            f"<details><summary>{in_html(name_of(run))}, seed {in_html(run.seed)}</summary><p><code>{in_html(command)}</code> "
+            f"{in_html(str(commit)[:12])}<br>{in_html(str(run.folder))}</p>{''.join(pictures)}</details>"
         )
     return "\n".join(parts)
 
 
-def page(groups: dict[str, list[list[Run]]], unfinished: list[Run], broken: list[str]) -> str:
+def page(groups: dict[str, list[list[records.Run]]], unfinished: list[records.Run], broken: list[str]) -> str:
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Runs</title><style>{STYLE}</style><h1>Runs</h1>",
         "<p>Scores in percent, ± half the 95 % interval over seeds. Class-il: all names seen so far compete; task-il: those of "
@@ -206,11 +180,10 @@ def page(groups: dict[str, list[list[Run]]], unfinished: list[Run], broken: list
     if unfinished:
         rows = [["not finished", "seed", "tasks done", "folder"]]
         rows += [
-            [f"{r.name} on {r.start['args']['dataset']}", str(r.seed), str(len(r.tasks)), str(r.folder)]
-            for r in unfinished
+            [f"{name_of(r)} on {r.args['dataset']}", str(r.seed), str(len(r.tasks)), str(r.folder)] for r in unfinished
         ]
         parts.append(table(rows))
-    parts += [f"<p>Not readable: {html.escape(line)}</p>" for line in broken]
+    parts += [f"<p>Not readable, left out: {in_html(line)}</p>" for line in broken]
     return "\n".join(parts) + "</html>\n"
 
 
@@ -220,21 +193,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the page (default: report.html in that folder)")
     args = parser.parse_args(argv)
     runs, broken = load(args.results)
+    for line in broken:
+        print(f"not readable, left out: {line}", file=sys.stderr)
     if not runs:
-        print(f"error: no record.jsonl below {args.results}; give the --results_path of your runs", file=sys.stderr)
+        print(
+            f"error: no record.jsonl that can be used below {args.results}; give the --results_path of your runs",
+            file=sys.stderr,
+        )
         return 2
     groups = grouped(runs)
     for dataset, arms in groups.items():
-        print(f"{dataset}\n{format_table(rows_of(arms, SHORT))}\n")
+        print(f"{clean(dataset)}\n{format_table(rows_of(arms, SHORT))}\n")
     out = args.out or args.results / "report.html"
     try:
         with disk_errors(out, "choose another --out"):
-            out.write_text(page(groups, [r for r in runs if r.summary is None], broken))
+            out.write_text(page(groups, [r for r in runs if r.summary is None], broken), encoding="utf-8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for line in broken:
-        print(f"not readable: {line}", file=sys.stderr)
     print(f"report: {out}")
     return 0
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from utils.escape import clean, on_figure
+
 INCHES, LINE_INCHES, LETTERS = 1.5, 0.13, 26  # side of a picture, height of a line of text, letters in a line
 
 
@@ -17,7 +19,7 @@ def plot_pictures(
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needed only here
     from matplotlib.figure import Figure
 
-    wrapped = ["\n".join("\n".join(textwrap.wrap(line, LETTERS)) for line in lines) for lines in texts]
+    wrapped = ["\n".join("\n".join(textwrap.wrap(clean(line), LETTERS)) for line in lines) for lines in texts]
     rows = -(-len(images) // columns)
     lines = max(text.count("\n") + 1 for text in wrapped)
     figure = Figure(figsize=(INCHES * columns + 0.3, (INCHES + LINE_INCHES * lines) * rows + 0.4), layout="constrained")
@@ -27,7 +29,7 @@ def plot_pictures(
     for cell, image, text in zip(figure.axes, images, wrapped, strict=False):
         pixels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         cell.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray")
-        cell.text(0.5, -0.03, text, transform=cell.transAxes, ha="center", va="top", fontsize=6)
-    figure.suptitle(title, fontsize=8)
+        cell.text(0.5, -0.03, on_figure(text), transform=cell.transAxes, ha="center", va="top", fontsize=6)
+    figure.suptitle(on_figure(title), fontsize=8)
     FigureCanvasAgg(figure)
     figure.savefig(os.fspath(path), format="png", bbox_inches="tight")  # tight: no line of the last row is cut off

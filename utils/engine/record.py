@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
+from utils.escape import on_figure
+from utils.record_schema import wrong_line
 
 SCHEMA = 1  # of the lines of record.jsonl
 FREE_FLOOR_BYTES = 64 * 2**20  # less free space than this refuses a run before it starts
@@ -219,6 +221,8 @@ def disk_errors(path: str | os.PathLike, remedy: str = "choose another --results
 def read_record(path: str | os.PathLike) -> list[dict]:
     """The lines of a record.jsonl; [] if there is none. A last line cut off by a crash is left out."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"cannot read {path}: it is no file; delete its folder")
         text = Path(path).read_bytes()
     except FileNotFoundError:
         return []
@@ -227,20 +231,19 @@ def read_record(path: str | os.PathLike) -> list[dict]:
     rows = []
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
             raise UserError(f"line {number} of {path} is no JSON; restore the file or delete its folder") from None
-        if not _well_formed(row):
-            raise UserError(f"line {number} of {path} is no line of a record; restore the file or delete its folder")
+        if told := wrong_line(row):
+            raise UserError(
+                f"line {number} of {path} is no line of a record; restore the file or delete its folder ({told})"
+            )
         rows.append(row)
     return rows
 
 
-def _well_formed(row) -> bool:
-    """Whether what every reader of a record relies on is there."""
-    if not isinstance(row, dict) or not isinstance(row.get("type"), str):
-        return False
-    return row["type"] != "end" or (isinstance(row.get("status"), str) and isinstance(row.get("summary", {}), dict))
+def _no_constant(name: str):
+    raise ValueError(f"{name} is no JSON")
 
 
 def seed_of(record: RunRecord) -> int:
@@ -336,5 +339,5 @@ def plot_matrix(R, path: str | os.PathLike, title: str) -> None:
         axes.text(j, t, f"{R[t, j]:.1f}", ha="center", va="center", color=colour, fontsize=8 if n_columns > 9 else 9)
     axes.set_xticks(range(n_columns), [str(j + 1) for j in range(n_columns)])
     axes.set_yticks(range(n_rows), [str(t + 1) for t in range(n_rows)])
-    axes.set(xlabel="test set of task", ylabel="after training task", title=title)
+    axes.set(xlabel="test set of task", ylabel="after training task", title=on_figure(title))
     FigureCanvasAgg(figure).print_png(os.fspath(path))
