@@ -3,7 +3,7 @@
 import os
 import sys
 
-from utils import cli
+from utils import cli, shell
 from utils.errors import Interrupted, UserError, memory_ran_out
 
 # Threads that wait for work sleep instead of spinning: on a machine with other work a run of small tensor operations
@@ -50,7 +50,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one experiment; the exit code is 0, 2 for a user's mistake, 130 or 143 when interrupted and saved."""
+    """Run one experiment; the exit code is 0, 2 for a user's mistake, 1 for a plug-in's, 128 + signal when interrupted."""
     try:
         parsed = cli.parse(sys.argv[1:] if argv is None else argv)
         if parsed is not None:
@@ -60,9 +60,11 @@ def main(argv: list[str] | None = None) -> int:
         return cli.fail(error)
     except Interrupted as stop:
         return stop.exit_code
-    except (MemoryError, RuntimeError) as error:
+    except BrokenPipeError:
+        raise
+    except Exception as error:
         if not memory_ran_out(error):
-            raise
+            return cli.fail_in_plugin(error)
         return cli.fail(
             UserError(
                 f"memory ran out ({' '.join(str(error).split())[:160]}): lower the sizes asked for, such as "
@@ -72,4 +74,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(shell.exits(main))

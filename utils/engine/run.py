@@ -16,6 +16,7 @@ from utils.engine import record as results
 from utils.engine.accounting import Stopwatch
 from utils.engine.module_state import SKIP
 from utils.errors import Interrupted, UserError
+from utils.shell import STOPS
 
 MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 
@@ -135,7 +136,8 @@ class Run:
 
     @contextmanager
     def signals(self):
-        """SIGINT and SIGTERM end the run at the next safe point; a second one ends the process at once."""
+        """SIGINT, SIGTERM and SIGHUP end the run at the next safe point; a second one ends the process at once.
+        One that is ignored, as SIGHUP is under nohup, stays so."""
 
         def handle(number, frame):
             if self.signal is not None:
@@ -145,7 +147,7 @@ class Run:
                 raise Interrupted(number)
 
         try:
-            old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+            old = {s: signal.signal(s, handle) for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}
         except ValueError:  # not in the main thread: the host program handles signals
             old = {}
         try:

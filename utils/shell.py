@@ -1,0 +1,63 @@
+"""How a program ends towards its shell: a closed pipe and Ctrl-C are no errors and leave no traceback."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+CLOSED_PIPE = 128 + signal.SIGPIPE
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def exits(program: Callable[[], int]) -> int:
+    """Run a whole program; its exit code, 141 if its reader left (`| head -1`), 130 after Ctrl-C."""
+    with stops_at_once(), second_signal_quits():
+        try:
+            code = program()
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # the interpreter flushes both once more when it ends
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            return CLOSED_PIPE
+
+
+@contextlib.contextmanager
+def stops_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process in one line wherever it stands: a library that is being loaded may swallow an exception.
+    A run that trains has handlers of its own meanwhile."""
+
+    def handle(number, frame):
+        os.write(2, b"stopped by signal %d; nothing was being trained\n" % number)
+        os._exit(128 + number)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def second_signal_quits() -> Iterator[None]:
+    """Handlers run between two Python instructions, which a long tensor operation puts off; this thread does not wait."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        seen = 0
+        while number := os.read(reader, 1):
+            seen += number[0] in STOPS
+            if seen > 1:
+                os._exit(128 + number[0])
+
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
