@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_clip, sha256_state
 from backbone.tiny_tokenizer import TinyTokenizer
 from utils.errors import UserError
+from utils.flags import path
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPENAI_VOCAB = 49408
@@ -29,6 +30,7 @@ def add_clip_args(parser: argparse.ArgumentParser, default: str = "ViT-L/14") ->
     """The flags that choose a CLIP; `default` is the method's."""
     parser.add_argument(
         "--clip_backbone",
+        type=path,
         default=default,
         help="OpenAI name (ViT-B/32, ViT-L/14, RN50, ...), open_clip:<arch>/<tag>, path of a weight file or folder, or tiny",
     )

@@ -17,6 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from utils import json_text
 from utils.errors import UserError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -194,7 +195,7 @@ def read_folder(folder: Path) -> ClipWeights:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing; a CLIP folder holds model.safetensors and config.json")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json_text.parse((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{folder / 'config.json'} is no JSON: {error}; fetch the folder again") from None
     missing = {"image_mean", "image_std", "activation", "sha256"} - set(config)

@@ -1,5 +1,7 @@
 """CLIP's towers with a linear classifier, so that gradient baselines start from the weights CLIP methods use."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -84,12 +86,12 @@ def check_size(image: torch.Tensor, resolution: int) -> None:
 
 
 @register_backbone("clip-visual")
-def clip_visual(num_classes: int, clip_backbone: str = "ViT-B/32", base_path: str = "./data/") -> ClipVisual:
+def clip_visual(num_classes: int, clip_backbone: Path = "ViT-B/32", base_path: str = "./data/") -> ClipVisual:
     """CLIP's image tower + linear classifier; --clip_backbone chooses the weights."""
     return ClipVisual(num_classes, load_clip(clip_backbone, base_path=base_path))
 
 
 @register_backbone("clip-fused")
-def clip_fused(num_classes: int, clip_backbone: str = "ViT-B/32", base_path: str = "./data/") -> ClipFused:
+def clip_fused(num_classes: int, clip_backbone: Path = "ViT-B/32", base_path: str = "./data/") -> ClipFused:
     """Both towers of CLIP + linear classifier, for pictures with texts; --clip_backbone chooses the weights."""
     return ClipFused(num_classes, load_clip(clip_backbone, base_path=base_path))

@@ -5,7 +5,6 @@ blocks, which the towers' own positions have already marked. Fresh it knows noth
 the first task, or beforehand (`backbone/assets/tiny_fusion` for the tiny CLIP, by scripts/train_tiny_fusion.py).
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from backbone import MammothBackbone, answer, register_backbone
 from backbone.clip import CLIPBackbone, load_clip
 from backbone.clip_visual import both_attentions, check_size
+from utils import json_text
 from utils.errors import UserError
 from utils.pair import Inputs, Pair
 
@@ -146,7 +146,7 @@ def fits(folder: Path, clip: CLIPBackbone) -> bool:
 def read_config(folder: Path) -> dict:
     """config.json of a folder with fusion weights: sizes, and the sha256 of the CLIP they belong to."""
     try:
-        return json.loads((folder / "config.json").read_text())
+        return json_text.parse((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
             f"--fusion_weights {folder}: no readable config.json there ({type(error).__name__}); give a folder made by "
@@ -181,7 +181,7 @@ class ClipFusion(MammothBackbone):
 
 @register_backbone("clip-fusion")
 def clip_fusion(
-    num_classes: int, clip_backbone: str = "ViT-B/32", base_path: str = "./data/", fusion_weights: str = "auto"
+    num_classes: int, clip_backbone: Path = "ViT-B/32", base_path: str = "./data/", fusion_weights: Path = "auto"
 ) -> ClipFusion:
     """Frozen towers of CLIP + fusion transformer (--fusion_weights auto, none or a folder) + linear classifier."""
     clip = load_clip(clip_backbone, base_path=base_path)

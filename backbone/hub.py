@@ -22,7 +22,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTen
 from backbone.clip import BICUBIC, CLIPBackbone, to_rgb
 from backbone.clip_files import sha256_state
 from utils.errors import UserError
-from utils.flags import positive_int
+from utils.flags import path, positive_int
 from utils.settings import option
 
 HUB_NAMES = {"vilt": "dandelin/vilt-b32-mlm", "blip": "Salesforce/blip-vqa-base"}
@@ -43,6 +43,7 @@ def add_hub_args(parser: ArgumentParser, flag: str, kinds: Sequence[str]) -> Non
     for kind in kinds:
         parser.add_argument(
             f"--{kind}_weights",
+            type=path,
             default=HUB_NAMES[kind],
             help="a folder that transformers saved, or a name of its Hub (fetched with --clip_download 1)",
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from utils import json_text
 from utils.errors import UserError
 
 
@@ -57,7 +58,7 @@ class TinyTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> TinyTokenizer:
-        return cls(json.loads(Path(path).read_text()))
+        return cls(json_text.parse(Path(path).read_text()))
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(self.pieces, indent=0) + "\n")

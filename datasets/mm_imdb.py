@@ -21,7 +21,7 @@ from typing import Literal
 
 from datasets.utils.fetch import base_path
 from datasets.utils.mm_files import Captioned, CaptionedFiles
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 GENRES = [
     "Drama",
@@ -81,6 +81,8 @@ class MmImdb(CaptionedFiles):
             ids = [str(i) for part in (("train", "dev") if train else ("test",)) for i in table[part]]
         except (KeyError, TypeError) as error:
             raise self.broken(split, f"it has no list {error}") from None
+        if strange := next((name for name in ids if "/" in name), None):
+            raise self.broken(split, f"{shown(strange)} is no movie's number")
         found = []
         for name in ids:
             labels = first_file(

@@ -1,6 +1,5 @@
 """Stanford Cars, 196 makes, in nine tasks of twenty and a last one of sixteen"""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torchvision import transforms as T
 
 from datasets.utils.file_streams import BICUBIC, Content, FileStream
 from datasets.utils.samples import ArraySamples, FileSamples
+from utils import json_text
 
 PICKLE_ERRORS = (
     pickle.UnpicklingError,
@@ -75,7 +75,7 @@ class SequentialCars196(FileStream):
     def _names(self, root: Path) -> list[str]:
         path = root / "class_names.json"
         try:
-            names = json.loads("\n".join(self.lines(path)))
+            names = json_text.parse("\n".join(self.lines(path)))
             return names if isinstance(names, list) else [str(names[str(label)]) for label in range(len(names))]
         except (ValueError, KeyError, TypeError) as error:
             raise self.broken(path, f"no table of label and name: {error}") from None

@@ -1,11 +1,11 @@
 """EuroSAT, ten kinds of land seen by satellite, in five tasks of two"""
 
-import json
 from pathlib import Path
 
 from torchvision import transforms as T
 
 from datasets.utils.file_streams import BICUBIC, CLIP, CROP_AND_FLIP, Content, FileStream
+from utils import json_text
 from utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ class SequentialEuroSAT(FileStream):
         if not path.is_file():
             raise self.absent(path)
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
+            table = json_text.parse(path.read_text(encoding="utf-8"))
             parts = [
                 [(str(name), int(label), str(text)) for name, label, text in table[part]] for part in ("train", "test")
             ]

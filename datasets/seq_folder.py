@@ -1,7 +1,8 @@
 """Any folder of images, or a CSV or JSONL list of them, cut into tasks by class"""
 
 import csv
-import json
+import os
+import unicodedata
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.samples import FileSamples
-from utils.errors import UserError
+from utils import json_text
+from utils.errors import UserError, shown
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 BICUBIC = T.InterpolationMode.BICUBIC
@@ -28,10 +30,11 @@ class SequentialFolder(ContinualDataset):
     MEAN, STD = MEAN, STD
     DEFAULTS = {"batch_size": 32, "n_epochs": 10, "backbone": "resnet18"}
 
-    def __init__(self, args: Namespace, folder_path: str, n_tasks: int = 5, image_size: int = 224):
+    def __init__(self, args: Namespace, folder_path: Path, n_tasks: int = 5, image_size: int = 224):
         source = Path(folder_path).expanduser()
         train, test = read_list(source) if source.is_file() else read_folder(source)
-        classes = sorted(train, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
+        classes = sorted(train, key=by_number)
+        refuse_equal_names(source, classes)
         strange = sorted(set(test) - set(train))
         if strange:
             raise UserError(
@@ -73,6 +76,24 @@ class SequentialFolder(ContinualDataset):
         return loaders
 
 
+def by_number(name: str) -> tuple:
+    """Sorting key: numbers by value, of any length, then names."""
+    if not (name.isascii() and name.isdecimal()):
+        return 1, 0, "", name
+    digits = name.lstrip("0")
+    return 0, len(digits), digits, name
+
+
+def refuse_equal_names(source: Path, classes: list[str]) -> None:
+    """Two classes whose names differ in letters that are not shown, or in _ for a blank."""
+    known: dict[str, str] = {}
+    for name in classes:
+        if (other := known.setdefault(unicodedata.normalize("NFC", name.replace("_", " ")), name)) != name:
+            raise UserError(
+                f"{source}: classes {shown(other)!r} and {shown(name)!r} have one name: rename or join them"
+            )
+
+
 def read_folder(root: Path) -> tuple[Images, Images]:
     """Training and test images by class, from <root>/train/<class>/ and <root>/test/<class>/, or val/."""
     if not root.is_dir():
@@ -89,12 +110,20 @@ def read_folder(root: Path) -> tuple[Images, Images]:
 def _classes(root: Path) -> Images:
     found = {}
     for folder in sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")):
+        refuse_no_utf8(folder)
         found[folder.name] = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
         if not found[folder.name]:
             raise UserError(f"class folder {folder} holds no image ({' '.join(IMG_EXTENSIONS)}): add some or remove it")
     if not found:
         raise UserError(f"{root} has no class folders: put one sub-folder for each class there")
     return found
+
+
+def refuse_no_utf8(folder: Path) -> None:
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"class folder {os.fsencode(folder)!r} has a name that is not UTF-8: rename it") from None
 
 
 def read_list(source: Path) -> tuple[Images, Images]:
@@ -111,7 +140,11 @@ def read_list(source: Path) -> tuple[Images, Images]:
         path, label, split = (str(row[name]).strip() for name in ("path", "label", "split"))
         if split not in parts:
             raise UserError(f"{source} line {line}: split '{split}' is none of train, test, val")
-        if not (source.parent / path).is_file():
+        if not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == "..":
+            raise UserError(
+                f"{source} line {line}: {shown(path)} leaves the folder of the list; move the image or give its whole path"
+            )
+        if not os.path.isfile(source.parent / path):
             raise UserError(f"{source} line {line}: there is no image {source.parent / path}; mend or remove the row")
         parts[split].setdefault(label, []).append(source.parent / path)
     train, test = parts["train"], parts["test"] or parts["val"]
@@ -140,7 +173,7 @@ def _rows(source: Path):
                 return
             for line, text in enumerate(file, 1):
                 if text.strip():
-                    row = json.loads(text)
+                    row = json_text.parse(text)
                     if not isinstance(row, dict):
                         raise ValueError("not an object with path, label and split")
                     yield line, row

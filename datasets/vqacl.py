@@ -26,6 +26,7 @@ from datasets.utils.clove_files import read_records
 from datasets.utils.fetch import base_path
 from datasets.utils.vqa import Question, question_of
 from datasets.utils.vqa_files import QuestionFiles
+from utils import json_text
 from utils.errors import UserError
 
 QUESTION_TASKS = [
@@ -144,7 +145,7 @@ class Vqacl(QuestionFiles):
         if not path.is_file():
             raise self.absent(path)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json_text.parse(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise self.broken(path, error) from None
         if not isinstance(found, dict):

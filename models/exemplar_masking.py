@@ -42,7 +42,7 @@ from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.distillation import soft_divergence
 from utils.errors import UserError
-from utils.flags import fraction, non_negative, positive, positive_int
+from utils.flags import fraction, non_negative, path, positive, positive_int
 from utils.memory.exemplar_memory import MASKING, ExemplarMemory, add_exemplar_args
 from utils.memory.exemplars import batches_by_class
 from utils.memory.masks import image_mask
@@ -74,6 +74,7 @@ class ExemplarMasking(VLMModel):
         add = add_vlm_args(parser, "ViT-B/16", names=False).add_argument
         add(
             "--fusion_weights",
+            type=path,
             default="auto",
             help="auto: the shipped ones where they fit this CLIP, else fresh; none; a folder",
         )

@@ -42,7 +42,7 @@ from models.utils.reference import reference_data
 from models.utils.teachers import Teachers
 from utils.errors import UserError
 from utils.features import FeatureStore
-from utils.flags import boolean, fraction, natural, non_negative, number, positive, positive_int
+from utils.flags import boolean, fraction, natural, non_negative, number, path, positive, positive_int
 from utils.randomness import generator
 from utils.relations import (
     IMAGE_ROWS,
@@ -95,7 +95,12 @@ def add_relation_args(add) -> None:
     add("--bank_teacher", choices=["both", "previous"], default="both", help="who teaches them")
     data = ["task", "reference"]
     add("--distill_data", choices=data, default="task", help="images and texts that it and ti are kept on")
-    add("--reference", default="tiny", help="reference data: a folder with images and captions.txt, tiny, or synthetic")
+    add(
+        "--reference",
+        type=path,
+        default="tiny",
+        help="reference data: a folder with images and captions.txt, tiny, or synthetic",
+    )
     add("--n_reference", type=positive_int, default=1000, help="most reference images, and most texts")
 
 

@@ -20,7 +20,7 @@ import torch
 from models.utils.clip_distillation import HeldTuning, add_distillation_args, two_way_divergence
 from models.utils.clip_tuning import add_averaging_args, add_tuning_args
 from models.utils.reference import reference_data
-from utils.flags import non_negative, positive_int
+from utils.flags import non_negative, path, positive_int
 from utils.randomness import generator
 from utils.weights import squared_distance
 
@@ -36,7 +36,12 @@ class Zscl(HeldTuning):
         add_averaging_args(add_tuning_args(parser), include_init=True)
         add = add_distillation_args(parser, teacher="pretrained").add_argument
         add("--l2", type=non_negative, default=1.0, help="weight of the squared way from the task's start")
-        add("--reference", required=True, help="folder with images and captions.txt, or tiny, synthetic, self")
+        add(
+            "--reference",
+            type=path,
+            required=True,
+            help="folder with images and captions.txt, or tiny, synthetic, self",
+        )
         add("--n_reference", type=positive_int, default=1000, help="most reference images, and most texts")
         add("--reference_batch", type=positive_int, default=64, help="reference images in a step")
         return parser

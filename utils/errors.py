@@ -1,8 +1,28 @@
 """The two ways a run can end early on purpose, and lack of memory; `main.py` turns them into exit codes."""
 
+import re
+
+LONG_WORD = re.compile(r"[^\s/]{256,}")  # longer than any part of a path
+LONG_LINE = re.compile(r"[^\n]{2000,}")
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]"
+)  # would move the cursor of a terminal, or be read as another line
+
+
+def shown(value, limit: int = 80) -> str:
+    """A value as messages show it: the middle of a long one is left out."""
+    text = str(value).replace("\n", "\\n")
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}...({len(text):,} letters)...{text[-limit // 4 :]}"
+
 
 class UserError(Exception):
     """A mistake the user can mend: the message is the fact and the remedy in one line. Exit code 2, no traceback."""
+
+    def __init__(self, message: object = ""):
+        text = LONG_WORD.sub(lambda word: shown(word[0]), CONTROL.sub("?", str(message)))
+        super().__init__(LONG_LINE.sub(lambda line: shown(line[0], 1000), text))
 
 
 class Interrupted(Exception):

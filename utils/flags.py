@@ -2,11 +2,14 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 
 from utils import binary_to_boolean_type, custom_str_underscore
+from utils.errors import shown
 
 LARGEST_INT = 2**63 - 1  # what a tensor can hold
+NAME_BYTES, PATH_LETTERS = 255, 3000  # of one part, and of a whole path, with room for what we put behind it
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low=False, open_high=False) -> Callable:
@@ -20,13 +23,15 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low=
             if kind is int and isinstance(text, float) and text != value:
                 raise ValueError
         except (TypeError, ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"'{text}' is not {'an integer' if kind is int else 'a number'}") from None
+            raise argparse.ArgumentTypeError(
+                f"'{shown(text)}' is not {'an integer' if kind is int else 'a number'}"
+            ) from None
         if kind is int and abs(value) > LARGEST_INT:
-            raise argparse.ArgumentTypeError(f"{text} is out of range: {LARGEST_INT} is the largest integer")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is out of range: {LARGEST_INT} is the largest integer")
         inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
         if not math.isfinite(value) or not inside:
             wanted = "finite" if math.isinf(low) and math.isinf(high) else span
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {wanted}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is out of range: it must be {wanted}")
         return value
 
     parse.__name__ = kind.__name__
@@ -59,7 +64,7 @@ def sentence(text) -> str:
         fits = False
     if not fits:
         raise argparse.ArgumentTypeError(
-            f"'{text}' must hold the class name's place once, as {{}}: 'a photo of a {{}}.'"
+            f"'{shown(text)}' must hold the class name's place once, as {{}}: 'a photo of a {{}}.'"
         )
     return text
 
@@ -73,8 +78,38 @@ def integer_list(text) -> list[int]:
     except ValueError:
         values = []
     if not values:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of integers such as 0,2,1")
+        raise argparse.ArgumentTypeError(f"'{shown(text)}' is not a list of integers such as 0,2,1")
     return values
+
+
+def path(text) -> str:
+    """Argument type: a path that a file system can hold; ~ and ~user are expanded."""
+    text = str(text)
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"'{shown(text)}' is no path")
+    whole = os.path.expanduser(text)
+    if whole.startswith("~"):
+        raise argparse.ArgumentTypeError(
+            f"'{shown(text)}': there is no user {shown(whole.split('/')[0][1:] or 'home')} here"
+        )
+    longest = max(whole.split("/"), key=len)
+    if len(longest.encode(errors="surrogateescape")) > NAME_BYTES or len(whole) > PATH_LETTERS:
+        what = (
+            f"its part '{shown(longest)}' is longer than {NAME_BYTES} bytes"
+            if len(whole) <= PATH_LETTERS
+            else "it is too long"
+        )
+        raise argparse.ArgumentTypeError(f"'{shown(text)}' cannot be a path: {what}")
+    return whole
+
+
+def file_name(text) -> str:
+    """Argument type: the start of a file's name, not a path."""
+    if not str(text).strip(". ") or any(c in "/\\\0" or not c.isprintable() for c in str(text)) or len(str(text)) > 80:
+        raise argparse.ArgumentTypeError(
+            f"'{shown(text)}' is no part of a file's name: give 1 to 80 letters without / and \\"
+        )
+    return str(text)
 
 
 def alias(choices: dict[str, str]) -> Callable:
@@ -82,7 +117,7 @@ def alias(choices: dict[str, str]) -> Callable:
 
     def parse(text):
         if str(text) not in choices:
-            raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(sorted(set(choices.values())))}")
+            raise argparse.ArgumentTypeError(f"'{shown(text)}' is none of {', '.join(sorted(set(choices.values())))}")
         return choices[str(text)]
 
     return parse
@@ -105,10 +140,11 @@ def add_first_args(parser: argparse.ArgumentParser) -> None:
         "--plugins",
         action="append",
         metavar="PATH",
+        type=path,
         help="a .py file, a folder of them, or a checkout of Mammoth whose files join ours; may be repeated. "
         "--model plugin:er takes theirs where both have the name",
     )
-    group.add_argument("--loadcheck", help="checkpoint whose weights are loaded before training")
+    group.add_argument("--loadcheck", type=path, help="checkpoint whose weights are loaded before training")
     group.add_argument(
         "--list",
         nargs="?",
@@ -213,9 +249,9 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("management")
     add = group.add_argument
     add("--seed", type=natural, help="seed of everything (default: drawn, and written to the record)")
-    add("--base_path", default="./data/", help="root of the datasets")
-    add("--results_path", default="./runs/", help="root of the run records")
-    add("--checkpoint_path", help="folder for --savecheck (default: ckpt/ in the run's folder)")
+    add("--base_path", type=path, default="./data/", help="root of the datasets")
+    add("--results_path", type=path, default="./runs/", help="root of the run records")
+    add("--checkpoint_path", type=path, help="folder for --savecheck (default: ckpt/ in the run's folder)")
     add("--device", help="cpu, cuda, cuda:1, 0 ... (default: the emptiest GPU, else the CPU)")
     add("--num_workers", type=natural, help="processes that read image files (default: 0; numbers do not change)")
     add("--notes", help="free text kept in the record")
@@ -239,7 +275,7 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
         help="1 TF32 products, 2 also bf16 autocast, 3 also torch.compile of the backbone",
     )
     add("--savecheck", choices=["last", "task"], help="keep a checkpoint at the end, or after each task")
-    add("--ckpt_name", help="prefix of kept checkpoints")
+    add("--ckpt_name", type=file_name, help="prefix of kept checkpoints")
     add("--autosave", type=seconds, default=60.0, help="seconds between saves for --resume, 0 for none")
     add(
         "--resume",

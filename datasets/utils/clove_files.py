@@ -11,6 +11,7 @@ import numpy as np
 
 from datasets.utils.array_files import ARRAY_ERRORS, _Unpickler
 from datasets.utils.vqa import Question, question_of
+from utils import json_text
 from utils.errors import UserError
 
 IMAGE_FOLDERS = {
@@ -30,7 +31,7 @@ def read_records(path: Path, broken: Callable) -> list[dict]:
     """The list of dicts that a file holds; nothing in it is executed."""
     try:
         if path.suffix == ".json":
-            records = json.loads(path.read_text(encoding="utf-8"))
+            records = json_text.parse(path.read_text(encoding="utf-8"))
         else:
             with path.open("rb") as file:
                 content = io.BytesIO(file.read())

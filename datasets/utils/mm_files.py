@@ -12,6 +12,7 @@ from datasets.utils import file_streams
 from datasets.utils.file_streams import FileStream
 from datasets.utils.samples import FileSamples, PairFiles
 from datasets.utils.tokens import tokenize
+from utils import json_text
 from utils.errors import UserError
 
 TEXT_TOKENS = 77  # at most, as CLIP reads; longer texts lose their tail
@@ -79,7 +80,7 @@ class CaptionedFiles(FileStream):
         if not path.is_file():
             raise self.absent(path)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json_text.parse(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise self.broken(path, f"line {error.lineno}: {error.msg}") from None
         except (UnicodeDecodeError, OSError) as error:
@@ -94,7 +95,7 @@ def read_captions(path: Path) -> dict[str, str]:
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}); save it as that, or make it anew") from None
     try:
-        whole = json.loads(text)
+        whole = json_text.parse(text)
     except json.JSONDecodeError:
         whole = None
     if isinstance(whole, dict) and "file" not in whole:
@@ -107,7 +108,7 @@ def read_captions(path: Path) -> dict[str, str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json_text.parse(line)
             name, caption = row["file"], row["caption"]
             if not (isinstance(name, str) and isinstance(caption, str)):
                 raise TypeError("file and caption are no strings")

@@ -4,7 +4,6 @@ torchvision reads the lists wherever it does so without a checksum; CIFAR-100 an
 and the three .mat files of Flowers are read here. Nothing is downloaded.
 """
 
-import json
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ from datasets.utils.file_streams import Content
 from datasets.utils.mnist_files import load_mnist
 from datasets.utils.mtil_protocol import CALTECH_NAMES, DOMAINS, EUROSAT_NAMES
 from datasets.utils.samples import FileSamples
+from utils import json_text
 from utils.errors import UserError
 
 SPLIT_SEED, TRAIN_SHARE = 42, 0.8  # of Caltech101, EuroSAT and SUN397, which come without parts
@@ -159,7 +159,7 @@ def _flowers(base: Path) -> tuple[Rows, Rows, list[str]]:
 def _coop(base: Path, listed: str, images: str) -> tuple[Rows, Rows, list[str]]:
     """The train and test rows [path, label, name] of a list of Zhou et al. (CoOp); its validation part is not used."""
     try:
-        table = json.loads((base / listed).read_text(encoding="utf-8"))
+        table = json_text.parse((base / listed).read_text(encoding="utf-8"))
         parts = [
             [(str(path), int(label), str(name)) for path, label, name in table[part]] for part in ("train", "test")
         ]

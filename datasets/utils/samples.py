@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from utils.content import content_digests, digest_of
 from utils.errors import UserError
+from utils.image_files import open_image
 from utils.pair import Inputs, Pair
 
 
@@ -83,14 +84,7 @@ class FileSamples:
         return io.BytesIO(data)
 
     def open(self, row: int) -> Image.Image:
-        path = self.paths[row]
-        try:
-            with Image.open(self.content(row)) as image:
-                return image.convert("RGB")
-        except FileNotFoundError:
-            raise UserError(f"image {path} is missing: restore it, or make the split list anew") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"image {path} cannot be read ({error}): replace or remove that file") from None
+        return open_image(self.paths[row], lambda: self.content(row))
 
     def images(self, rows: torch.Tensor) -> list[Image.Image]:
         return [self.open(int(row)) for row in rows]

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from utils import json_text
 from utils.errors import UserError
 
 
@@ -41,7 +42,7 @@ def cached_stream(folder: Path, name: str, key: str, build: Callable[[], tuple[d
             metadata = file.metadata()
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is no dict)
         if tensors_digest(tensors) == metadata["digest"]:
-            return tensors, json.loads(metadata["values"])
+            return tensors, json_text.parse(metadata["values"])
     except (FileNotFoundError, SafetensorError, OSError, KeyError, TypeError, ValueError):
         pass
     tensors, values = build()

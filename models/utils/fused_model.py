@@ -21,7 +21,7 @@ from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.conf import warn_once
 from utils.errors import UserError
 from utils.features import FeatureStore, Sources
-from utils.flags import positive_int
+from utils.flags import path, positive_int
 from utils.pair import Inputs, Pair
 
 EVAL_ROWS = 256  # samples whose tokens are in memory at once outside of training
@@ -33,6 +33,7 @@ def add_fused_args(parser: ArgumentParser, default: str = "ViT-B/16") -> Argumen
     add = add_vlm_args(parser, default, names=False).add_argument
     add(
         "--fusion_weights",
+        type=path,
         default="auto",
         help="auto: the shipped ones where they fit this CLIP, else fresh; none; a folder",
     )

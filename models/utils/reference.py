@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from backbone.clip import BICUBIC, CLIPBackbone
 from models.utils.clip_distillation import random_sentences
 from utils.errors import UserError
+from utils.image_files import open_image
 from utils.randomness import generator
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
@@ -63,7 +63,11 @@ def _folder(root: Path, net: CLIPBackbone, n: int, seed: int) -> tuple[Tensor, T
             f"--reference {root}: {captions} does not exist; put images below {root} and a text a line into that file, or "
             "choose tiny or synthetic"
         )
-    texts = list(dict.fromkeys(t.strip() for t in captions.read_text(encoding="utf-8").splitlines() if t.strip()))
+    try:
+        lines = captions.read_text(encoding="utf-8").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"--reference {root}: {captions} cannot be read ({error}); save it as UTF-8 text") from None
+    texts = list(dict.fromkeys(t.strip() for t in lines if t.strip()))
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not texts or not paths:
         raise UserError(f"--reference {root} holds {len(paths)} images and {len(texts)} texts; it needs some of both")
@@ -76,8 +80,4 @@ def _folder(root: Path, net: CLIPBackbone, n: int, seed: int) -> tuple[Tensor, T
 
 
 def _read(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            return F.pil_to_tensor(image.convert("RGB"))[None]
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"image {path} cannot be read ({error}): replace or remove that file") from None
+    return F.pil_to_tensor(open_image(path))[None]

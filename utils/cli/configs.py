@@ -28,6 +28,7 @@ FIELDS = {
     "TEST_TRANSFORM",
 }
 HARMLESS = {"model", "dataset"}
+MOST_VALUES = 20_000  # in a yaml file
 # dataset name -> flag -> default, filled by the decorator set_default_from_args
 DEFAULT_ARGS: dict[str, dict[str, object]] = {}
 
@@ -54,11 +55,30 @@ def read_yaml(path: Path) -> dict:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        check_size(content)
+    except RecursionError:
+        raise UserError(f"{path} cannot be read as yaml: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as yaml: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} must hold a mapping of names to values")
     return content
+
+
+def check_size(content) -> None:
+    """Refuse what a few lines can blow up to with anchors: values are walked as often as they are referred to."""
+    left, todo = MOST_VALUES, [content]
+    while todo:
+        value, left = todo.pop(), left - 1
+        if left < 0:
+            raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+        todo += (
+            [*value, *value.values()]
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, (list, tuple, set))
+            else []
+        )
 
 
 def _find(folder: Path, stem: str) -> Path | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from utils import flags
 from utils.cli import configs, plugins, registry, signatures
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 
 @dataclass
@@ -186,7 +186,7 @@ def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]
                 if origin not in {"dataset", "model"}:
                     close = difflib.get_close_matches(dest, actions, n=1)
                     raise UserError(
-                        f"{origin} sets '{key}', which is no flag{f'; closest: {close[0]}' if close else ''}"
+                        f"{origin} sets '{shown(key)}', which is no flag{f'; closest: {close[0]}' if close else ''}"
                     )
                 extra[dest] = value
                 continue
@@ -210,7 +210,9 @@ def cast(action: argparse.Action, value: object, origin: str) -> object:
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise UserError(f"{origin}: value of {action.dest}: {error}") from None
     if action.choices and value not in action.choices:
-        raise UserError(f"{origin}: {action.dest} must be one of {', '.join(map(str, action.choices))}, not '{value}'")
+        raise UserError(
+            f"{origin}: {action.dest} must be one of {', '.join(map(str, action.choices))}, not '{shown(value)}'"
+        )
     return value
 
 
@@ -223,7 +225,7 @@ def check_tokens(parser, argv: list[str], unknown_is_wrong: bool = True) -> tupl
         token, position = argv[position], position + 1
         if not is_flag(token):
             if unknown_is_wrong:
-                problems.append(f"'{token}' belongs to no flag; see --help")
+                problems.append(f"'{shown(token)}' belongs to no flag; see --help")
             continue
         name, equals, value = token.partition("=")
         if token.startswith("-O") and not token.startswith("--") and len(token) > 2 and not equals:
@@ -269,20 +271,20 @@ def is_flag(token: str) -> bool:
 def check_values(option: str, action: argparse.Action, values: list[str]) -> str | None:
     """What is wrong with the values of one flag, if anything."""
     if action.nargs == 0:
-        return f"{option} takes no value, got '{values[0]}'" if values else None
+        return f"{option} takes no value, got '{shown(values[0])}'" if values else None
     if not values:
         return None if action.nargs in {"?", "*"} else f"{option} needs a value"
     if action.nargs in {None, "?"} and len(values) > 1:
-        return f"{option} takes one value, got {len(values)}: {' '.join(values)}"
+        return f"{option} takes one value, got {len(values)}: {shown(' '.join(values))}"
     for value in values:
         try:
             value = action.type(value) if action.type else value
         except (ValueError, TypeError):
-            return f"{option}: '{value}' is not of type {getattr(action.type, '__name__', action.type)}"
+            return f"{option}: '{shown(value)}' is not of type {getattr(action.type, '__name__', action.type)}"
         except argparse.ArgumentTypeError as error:
             return f"{option}: {error}"
         if action.choices and value not in action.choices:
-            return f"{option}: '{value}' is none of {', '.join(map(str, action.choices))}"
+            return f"{option}: '{shown(value)}' is none of {', '.join(map(str, action.choices))}"
     return None
 
 
@@ -296,7 +298,7 @@ def refusal(key: str, values: list[str]) -> str | None:
 def unknown_flag(name: str, options: dict) -> str:
     close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), options, n=2, cutoff=0.6)
     hint = f" Closest: {', '.join('--' + c for c in close)}." if close else ""
-    return f"unknown flag '{name}'.{hint} --model X --dataset Y --help shows all."
+    return f"unknown flag '{shown(name)}'.{hint} --model X --dataset Y --help shows all."
 
 
 def misspelt(first: argparse.Namespace, argv: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.cli import plugins
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
@@ -142,17 +143,17 @@ def unknown(kind: str, name: str) -> UserError:
     known = names(kind)
     if canonical(name).startswith(PLUGIN):
         return UserError(
-            f"no plug-in brings a {kind} '{canonical(name).removeprefix(PLUGIN)}': name its file or folder with --plugins"
+            f"no plug-in brings a {kind} '{shown(canonical(name).removeprefix(PLUGIN))}': name its file or folder with --plugins"
         )
     close = difflib.get_close_matches(canonical(name), known, n=3, cutoff=0.5)
     hint = f" Closest: {', '.join(close)}." if close else ""
-    return UserError(f"unknown {kind} '{name}'.{hint} `python main.py --list {kind}s` shows all {len(known)}.")
+    return UserError(f"unknown {kind} '{shown(name)}'.{hint} `python main.py --list {kind}s` shows all {len(known)}.")
 
 
 def exists(kind: str, name: str) -> bool:
     """Whether the name is known; a file named by rule counts without a scan."""
     key = canonical(name)
-    by_rule = (ROOT / PACKAGES[kind] / f"{key.replace('-', '_')}.py").is_file()
+    by_rule = os.path.isfile(ROOT / PACKAGES[kind] / f"{key.replace('-', '_')}.py")  # False for what no path can be
     return key in _registered[kind] or by_rule or plain_name(kind, key) in index(kind)
 
 
@@ -188,7 +189,7 @@ def _module_of(kind: str, key: str) -> str | None:
     stem = key.replace("-", "_")
     for folder in search_folders(kind):
         path = folder / f"{stem}.py"
-        if path.is_file() and not plugins.owns(path) and any(e.name == key for e in _scan_file(kind, path)):
+        if os.path.isfile(path) and not plugins.owns(path) and any(e.name == key for e in _scan_file(kind, path)):
             return f"{PACKAGES[kind]}.{stem}"
     entries = index(kind)
     name = plain_name(kind, key)

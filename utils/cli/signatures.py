@@ -4,6 +4,7 @@ import argparse
 import inspect
 import typing
 from collections.abc import Callable
+from pathlib import Path
 
 from utils import flags
 from utils.cli import registry
@@ -35,6 +36,8 @@ def argument_of(parameter: inspect.Parameter) -> dict:
         return spec | {"choices": list(choices), "type": type(choices[0])}
     candidates = [t for t in typing.get_args(hint) if t is not type(None)] or [hint]
     kind = candidates[0] if candidates[0] in {int, float, str, bool} else type(default)
+    if candidates[0] is Path:
+        return spec | {"type": flags.path}
     if kind is bool:
         return spec | {"type": flags.boolean}
     return spec | ({"type": kind} if kind in {int, float, str} else {})

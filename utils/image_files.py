@@ -1,0 +1,26 @@
+"""Images of files that others wrote: whatever is wrong with one is one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from utils.errors import Interrupted, UserError
+
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # others, such as EPS, start programs
+
+
+def open_image(path: Path, content: Callable[[], BinaryIO] | None = None) -> Image.Image:
+    """The RGB image of a file, with all its pixels read; `content` gives its bytes where more is done with them."""
+    try:
+        with Image.open(content() if content else path, formats=FORMATS) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"image {path} is missing: restore it, or make the split list anew") from None
+    except (Interrupted, MemoryError, UserError):
+        raise
+    except (
+        Exception
+    ) as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, DecompressionBombError
+        raise UserError(f"image {path} cannot be read ({error}): replace or remove that file") from None
