@@ -16,7 +16,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     from backbone import get_backbone
     from datasets import get_dataset
     from models import get_model
-    from utils import unchanged
+    from utils import free_memory, unchanged
     from utils.engine import launch
     from utils.engine.training import train
 
@@ -33,6 +33,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
         dataset.check_samples()
         builds_own = getattr(parsed.model_class, "BUILDS_OWN_NET", False)
         backbone = get_backbone(args) if args.backbone and not builds_own else None
+        free_memory.require_images(args, dataset, backbone)
         model = get_model(args, backbone, dataset.get_loss(), dataset.get_transform(), dataset)
         launch.load_checkpoint(model, args)
         first_line = {} if args.disable_log and found is None else launch.start_line(args, requested, dataset, model)

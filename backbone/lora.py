@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from utils.errors import UserError
+from utils.errors import UserError, shown
+from utils.free_memory import require
 
 WEIGHTS = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # of a CLIP block
 
@@ -41,6 +42,8 @@ def add_lora(net: nn.Module, rank: int, scale: float, generator: torch.Generator
     names = [name for name, _ in net.named_parameters() if name.endswith(WEIGHTS)]
     if not names:
         raise UserError("low-rank adapters go into transformer blocks and this network has none; choose a ViT CLIP")
+    numbers = rank * sum(sum(parameter.shape) for name, parameter in net.named_parameters() if name.endswith(WEIGHTS))
+    require(4 * 4 * numbers, f"--lora_rank {shown(rank)}, with gradients and Adam's two moments,", "lower it")
     net.requires_grad_(False)
     for name in names:
         module, weight = _owner(net, name)

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from backbone import MammothBackbone, ReturnTypes, answer, num_flat_features, register_backbone, xavier
-from utils.errors import UserError
+from utils.errors import UserError, shown
+from utils.free_memory import require
 
 
 class MNISTMLP(MammothBackbone):
@@ -14,6 +15,8 @@ class MNISTMLP(MammothBackbone):
         super().__init__()
         if hidden_size < 1:
             raise UserError(f"--mlp_hidden_size {hidden_size}: a layer needs at least one number")
+        weights = hidden_size * (input_size + hidden_size + num_classes)
+        require(3 * 4 * weights, f"--mlp_hidden_size {shown(hidden_size)}, with gradients and momentum,", "lower it")
         self.input_size, self.output_size, self.feature_dim = input_size, num_classes, hidden_size
         self.fc1, self.fc2 = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size)
         self.classifier = nn.Linear(hidden_size, num_classes)

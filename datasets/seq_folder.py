@@ -13,6 +13,7 @@ from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.samples import FileSamples
 from utils import json_text
 from utils.errors import UserError, shown
+from utils.free_memory import require
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 BICUBIC = T.InterpolationMode.BICUBIC
@@ -46,6 +47,9 @@ class SequentialFolder(ContinualDataset):
                 f"--n_tasks {n_tasks} does not suit the {len(classes)} classes of {source}: give 1 to {len(classes)}"
             )
         each, rest = divmod(len(classes), n_tasks)
+        if image_size < 1:
+            raise UserError(f"--image_size {image_size}: an image has at least one pixel")
+        require(2 * 3 * 4 * image_size**2, f"one image of --image_size {image_size}, augmented and plain,", "lower it")
         self.N_TASKS = n_tasks
         self.N_CLASSES_PER_TASK = [each + 1] * rest + [each] * (n_tasks - rest) if rest else each
         self.SIZE = (image_size, image_size)

@@ -8,7 +8,9 @@ Xu et al., NeurIPS 2024, arXiv 2406.18868.
                                                                                                   -> `future_forward`
 Choices: the paper updates the inverse batch by batch; here the two sums are kept and solved after each task, which is the
 same matrix (tests compare) and a quarter of the work. Sums are in float64. --rp_size 0 is the regression without a random
-layer. W_r is uniform as torch initialises a linear layer, without intercept, and drawn by the seed, not stored.
+layer; the default is the paper's 15,000, or the number of training images of the stream, if that is less: more random
+features do not raise the rank of the sums. W_r is uniform as torch initialises a linear layer, without intercept, and
+drawn by the seed, not stored.
 """
 
 import torch
@@ -16,8 +18,10 @@ from torch.nn.functional import normalize, one_hot
 
 from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.flags import fraction, natural, positive
+from utils.free_memory import require
 from utils.randomness import generator
 
+MOST_FEATURES = 15_000
 ROWS = 1024  # images whose random features are summed at once
 
 
@@ -30,7 +34,11 @@ class Rail(VLMModel):
     @staticmethod
     def get_parser(parser):
         add = add_vlm_args(parser, default="ViT-B/16").add_argument
-        add("--rp_size", type=natural, default=15_000, help="width of the random layer, 0 for none")
+        add(
+            "--rp_size",
+            type=natural,
+            help="width of the random layer, 0 for none (default: 15,000, or as many as training images)",
+        )
         add("--ridge", type=positive, default=0.1, help="lambda of the squared weights")
         add("--fusion", type=fraction, default=0.8, help="share of the regression where the best name has been trained")
         add("--test_templates", choices=["all", "first"], default="all", help="sentences averaged for a name's key")
@@ -40,7 +48,10 @@ class Rail(VLMModel):
         super().__init__(backbone, loss, args, transform, dataset)
         templates = self.class_templates(every=args.test_templates == "all")
         self.keys = self.text_features(self.dataset.get_class_names(), templates)  # (C, D)
+        if args.rp_size is None:
+            args.rp_size = min(MOST_FEATURES, self.dataset.count(True) or MOST_FEATURES)
         width, bound = args.rp_size or self.feature_dim, self.feature_dim**-0.5
+        require(3 * 8 * width**2, f"--rp_size {width}: the sums, their damped copy and its factor", "lower it")
         self.random = None  # W_r^T (D, M)
         if args.rp_size:
             drawn = torch.rand(self.feature_dim, width, generator=generator(args.seed, "random layer"))

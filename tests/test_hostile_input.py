@@ -368,3 +368,35 @@ def test_paths_in_lists_that_no_path_can_be(refused, tmp_path, path):
 def test_lines_of_lists(refused, tmp_path, line):
     (tmp_path / "l.jsonl").write_text(line + "\n")
     assert f"{tmp_path / 'l.jsonl'}" in refused(*FOLDER, "--folder_path", str(tmp_path / "l.jsonl"))
+
+
+# sizes
+
+
+SIZES = [
+    (
+        [*FOLDER[:-4], "--image_size", "50000"],
+        "one image of --image_size 50000, augmented and plain, needs about 60.0 GB",
+    ),
+    ([*FOLDER[:-4], "--image_size", str(2**63 - 1)], "one image of --image_size 9223372036854775807"),
+    ([*FOLDER[:-4], "--image_size", "0"], "--image_size 0: an image has at least one pixel"),
+    (
+        [*FOLDER[:-4], "--image_size", "2000", "--max_memory_gb", "2"],
+        "a batch of 6 images of 2000 x 2000 needs about 129.6 GB, 2.1 are allowed by",
+    ),
+    ([*FOLDER, "--num_workers", "500"], "--num_workers 500: this machine has"),
+    ([*FOLDER, "--num_filters", "20000"], "--num_filters 20000, with gradients and momentum, needs about 12"),
+    ([*FOLDER, "--num_filters", "9" * 18], "GB"),
+    (
+        [*SGD, "--dataset", "seq-mnist", "--mlp_hidden_size", "1000000"],
+        "--mlp_hidden_size 1000000, with gradients and momentum, needs about 12",
+    ),
+]
+
+
+@pytest.mark.parametrize("argv, part", SIZES, ids=lambda v: " ".join(v[-2:]) if isinstance(v, list) else "")
+def test_sizes_that_no_machine_has(start_folder, refused_run, data, argv, part):
+    begun = time.monotonic()
+    where = ["--folder_path", str(start_folder(["a", "b"]))] if "seq-folder" in argv else ["--base_path", str(data)]
+    assert part in refused_run(*argv, *where)
+    assert time.monotonic() - begun < 20

@@ -10,12 +10,17 @@ from utils.errors import UserError
 from utils.randomness import set_random_seed  # noqa: F401  (part of this module's interface)
 
 _warned: set[str] = set()
-_of_run: dict[str, str | None] = {"device": None, "base_path": None, "checkpoint_path": None}  # set by `remember`
+_of_run: dict = {"device": None, "base_path": None, "checkpoint_path": None, "max_memory_gb": None}  # set by `remember`
 
 
 def remember(args: Namespace) -> None:
     """What get_device(), base_path() and get_checkpoint_path() give without an argument, as method files call them."""
     _of_run.update({name: getattr(args, name, None) for name in _of_run})
+
+
+def of_run(name: str):
+    """A remembered value of the run; None outside of one."""
+    return _of_run[name]
 
 
 def get_device(avail_devices: str | None = None) -> torch.device:

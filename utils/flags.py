@@ -254,6 +254,7 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint_path", type=path, help="folder for --savecheck (default: ckpt/ in the run's folder)")
     add("--device", help="cpu, cuda, cuda:1, 0 ... (default: the emptiest GPU, else the CPU)")
     add("--num_workers", type=natural, help="processes that read image files (default: 0; numbers do not change)")
+    add("--max_memory_gb", type=positive, help="refuse sizes that need more (default: what the machine has free)")
     add("--notes", help="free text kept in the record")
     add("--eval_epochs", type=positive_int, help="evaluate every k epochs inside a task, too")
     add("--eval_batch_size", type=positive_int, help="images per evaluation batch (default: what fits 64 MiB)")

@@ -120,6 +120,10 @@ class ContinualDataset:
                 )
         return self._samples[train]
 
+    def count(self, train: bool) -> int | None:
+        """Images of all tasks; None for a file that makes its own loaders."""
+        return len(self.samples(train)) if self._has_load() else None
+
     def get_data_loaders(self) -> tuple[Loader, Loader]:
         """Move on to the next task and give its loaders."""
         return store_masked_loaders(self.samples(True), self.samples(False), self)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils import unchanged
+from utils import free_memory, unchanged
 from utils.cli import plugins, registry
 from utils.conf import get_device, remember, set_random_seed
 from utils.engine import checkpoint, report
@@ -64,6 +64,8 @@ def check_against_dataset(args: Namespace, dataset) -> None:
         raise UserError(f"--start_from {first} lies behind --stop_after {last}")
     args.num_classes = dataset.N_CLASSES
     args.backbone = option(args, "backbone", dataset.get_backbone())
+    free_memory.refuse_many_readers(args)
+    free_memory.require_images(args, dataset)
 
 
 def fill_in(args: Namespace) -> dict:

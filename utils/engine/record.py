@@ -35,6 +35,7 @@ VOLATILE = {
     "savecheck": "which are kept",
     "resume": "whether an unfinished run is looked for",
     "save_after_interrupt": "whether Ctrl-C saves",
+    "max_memory_gb": "what sizes are refused",
     "features": "where cached features live; the scores are equal",
     "help": "prints a text",
     "list": "prints a text",

@@ -1,9 +1,12 @@
 """Replay memory: a dict of tensors with one row per stored sample, filled and read in batches."""
 
+import math
+
 import numpy as np
 import torch
 
 from utils.errors import UserError
+from utils.free_memory import require
 from utils.memory.exemplars import as_unit, fill_buffer, icarl_replay  # noqa: F401  (part of this module's interface)
 from utils.memory.strategies import STRATEGIES
 from utils.pair import Inputs, Pair, collate
@@ -165,6 +168,8 @@ class Buffer:
         dtype = torch.int64 if name.endswith("els") else torch.float32
         if name == "examples" and self.codec == "uint8":
             dtype = torch.uint8
+        each = math.prod(value.shape[1:]) * dtype.itemsize
+        require(rows * each, f"a memory of {rows:,} samples ({name})", "lower --buffer_size", self.device)
         return torch.zeros(rows, *value.shape[1:], dtype=dtype, device=self.device)
 
     def _write(self, name: str, rows: torch.Tensor, value: Inputs) -> None:
