@@ -1,14 +1,20 @@
 """Download the files of a dataset: `python scripts/prepare_data.py seq-cifar10 --base_path ./data/`."""
 
 import argparse
+import gzip
 import hashlib
+import lzma
 import shutil
+import stat
 import sys
 import tarfile
+import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
+MOST_UNPACKED, RATIO = 2**30, 100  # an archive may unpack to 1 GiB and a hundred times its own size
 # dataset -> torchvision class, whose root is <base_path>/<class name in capitals>
 SOURCES = {
     "seq-mnist": "MNIST",
@@ -110,37 +116,105 @@ def md5_of(path: Path) -> str:
 
 
 def fetch(url: str, md5: str | None, folder: Path) -> Path:
-    """One file into `folder`, under another name until it is whole and its md5 is the published one."""
+    """One file into `folder`, under another name until it is whole and its md5 is the published one.
+
+    Where none is published, the md5 of what came is kept beside it, so that a file damaged later is fetched again.
+    """
     path = folder / url.split("/")[-1]
-    if path.is_file() and md5 in (None, md5_of(path)):
+    noted = path.with_name(path.name + ".md5")
+    wanted = md5 or (noted.read_text().strip() if noted.is_file() else None)
+    if path.is_file() and wanted in (None, md5_of(path)):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
-        shutil.copyfileobj(answer, file)
-        wanted = answer.headers.get("Content-Length")
-    if wanted and part.stat().st_size != int(wanted):
-        raise OSError(f"{url} broke off at {part.stat().st_size} of {wanted} bytes; start again")
+    download(url, part)
     found = md5_of(part)
     if md5 not in (None, found):
         part.unlink()
         raise OSError(f"{url} has md5 {found}, {md5} is published; start again")
     if md5 is None:
         print(f"warning: no checksum is published for {url}; this file has md5 {found}", file=sys.stderr)
+        noted.write_text(f"{found}\n")
     return part.replace(path)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """All of a .zip, .tar or .tgz; a member that would leave `folder` is an error."""
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as file:  # its names are made to stay inside by zipfile itself
-            file.extractall(folder)
-        return
+def download(url: str, part: Path) -> None:
+    """The whole file; what an earlier try left is gone on from where the server can do that."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # what is there is no beginning of the file
+            part.unlink()
+            return download(url, part)
+        raise
+    with answer:
+        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if not goes_on:
+            have = 0
+        with part.open("ab" if goes_on else "wb") as file:
+            shutil.copyfileobj(answer, file)
+        length = answer.headers.get("Content-Length")
+    if length and part.stat().st_size != have + int(length):
+        raise OSError(
+            f"{url} broke off at {part.stat().st_size} of {have + int(length)} bytes; start again, it goes on from there"
+        )
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """All of a .zip, .tar or .tgz, up to what is sane for its size and fits the disk. A member that is a link or would
+    leave `folder` is an error; an archive that cannot be read is removed, so that it is fetched again."""
+    free = shutil.disk_usage(archive.parent).free
+    room = {"bytes": min(MOST_UNPACKED + RATIO * archive.stat().st_size, free)}
+
+    def check(name: str, size: int, special: bool) -> None:
+        if name.startswith(("/", "\\")) or ".." in Path(name.replace("\\", "/")).parts or name[1:2] == ":":
+            raise OSError(f"{archive} holds {name!r}, which leaves {folder}; nothing more of it is unpacked")
+        if special:
+            raise OSError(f"{archive} holds {name!r}, which is no plain file; nothing more of it is unpacked")
+        room["bytes"] -= size
+        if room["bytes"] < 0:
+            raise OSError(
+                f"{archive} unpacks to more than its {archive.stat().st_size} bytes or the disk's {free} free ones allow"
+            )
+
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as file:
+                members = file.infolist()
+                for member in members:
+                    check(member.filename, member.file_size, stat.S_ISLNK(member.external_attr >> 16))
+                file.extractall(folder, members)
+            return
         with tarfile.open(archive) as file:
-            file.extractall(folder, filter="data")
-    except tarfile.TarError as error:
-        raise OSError(f"{archive}: {error}") from None
+            for member in file:  # one after the other: the list of a bomb is as long as its content
+                check(member.name, member.size, not (member.isfile() or member.isdir()))
+                file.extract(member, folder, filter="data")
+        if archive.suffix == ".tar" and not ends_in_zeros(archive):
+            raise tarfile.ReadError("its end is missing")
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        gzip.BadGzipFile,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        archive.unlink()
+        archive.with_name(archive.name + ".md5").unlink(missing_ok=True)
+        raise OSError(
+            f"{archive} is damaged ({' '.join(str(error).split())[:160]}) and was removed; start again to fetch it anew"
+        ) from None
+
+
+def ends_in_zeros(archive: Path) -> bool:
+    """Whether a plain tar has the two empty blocks that end it; one that is cut between two members reads without error."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - 1024))
+        return not any(file.read())
 
 
 def prepare_archives(dataset: str, base_path: Path) -> Path:

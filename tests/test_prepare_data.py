@@ -1,0 +1,200 @@
+"""Downloads that break off, archives that are damaged or hostile: nothing half is taken for whole, nothing leaves its folder."""
+
+import gzip
+import hashlib
+import io
+import re
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from scripts import prepare_data
+from scripts.prepare_data import download, fetch, unpack
+
+CONTENT = bytes(range(256)) * 40
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves CONTENT; `how` says what goes wrong, `asked` what was asked for."""
+
+    content, ranges, cut, length, asked = CONTENT, True, None, True, []
+
+    def do_GET(self):  # noqa: N802  (the name http.server calls)
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(wanted.group(1)) if wanted else 0
+        type(self).asked.append(start)
+        if wanted and type(self).ranges and start >= len(type(self).content):
+            self.send_response(416)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        part = wanted and type(self).ranges
+        body = type(self).content[start if part else 0 :]
+        self.send_response(206 if part else 200)
+        if part:
+            self.send_header("Content-Range", f"bytes {start}-{len(type(self).content) - 1}/{len(type(self).content)}")
+        if type(self).length:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: type(self).cut])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    kind = type("OneServer", (Server,), {"asked": []})
+    host = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=host.serve_forever, daemon=True).start()
+    kind.url = f"http://127.0.0.1:{host.server_port}/set.zip"
+    yield kind
+    host.shutdown()
+    host.server_close()
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+@pytest.mark.parametrize("md5", [None, hashlib.md5(CONTENT).hexdigest()], ids=["no md5", "md5"])
+def test_a_download_that_broke_off_goes_on(server, tmp_path, ranges, md5, capsys):
+    server.cut, server.ranges = 1000, ranges
+    with pytest.raises(OSError, match="broke off at 1000 of 10240 bytes; start again, it goes on from there"):
+        fetch(server.url, md5, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["set.zip.part"]
+    server.cut = None
+    assert fetch(server.url, md5, tmp_path).read_bytes() == CONTENT
+    assert server.asked == [0, 1000] and not (tmp_path / "set.zip.part").exists()
+    fetch(server.url, md5, tmp_path)
+    assert len(server.asked) == 2, "what is whole is not fetched again"
+
+
+def test_what_is_left_of_another_file_is_thrown_away(server, tmp_path):
+    (tmp_path / "set.zip.part").write_bytes(bytes(20_000))
+    assert fetch(server.url, None, tmp_path).read_bytes() == CONTENT
+    (tmp_path / "set.zip").unlink()
+    (tmp_path / "set.zip.part").write_bytes(bytes(50))
+    with pytest.raises(OSError, match="is published; start again"):
+        fetch(server.url, hashlib.md5(CONTENT).hexdigest(), tmp_path)
+    assert not (tmp_path / "set.zip.part").exists()
+    assert fetch(server.url, hashlib.md5(CONTENT).hexdigest(), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_that_is_damaged_later_is_fetched_again(server, tmp_path):
+    """Without a published checksum, too."""
+    path = fetch(server.url, None, tmp_path)
+    path.write_bytes(CONTENT[:77])
+    assert fetch(server.url, None, tmp_path).read_bytes() == CONTENT and server.asked == [0, 0]
+
+
+def zipped(path, members: dict[str, bytes]):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def tarred(path, members: dict[str, bytes], mode="w"):
+    with tarfile.open(path, mode) as file:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def archive(path, members):
+    return (
+        zipped(path, members)
+        if path.suffix == ".zip"
+        else tarred(path, members, "w" if path.suffix == ".tar" else "w:gz")
+    )
+
+
+GOOD = {f"in/{k}.txt": bytes([65 + k]) * 5000 * (k + 1) for k in range(5)}
+KINDS = ["a.zip", "a.tar", "a.tgz", "a.tar.gz"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_good_archives(tmp_path, name):
+    unpack(archive(tmp_path / name, GOOD), tmp_path / "to")
+    assert {f"in/{p.name}": p.read_bytes() for p in (tmp_path / "to" / "in").iterdir()} == GOOD
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, "between"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_truncated_archive_is_removed_and_fetched_again(server, tmp_path, name, share, monkeypatch, capsys):
+    """From a server that tells neither length nor checksum, so that nothing else notices."""
+    whole = archive(tmp_path / name, GOOD).read_bytes()
+    (tmp_path / name).unlink()
+    cut = (
+        512 * 12 if share == "between" and name == "a.tar" else int((0.7 if share == "between" else share) * len(whole))
+    )
+    server.content, server.length, server.cut = whole, False, cut
+    monkeypatch.setitem(prepare_data.ARCHIVES, "set", [(server.url.replace("set.zip", name), None, "d")])
+    with pytest.raises(OSError, match="is damaged .* and was removed; start again to fetch it anew"):
+        prepare_data.prepare_archives("set", tmp_path)
+    assert not (tmp_path / "d" / name).exists()
+    server.cut = None
+    prepare_data.prepare_archives("set", tmp_path)
+    assert (tmp_path / "d" / "in" / "4.txt").read_bytes() == GOOD["in/4.txt"] and len(server.asked) == 2
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("member", ["/tmp/out.txt", "../out.txt", "in/../../out.txt", "..\\out.txt"])
+def test_members_that_leave_the_folder(tmp_path, name, member):
+    path = archive(tmp_path / name, {member: b"x"})
+    with pytest.raises(OSError, match="leaves .*to; nothing more of it is unpacked"):
+        unpack(path, tmp_path / "to")
+    assert not list(tmp_path.rglob("*out.txt")) and path.exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices(tmp_path, kind):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        member = tarfile.TarInfo("in/link")
+        member.type, member.linkname = kind, "in"
+        file.addfile(member)
+    with pytest.raises(OSError, match="'in/link', which is no plain file"):
+        unpack(tmp_path / "a.tar", tmp_path / "to")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        info = zipfile.ZipInfo("in/link")
+        info.external_attr = 0o120777 << 16
+        file.writestr(info, "/etc")
+    with pytest.raises(OSError, match="'in/link', which is no plain file"):
+        unpack(tmp_path / "a.zip", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tgz"])
+def test_bombs(tmp_path, name, monkeypatch):
+    """Zeros, a thousand times smaller when packed; and a head that claims more than any disk has."""
+    monkeypatch.setattr(prepare_data, "MOST_UNPACKED", 10_000)
+    path = archive(tmp_path / name, {"zeros": bytes(3_000_000)})
+    with pytest.raises(OSError, match="unpacks to more than"):
+        unpack(path, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+    monkeypatch.setattr(prepare_data, "MOST_UNPACKED", 2**80)
+    head = tarfile.TarInfo("huge")
+    head.size = 2**60
+    (tmp_path / "b.tgz").write_bytes(gzip.compress(head.tobuf(tarfile.GNU_FORMAT) + bytes(1024)))
+    with pytest.raises(OSError, match="unpacks to more than"):
+        unpack(tmp_path / "b.tgz", tmp_path / "to")
+
+
+def test_the_command_line_ends_in_one_line(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(prepare_data.ARCHIVES, "seq-isic", [(server.url, None, "d")])  # CONTENT is no zip
+    monkeypatch.setattr("sys.argv", ["prepare_data.py", "seq-isic", "--base_path", str(tmp_path)])
+    assert prepare_data.main() == 2
+    told = capsys.readouterr().err.splitlines()
+    assert (
+        len(told) == 2
+        and told[0].startswith("warning: no checksum")
+        and told[1].startswith("error: seq-isic could not")
+    )
+
+
+def test_download_without_anything_there(server, tmp_path):
+    download(server.url, tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == CONTENT and server.asked == [0]
