@@ -8,7 +8,8 @@ import torch
 from backbone.resnet import resnet18, resnet34
 from models.rail import MOST_FEATURES, Rail
 from tests import contract
-from utils import conf, memory
+from utils import conf
+from utils import free_memory as memory
 from utils.errors import UserError
 from utils.memory.buffer import Buffer
 
