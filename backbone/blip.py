@@ -20,38 +20,30 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from backbone.attention import Parts, attend, run, separate
 from backbone.clip_files import OPENAI_MEAN, OPENAI_STD
 from backbone.fusion import question_mask
-from backbone.hub import HubBackbone, WordPieces, in_front, mix
+from backbone.hub import HubBackbone, WordPieces, in_front
 from utils.errors import UserError
 
 
-def attended(attention: nn.Module, x: Tensor, at: Tensor, seen: Tensor | None, prefix: Tensor | None = None) -> Tensor:
-    """x (B, R, W) after attention to `at` (B, S, W'), residual and norm."""
-    own = attention.self
-    mixed, _ = mix(own.query(x), own.key(at), own.value(at), own.num_attention_heads, seen, prefix)
-    return attention.output(mixed, x)
+def blocks(layers: nn.ModuleList, image: Tensor | None = None) -> list[Parts]:
+    """The post-norm blocks of transformers' layers, with cross-attention to `image` (B, P, Wi) where it is given."""
 
+    def looked(layer: nn.Module, x: Tensor) -> Tensor:
+        own = layer.crossattention.self
+        mixed = attend(own.query(x), own.key(image), own.value(image), own.num_attention_heads)
+        return layer.crossattention.output(mixed, x)
 
-def run(
-    layers: nn.ModuleList,
-    x: Tensor,
-    seen: Tensor,
-    image: Tensor | None = None,
-    rows: int | None = None,
-    prefixes: dict[int, Tensor] | None = None,
-) -> Tensor:
-    """All post-norm blocks on x (B, S, W), with cross-attention to `image` (B, P, Wi) where it is given.
+    def parts(layer: nn.Module) -> Parts:
+        def rest(x: Tensor) -> Tensor:
+            x = x if image is None else looked(layer, x)
+            return layer.output(layer.intermediate(x), x)
 
-    The last block computes and returns the first `rows` only.
-    """
-    for number, layer in enumerate(layers):
-        asking = x[:, :rows] if number + 1 == len(layers) and rows else x
-        h = attended(layer.attention, asking, x, seen, (prefixes or {}).get(number))
-        if image is not None:
-            h = attended(layer.crossattention, h, image, None)
-        x = layer.output(layer.intermediate(h), h)
-    return x
+        own = layer.attention.self
+        return Parts(nn.Identity(), separate(own), own.num_attention_heads, layer.attention.output, rest)
+
+    return [parts(layer) for layer in layers]
 
 
 def enc_id(words: WordPieces, rows: int) -> int:
@@ -94,7 +86,8 @@ class BlipBackbone(HubBackbone):
         """Ids (N, L) -> (N, L, W): the pooled feature, then the words in front of the first block."""
         ids = ids.to(self.device)
         states = self.words(input_ids=self.word_ids(ids))
-        return torch.cat([run(self.layers, states, question_mask(ids), rows=1), states[:, 1:]], dim=1)
+        pooled, _ = run(blocks(self.layers), states, question_mask(ids), rows=1)
+        return torch.cat([pooled, states[:, 1:]], dim=1)
 
     def make_fusion(self, trained: bool) -> "BlipFusion":
         return BlipFusion(self, trained)
@@ -124,5 +117,5 @@ class BlipFusion(nn.Module):
     ):
         """Of `image_tokens` (B, 1 + P, Wi) and `text_tokens` (B, L, W): the state, also those (B, n, W) of the prompts."""
         x, seen, front = in_front(self.first_word, prompts, text, text_seen)
-        x = run(self.layers, x, seen, image, front if prompt_states else 1, prefixes)
+        x, _ = run(blocks(self.layers, image), x, seen, front if prompt_states else 1, prefixes)
         return (x[:, 0], x[:, 1:]) if prompt_states else x[:, 0]

@@ -6,7 +6,9 @@ every function here goes through the replacement.
 """
 
 import argparse
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms.v2 import functional as F
 
+from backbone.attention import run
 from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_clip, sha256_state
 from backbone.tiny_tokenizer import TinyTokenizer
 from utils.errors import UserError
@@ -135,21 +138,35 @@ def cast(net: nn.Module, dtype: torch.dtype) -> None:
         net.visual.proj.data = net.visual.proj.data.to(dtype)
 
 
-def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-    """One residual block on x (L, N, W), and its attention (N, heads, L, L) when asked for."""
-    h = block.ln_1(x)
-    h, attention = block.attn(h, h, h, attn_mask=mask, need_weights=need_weights, average_attn_weights=False)
+def clip_block(
+    block: nn.Module, mask: Tensor | None, x: Tensor, seen: Tensor | None = None, attention: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """A block on x (S, B, W) through its own modules, which a method may have replaced, and its map."""
+    h, padding = block.ln_1(x), None if seen is None else ~seen
+    h, shares = block.attn(
+        h, h, h, key_padding_mask=padding, attn_mask=mask, need_weights=attention, average_attn_weights=False
+    )
     x = x + h
-    return x + block.mlp(block.ln_2(x)), attention
+    return x + block.mlp(block.ln_2(x)), shares
 
 
-def run_blocks(blocks, x: Tensor, mask: Tensor | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-    """All blocks on x (L, N, W) -> (N, L, W), and attention (N, layers, heads, L, L) when asked for."""
-    maps = []
-    for block in blocks:
-        x, attention = run_block(block, x, mask, need_weights)
-        maps.append(attention)
-    return x.transpose(0, 1), torch.stack(maps, dim=1) if need_weights else None
+def run_tower(
+    blocks: Sequence[nn.Module],
+    x: Tensor,
+    mask: Tensor | None = None,
+    seen: Tensor | None = None,
+    attention: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """Blocks on x (B, S, W), and a map (B, heads, S, S) of each when asked for; seen (B, S) is False at padding."""
+    x, maps = run([partial(clip_block, block, mask) for block in blocks], x.transpose(0, 1), seen, attention=attention)
+    return x.transpose(0, 1), maps
+
+
+def patch_tokens(visual: nn.Module, images: Tensor) -> Tensor:
+    """Images (B, 3, R, R) -> (B, 1 + P, W) in front of the first block, the class token first."""
+    x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, P, W)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+    return visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -249,10 +266,9 @@ class CLIPBackbone(nn.Module):
             parts = [self.encode_embeddings(embeds[rows, : int(ends.max()) + 1], ends) for rows, ends in groups]
             return torch.cat(parts)[order.argsort().to(embeds.device)]
         eot = eot.to(embeds.device)
-        x = self._text_input(embeds)  # (L, N, W)
+        x = self._text_input(embeds)
         *blocks, last = self.clip.transformer.resblocks
-        for block in blocks:
-            x, _ = run_block(block, x, self._mask(x), need_weights=False)
+        x = run_tower(blocks, x, self.causal(x))[0].transpose(0, 1)  # (L, N, W)
         n = torch.arange(len(eot), device=eot.device)
         h = last.ln_1(x)
         future = torch.arange(len(x), device=eot.device) > eot[:, None]  # (N, L) columns that the row may not see
@@ -260,28 +276,25 @@ class CLIPBackbone(nn.Module):
         x = x[eot, n] + a[0]
         return self.project_text(x + last.mlp(last.ln_2(x)))
 
-    def image_tokens(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def image_tokens(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Images (B, 3, R, R) -> (B, 1 + P, vision_width) from the last block; `project_image` of row 0 is encode_image.
 
-        With `return_attention` also (B, layers, heads, 1 + P, 1 + P).
+        With `return_attention` also the maps (B, heads, 1 + P, 1 + P) of all blocks.
         """
         if not is_vit(self.clip):
             raise UserError(f"{self.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
-        visual = self.clip.visual
-        x = visual.conv1(x.to(self.dtype)).flatten(2).transpose(1, 2)  # (B, P, W)
-        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
-        x, attention = run_blocks(visual.transformer.resblocks, x.transpose(0, 1), None, return_attention)
-        return (x, attention) if return_attention else x
+        x = patch_tokens(self.clip.visual, x)
+        x, maps = run_tower(self.clip.visual.transformer.resblocks, x, attention=return_attention)
+        return (x, maps) if return_attention else x
 
-    def text_tokens(self, tokens: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def text_tokens(self, tokens: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Token ids (N, L) -> (N, L, text_width) from the last block; `project_text` of the end row is encode_text.
 
-        With `return_attention` also (N, layers, heads, L, L). Rows after the end of text mean nothing.
+        With `return_attention` also the maps (N, heads, L, L) of all blocks. Rows after the end of text mean nothing.
         """
         x = self._text_input(self.token_embeddings(tokens))
-        x, attention = run_blocks(self.clip.transformer.resblocks, x, self._mask(x), return_attention)
-        return (x, attention) if return_attention else x
+        x, maps = run_tower(self.clip.transformer.resblocks, x, self.causal(x), attention=return_attention)
+        return (x, maps) if return_attention else x
 
     def project_image(self, tokens: Tensor) -> Tensor:
         """Image tokens (..., vision_width) -> the joint space (..., D)."""
@@ -292,13 +305,12 @@ class CLIPBackbone(nn.Module):
         return self.clip.ln_final(tokens).to(self.dtype) @ self.clip.text_projection
 
     def _text_input(self, embeds: Tensor) -> Tensor:
-        """Add positions; (N, L, W) -> (L, N, W) in the network's precision."""
-        x = embeds.to(self.dtype) + self.clip.positional_embedding[: embeds.shape[1]].to(self.dtype)
-        return x.transpose(0, 1)
+        """Embeddings (N, L, W) with positions, in the network's precision."""
+        return embeds.to(self.dtype) + self.clip.positional_embedding[: embeds.shape[1]].to(self.dtype)
 
-    def _mask(self, x: Tensor) -> Tensor:
-        """The causal mask for x (L, N, W)."""
-        return self.causal_mask[: len(x), : len(x)].to(x.dtype)
+    def causal(self, x: Tensor) -> Tensor:
+        """The causal mask for x (N, L, W)."""
+        return self.causal_mask[: x.shape[1], : x.shape[1]].to(x.dtype)
 
 
 class ClipImageEncoder:

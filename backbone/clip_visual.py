@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from backbone import MammothBackbone, answer, register_backbone
-from backbone.clip import CLIPBackbone, load_clip
-from backbone.tower_attention import patch_attention, word_attention
+from backbone.clip import CLIPBackbone, load_clip, patch_tokens, run_tower
 from utils.errors import UserError
 from utils.pair import Inputs, Pair
 
@@ -37,7 +36,7 @@ class ClipVisual(MammothBackbone):
 
     def attention(self, x: Inputs) -> tuple[torch.Tensor, None]:
         """(B, n) to the patches; texts are not looked at."""
-        return patch_attention(patches_of(self.visual), x.image if isinstance(x, Pair) else x), None
+        return patch_attention(self.visual, x.image if isinstance(x, Pair) else x), None
 
 
 class ClipFused(MammothBackbone):
@@ -63,18 +62,26 @@ class ClipFused(MammothBackbone):
         return both_attentions(self.clip, x)
 
 
-def patches_of(visual: nn.Module) -> nn.Module:
-    """The image tower, if it has patches."""
+@torch.no_grad()
+def patch_attention(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """(B, n) attention of the class token to the patches of images (B, 3, R, R), mean over blocks and heads."""
     if not hasattr(visual, "class_embedding"):
         raise UserError("a ResNet image tower has no patches to mask: choose a ViT, e.g. --clip_backbone ViT-B/16")
-    return visual
+    _, maps = run_tower(visual.transformer.resblocks, patch_tokens(visual, images), attention=True)
+    return torch.stack(maps).mean((0, 2))[:, 0, 1:].float()
+
+
+@torch.no_grad()
+def word_attention(clip: CLIPBackbone, ids: torch.Tensor) -> torch.Tensor:
+    """(B, L) attention of the end of text to the words of ids (B, L), mean over blocks and heads."""
+    _, maps = clip.text_tokens(ids, return_attention=True)
+    return torch.stack(maps).mean((0, 2))[torch.arange(len(ids), device=ids.device), ids.argmax(1)].float()
 
 
 def both_attentions(clip: CLIPBackbone, x: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of both towers, the second None where there is no text."""
     image, text = (x.image, x.text) if isinstance(x, Pair) else (x, None)
-    words = None if text is None else word_attention(clip.clip, text)
-    return patch_attention(patches_of(clip.clip.visual), image), words
+    return patch_attention(clip.clip.visual, image), None if text is None else word_attention(clip, text)
 
 
 def check_size(image: torch.Tensor, resolution: int) -> None:

@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from backbone import MammothBackbone, answer, register_backbone
+from backbone.attention import Parts, run, split
 from backbone.clip import CLIPBackbone, load_clip
 from backbone.clip_visual import both_attentions, check_size
 from utils import json_text
@@ -25,7 +25,7 @@ FRESH = {"width": 256, "layers": 4, "heads": 8}
 
 
 class Block(nn.Module):
-    """A pre-norm block; `prefix` holds keys and values in front of its own, `rows` the number of queries."""
+    """A pre-norm block, called as `backbone.attention.Parts` are."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -34,27 +34,15 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, seen: Tensor, rows: int | None = None, prefix: Tensor | None = None) -> Tensor:
-        """x (B, S, W), seen (B, S) False at padding; with `rows` only the first so many are computed and returned.
-
-        prefix (B, 2, P, W): P keys and P values that every row may look at (prefix tuning).
-        """
-        n, length, width = x.shape
-        h = self.ln_1(x)
-        q, k, v = self.qkv.weight.chunk(3)
-        bq, bk, bv = self.qkv.bias.chunk(3)
-        x = x if rows is None else x[:, :rows]
-        query = nn.functional.linear(h[:, : x.shape[1]], q, bq)
-        key, value = nn.functional.linear(h, torch.cat([k, v]), torch.cat([bk, bv])).chunk(2, dim=-1)
-        if prefix is not None:
-            key, value = torch.cat([prefix[:, 0], key], dim=1), torch.cat([prefix[:, 1], value], dim=1)
-            seen = torch.cat([seen.new_ones(n, prefix.shape[2]), seen], dim=1)
-        query, key, value = (
-            t.view(n, -1, self.heads, width // self.heads).transpose(1, 2) for t in (query, key, value)
+    def forward(self, x: Tensor, seen: Tensor, **how) -> tuple[Tensor, Tensor | None]:
+        block = Parts(
+            self.ln_1,
+            split(self.qkv),
+            self.heads,
+            lambda mixed, x: x + self.out(mixed),
+            lambda x: x + self.mlp(self.ln_2(x)),
         )
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None])
-        x = x + self.out(mixed.transpose(1, 2).reshape(n, -1, width))
-        return x + self.mlp(self.ln_2(x))
+        return block(x, seen, **how)
 
 
 class FusionTransformer(nn.Module):
@@ -94,10 +82,7 @@ class FusionTransformer(nn.Module):
         parts += [self.image_in(image) + self.kinds[1], self.text_in(text) + self.kinds[2]]
         x = torch.cat(parts, dim=1)
         seen = torch.cat([text_seen.new_ones(n, x.shape[1] - text.shape[1]), text_seen], dim=1)
-        wanted = front if prompt_states else 1
-        for number, block in enumerate(self.blocks):
-            last = number + 1 == len(self.blocks)
-            x = block(x, seen, wanted if last else None, None if prefixes is None else prefixes.get(number))
+        x, _ = run(self.blocks, x, seen, front if prompt_states else 1, prefixes)
         x = self.norm(x)
         return (x[:, 0], x[:, 1:]) if prompt_states else x[:, 0]
 

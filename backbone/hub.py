@@ -16,7 +16,6 @@ from types import ModuleType
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
 from backbone.clip import BICUBIC, CLIPBackbone, to_rgb
@@ -273,31 +272,6 @@ class HubImageEncoder:
         else:
             x = torch.stack([self.net.preprocess(image) for image in images]).to(self.net.device)
         return self.net.image_tokens(x).flatten(1).float().cpu()
-
-
-def mix(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: int,
-    seen: Tensor | None,
-    prefix: Tensor | None = None,
-    attention: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention of rows (B, R, W) to keys and values (B, S, W), seen (B, S); with `attention` its map (B, heads, R, S).
-
-    prefix (B, 2, P, W): P keys and P values in front, seen by all rows.
-    """
-    if prefix is not None:
-        key, value = torch.cat([prefix[:, 0], key], dim=1), torch.cat([prefix[:, 1], value], dim=1)
-        seen = torch.cat([seen.new_ones(len(seen), prefix.shape[2]), seen], dim=1)
-    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (query, key, value))
-    mask = None if seen is None else seen[:, None, None]
-    if not attention:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2), None
-    scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
-    shares = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
-    return (shares @ v).transpose(1, 2).flatten(2), shares
 
 
 def in_front(first: Tensor, prompts: Tensor | None, rest: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, int]:

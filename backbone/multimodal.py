@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone.adapters import add_ssf, layers_of
-from backbone.clip import CLIPBackbone
+from backbone.attention import run
+from backbone.clip import CLIPBackbone, run_tower
 from backbone.clip_visual import fuse
 from backbone.fusion import FusionTransformer
-from backbone.tower_attention import causal, run
 from utils.errors import UserError
 from utils.memory.records import Tokens
 
@@ -29,14 +29,6 @@ class Attention(NamedTuple):
     text: Tensor  # (B, m)
     i2t: Tensor  # (B, n, m) patches as queries
     t2i: Tensor  # (B, m, n) words as queries
-
-
-def block_attention(block: nn.Module, x: Tensor, seen: Tensor) -> Tensor:
-    """(B, heads, S, S) attention of a fusion block on x (B, S, W)."""
-    query, key, _ = block.qkv(block.ln_1(x)).chunk(3, dim=-1)
-    query, key = (t.unflatten(2, (block.heads, -1)).transpose(1, 2) for t in (query, key))
-    scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
-    return scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
 
 
 def reduce(maps: list[Tensor], layer: str, heads: str) -> Tensor:
@@ -90,14 +82,14 @@ class MultimodalNet(nn.Module):
         first = (visual.class_embedding.to(x.dtype) + position[0]).expand(len(x), 1, -1)
         x = visual.ln_pre(torch.cat([first, x + position[1 + tokens.places]], dim=1))
         seen = F.pad(tokens.seen, (1, 0), value=True)
-        return *run(visual.transformer.resblocks, x, ~seen, None, attention), seen
+        return *run_tower(visual.transformer.resblocks, x, seen=seen, attention=attention), seen
 
     def text_states(self, tokens: Tokens, attention: bool = False) -> tuple[Tensor, list[Tensor]]:
         """States (B, m, Wt) of the words, and maps (B, heads, m, m)."""
         text = self.clip.clip
         position = text.positional_embedding[tokens.word_places]
         x = (text.token_embedding(tokens.ids) + position).to(self.clip.dtype)
-        return run(text.transformer.resblocks, x, None, causal(x.shape[1], x.device), attention)
+        return run_tower(text.transformer.resblocks, x, self.clip.causal(x), attention=attention)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Logits (B, C)."""
@@ -107,24 +99,22 @@ class MultimodalNet(nn.Module):
         """(B, W) of which the classifier is a linear function."""
         image, _, seen = self.image_states(tokens)
         text, _ = self.text_states(tokens)
-        return self.mixed(image, seen, text, tokens)
+        state, _ = self.fused(image, seen, text, tokens.word_seen)
+        return self.with_pooled(state, image, text, tokens)
 
-    def mixed(self, image: Tensor, seen: Tensor, text: Tensor, tokens: Tokens) -> Tensor:
-        state, _ = self.fused(image, seen, text, tokens.word_seen, attention=False)
+    def with_pooled(self, state: Tensor, image: Tensor, text: Tensor, tokens: Tokens) -> Tensor:
+        """The fusion's class state (B, W) and the linear map of both towers' pooled features, summed."""
         end = text[torch.arange(len(text), device=text.device), tokens.word_seen.sum(1) - 1]
         both = fuse(self.clip.project_image(image[:, 0]).float(), self.clip.project_text(end).float())
         return state + self.pooled(both)
 
-    def fused(self, image, seen, text, word_seen, attention):
+    def fused(self, image, seen, text, word_seen, attention=False):
         """Class state (B, W) of [class ; image ; text], and maps of all blocks."""
-        fusion, maps = self.fusion, []
+        fusion = self.fusion
         parts = fusion.image_in(image.float()) + fusion.kinds[1], fusion.text_in(text.float()) + fusion.kinds[2]
         x = torch.cat([fusion.cls.expand(len(image), 1, -1), *parts], dim=1)
         seen = torch.cat([F.pad(seen, (1, 0), value=True), word_seen], dim=1)
-        for number, block in enumerate(fusion.blocks):
-            if attention:
-                maps.append(block_attention(block, x, seen))
-            x = block(x, seen, 1 if number + 1 == fusion.n_layers else None)
+        x, maps = run(fusion.blocks, x, seen, rows=1, attention=attention)
         return fusion.norm(x)[:, 0], maps
 
     @torch.no_grad()
@@ -132,7 +122,7 @@ class MultimodalNet(nn.Module):
         """Features (B, W) and the Attention from which masks are made."""
         image, image_maps, seen = self.image_states(tokens, attention=source != "fusion")
         text, text_maps = self.text_states(tokens, attention=source != "fusion")
-        _, maps = self.fused(image, seen, text, tokens.word_seen, attention=True)
+        state, maps = self.fused(image, seen, text, tokens.word_seen, attention=True)
         joint, n = reduce(maps, layer, heads), tokens.patches.shape[1]
         first, words = 2, 2 + n  # the fusion's class token and the tower's come first
         found = Attention(
@@ -147,4 +137,4 @@ class MultimodalNet(nn.Module):
                 [v / v.sum(1, keepdim=True).clamp(min=1e-12) for v in pair] for pair in zip(towers, both, strict=True)
             ]
             found = found._replace(image=sum(shares[0]) / 2, text=sum(shares[1]) / 2)
-        return self.mixed(image, seen, text, tokens), found
+        return self.with_pooled(state, image, text, tokens), found

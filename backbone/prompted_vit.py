@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
 
-from backbone.clip import CLIPBackbone, is_vit
+from backbone.attention import Parts, joint, run
+from backbone.clip import CLIPBackbone, is_vit, patch_tokens
 from utils.errors import UserError
 
 
@@ -21,8 +21,8 @@ class PromptedViT(nn.Module):
         """(B, 1 + P, W) with positions, the class token first."""
         raise NotImplementedError(f"{type(self).__name__} defines no tokens()")
 
-    def parts(self, number: int) -> tuple:
-        """norm, (qkv weight, qkv bias), heads, what follows attention, and what follows the sum, of a block."""
+    def parts(self, number: int) -> Parts:
+        """Those of a block."""
         raise NotImplementedError(f"{type(self).__name__} defines no parts()")
 
     def forward(
@@ -39,22 +39,9 @@ class PromptedViT(nn.Module):
         x = self.tokens(images)
         if prompts is not None:
             x = torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1)
-        for number in range(self.n_layers):
-            norm, qkv, heads, out, rest = self.parts(number)
-            prefix = None if prefixes is None else prefixes.get(number)
-            x = rest(x + out(attend(norm(x), *qkv, heads, prefix)))
+        x, _ = run([self.parts(number) for number in range(self.n_layers)], x, prefixes=prefixes)
         x = self.last_norm(x if prompt_states else x[:, :1])
         return (x[:, 0], x[:, 1 : 1 + prompts.shape[1]]) if prompt_states else x[:, 0]
-
-
-def attend(h: Tensor, weight: Tensor, bias: Tensor | None, heads: int, prefix: Tensor | None) -> Tensor:
-    """Self-attention of h (B, S, W) before its output layer; prefix (B, 2, P, W) is seen by all rows."""
-    n, length, width = h.shape
-    q, k, v = linear(h, weight, bias).chunk(3, dim=-1)
-    if prefix is not None:
-        k, v = torch.cat([prefix[:, 0], k], dim=1), torch.cat([prefix[:, 1], v], dim=1)
-    q, k, v = (t.view(n, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, width)
 
 
 class PromptedClip(PromptedViT):
@@ -69,15 +56,18 @@ class PromptedClip(PromptedViT):
         self.width, self.n_layers = clip.vision_width, len(self.visual.transformer.resblocks)
 
     def tokens(self, images: Tensor) -> Tensor:
-        tower = self.visual
-        x = tower.conv1(images.to(tower.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        x = torch.cat([tower.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        return tower.ln_pre(x + tower.positional_embedding.to(x.dtype))
+        return patch_tokens(self.visual, images)
 
-    def parts(self, number: int) -> tuple:
+    def parts(self, number: int) -> Parts:
         block = self.visual.transformer.resblocks[number]
-        qkv, heads = (block.attn.in_proj_weight, block.attn.in_proj_bias), block.attn.num_heads
-        return block.ln_1, qkv, heads, block.attn.out_proj, lambda x: x + block.mlp(block.ln_2(x))
+        attn = block.attn
+        return Parts(
+            block.ln_1,
+            joint(attn.in_proj_weight, attn.in_proj_bias),
+            attn.num_heads,
+            lambda mixed, x: x + attn.out_proj(mixed),
+            lambda x: x + block.mlp(block.ln_2(x)),
+        )
 
 
 class PromptedTimm(PromptedViT):
@@ -97,18 +87,14 @@ class PromptedTimm(PromptedViT):
     def tokens(self, images: Tensor) -> Tensor:
         return self.net.norm_pre(self.net._pos_embed(self.net.patch_embed(images)))
 
-    def parts(self, number: int) -> tuple:
+    def parts(self, number: int) -> Parts:
         block = self.net.blocks[number]
         attn = block.attn
-
-        def out(x: Tensor) -> Tensor:
-            return block.ls1(attn.proj(x))
-
-        return (
+        return Parts(
             block.norm1,
-            (attn.qkv.weight, attn.qkv.bias),
+            joint(attn.qkv.weight, attn.qkv.bias),
             attn.num_heads,
-            out,
+            lambda mixed, x: x + block.ls1(attn.proj(mixed)),
             lambda x: x + block.ls2(block.mlp(block.norm2(x))),
         )
 

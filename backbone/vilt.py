@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone.adapters import add_ssf, layers_of
+from backbone.attention import Parts, run, separate
 from backbone.fusion import question_mask
-from backbone.hub import HubBackbone, WordPieces, in_front, mix
+from backbone.hub import HubBackbone, WordPieces, in_front
 from backbone.multimodal import Attention, MultimodalNet, reduce
 from utils.errors import UserError
 from utils.memory.records import Tokens
@@ -32,39 +33,20 @@ MEAN_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 ADAPTED = ("patch", "layers", "norm")  # parts with adapters: not the words' embedding, not the pooler
 
 
-def block(
-    layer: nn.Module,
-    x: Tensor,
-    seen: Tensor,
-    rows: int | None = None,
-    prefix: Tensor | None = None,
-    attention: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """A pre-norm block on x (B, S, W), and its map; with `rows` only the first so many are computed and returned."""
-    own, h = layer.attention.attention, layer.layernorm_before(x)
-    x = x if rows is None else x[:, :rows]
-    mixed, shares = mix(
-        own.query(h[:, : x.shape[1]]), own.key(h), own.value(h), own.num_attention_heads, seen, prefix, attention
-    )
-    x = x + layer.attention.output.dense(mixed)
-    return layer.output(layer.intermediate(layer.layernorm_after(x)), x), shares
+def blocks(layers: nn.ModuleList) -> list[Parts]:
+    """The pre-norm blocks of transformers' layers."""
 
+    def parts(layer: nn.Module) -> Parts:
+        own, out = layer.attention.attention, layer.attention.output
+        return Parts(
+            layer.layernorm_before,
+            separate(own),
+            own.num_attention_heads,
+            lambda mixed, x: x + out.dense(mixed),
+            lambda x: layer.output(layer.intermediate(layer.layernorm_after(x)), x),
+        )
 
-def run(
-    layers: nn.ModuleList,
-    x: Tensor,
-    seen: Tensor,
-    rows: int | None = None,
-    prefixes: dict[int, Tensor] | None = None,
-    attention: bool = False,
-) -> tuple[Tensor, list[Tensor]]:
-    """All blocks; `rows` is about the last one. Maps (B, heads, S, S) when asked for."""
-    maps = []
-    for number, layer in enumerate(layers):
-        wanted = rows if number + 1 == len(layers) else None
-        x, shares = block(layer, x, seen, wanted, (prefixes or {}).get(number), attention)
-        maps.append(shares)
-    return x, maps if attention else []
+    return [parts(layer) for layer in layers]
 
 
 class ViltBackbone(HubBackbone):
@@ -122,7 +104,7 @@ class ViltBackbone(HubBackbone):
         patches = self.patch(x).flatten(2).transpose(1, 2)
         places = torch.arange(patches.shape[1], device=x.device).expand(len(x), -1)
         states = self.patch_states(patches, places)
-        after, _ = run(self.layers, states, states.new_ones(states.shape[:2], dtype=torch.bool))
+        after, _ = run(blocks(self.layers), states, states.new_ones(states.shape[:2], dtype=torch.bool))
         return torch.cat([self.norm(after)[:, 1:].mean(1, keepdim=True), states[:, 1:]], dim=1)
 
     def text_tokens(self, ids: Tensor) -> Tensor:
@@ -134,7 +116,7 @@ class ViltBackbone(HubBackbone):
             )
         states = self.word_states(ids, torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1))
         seen = question_mask(ids)
-        after, _ = run(self.layers, states, seen)
+        after, _ = run(blocks(self.layers), states, seen)
         pooled = (self.norm(after) * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
         return torch.cat([pooled[:, None], states[:, 1:]], dim=1)
 
@@ -172,7 +154,7 @@ class ViltFusion(nn.Module):
         x, seen, front = in_front(self.first_word, prompts, text, text_seen)
         x = torch.cat([x, self.first_cell.expand(len(image), 1, -1), image[:, 1:]], dim=1)
         seen = torch.cat([seen, seen.new_ones(image.shape[:2])], dim=1)
-        x = self.norm(run(self.layers, x, seen, front if prompt_states else 1, prefixes)[0])
+        x = self.norm(run(blocks(self.layers), x, seen, front if prompt_states else 1, prefixes)[0])
         return (self.pooler(x), x[:, 1:]) if prompt_states else self.pooler(x)
 
 
@@ -211,12 +193,12 @@ class ViltNet(MultimodalNet):
 
     def features(self, tokens: Tokens) -> Tensor:
         """(B, W) of which the classifier is a linear function."""
-        return self.vilt.pool(run(self.vilt.layers, *self.sequence(tokens), rows=1)[0])
+        return self.vilt.pool(run(blocks(self.vilt.layers), *self.sequence(tokens), rows=1)[0])
 
     @torch.no_grad()
     def attend(self, tokens: Tokens, source: str = "mean", layer: str = "last", heads: str = "mean"):
         """Features (B, W) and the Attention from which masks are made: that of [CLS], whichever `source` is named."""
-        states, maps = run(self.vilt.layers, *self.sequence(tokens), attention=True)
+        states, maps = run(blocks(self.vilt.layers), *self.sequence(tokens), rows=1, attention=True)
         joint, m = reduce(maps, layer, heads), tokens.ids.shape[1]
         n = m + 1  # the picture's own class token is in between
         found = Attention(joint[:, 0, n:], joint[:, 0, :m], joint[:, n:, :m], joint[:, :m, n:])

@@ -40,16 +40,16 @@ def images():
 
 
 def test_image_tokens_agree_with_encode_image(backbone, images):
-    tokens, attention = backbone.image_tokens(images, return_attention=True)
-    assert tokens.shape == (3, 17, 128) and attention.shape == (3, 2, 2, 17, 17)
+    tokens, maps = backbone.image_tokens(images, return_attention=True)
+    assert tokens.shape == (3, 17, 128) and [m.shape for m in maps] == [(3, 2, 17, 17)] * 2
     torch.testing.assert_close(backbone.project_image(tokens[:, 0]), backbone.encode_image(images), rtol=0, atol=1e-5)
     torch.testing.assert_close(backbone.image_tokens(images), tokens, rtol=0, atol=1e-5)
-    torch.testing.assert_close(attention.sum(-1), torch.ones(3, 2, 2, 17))
+    torch.testing.assert_close(torch.stack(maps).sum(-1), torch.ones(2, 3, 2, 17))
 
 
 def test_attention_is_softmax_of_the_scaled_products(backbone, images):
     """The first layer's maps from the projection weights, written out."""
-    _, attention = backbone.image_tokens(images, return_attention=True)
+    _, maps = backbone.image_tokens(images, return_attention=True)
     visual = backbone.clip.visual
     block = visual.transformer.resblocks[0]
     x = nn.functional.conv2d(images, visual.conv1.weight, stride=8).flatten(2).mT
@@ -58,16 +58,16 @@ def test_attention_is_softmax_of_the_scaled_products(backbone, images):
     bq, bk, _ = block.attn.in_proj_bias.chunk(3)
     h = block.ln_1(visual.ln_pre(x))
     q, k = ((h @ w.T + b).unflatten(-1, (2, 64)).transpose(1, 2) for w, b in ((q, bq), (k, bk)))
-    torch.testing.assert_close(attention[:, 0], (q @ k.mT / 8).softmax(-1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps[0], (q @ k.mT / 8).softmax(-1), rtol=1e-4, atol=1e-6)
 
 
 def test_text_tokens_agree_with_encode_text(backbone):
     tokens = backbone.tokenize(TEXTS)
-    hidden, attention = backbone.text_tokens(tokens, return_attention=True)
-    assert hidden.shape == (3, 20, 64) and attention.shape == (3, 3, 1, 20, 20)
+    hidden, maps = backbone.text_tokens(tokens, return_attention=True)
+    assert hidden.shape == (3, 20, 64) and [m.shape for m in maps] == [(3, 1, 20, 20)] * 3
     ends = hidden[torch.arange(3), tokens.argmax(1)]
     torch.testing.assert_close(backbone.project_text(ends), backbone.encode_text(tokens), rtol=0, atol=1e-5)
-    assert attention.masked_select(causal_mask(20).isinf()).abs().max() == 0
+    assert torch.stack(maps).masked_select(causal_mask(20).isinf()).abs().max() == 0
 
 
 def full_text(net, embeds, eot):

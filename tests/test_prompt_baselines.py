@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from backbone.clip import load_clip
-from backbone.fusion import UNSEEN, Block
-from backbone.prompted_vit import PromptedClip, PromptedTimm, attend
+from backbone.fusion import UNSEEN
+from backbone.prompted_vit import PromptedClip, PromptedTimm
 from models.utils import prompt_model
 from tests import contract
 from utils.errors import UserError
@@ -65,29 +65,6 @@ def test_prompts_in_a_vit_are_tokens_behind_the_class_token(vit):
     whole = vit.norm(vit.blocks(torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], dim=1)))
     torch.testing.assert_close(cls, whole[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(states, whole[:, 1:5], atol=1e-5, rtol=1e-5)
-
-
-def test_prefixes_are_keys_and_values_of_their_own_sample():
-    torch.manual_seed(0)
-    h, prefix, layer = torch.randn(8, 5, 12), torch.randn(8, 2, 3, 12), nn.MultiheadAttention(12, 3, batch_first=True)
-    mixed = layer.out_proj(attend(h, layer.in_proj_weight, layer.in_proj_bias, 3, prefix))
-    w, b = layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3)
-    for row in range(8):  # by heads and loops, one sample at a time
-        q, k, v = (h[row] @ w[i].T + b[i] for i in range(3))
-        k, v = torch.cat([prefix[row, 0], k]), torch.cat([prefix[row, 1], v])
-        heads = [(q[:, s] @ k[:, s].T / 2).softmax(1) @ v[:, s] for s in (slice(0, 4), slice(4, 8), slice(8, 12))]
-        torch.testing.assert_close(layer.out_proj(torch.cat(heads, 1)), mixed[row], atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(prefix[:, 0], prefix[:, 1])
-
-
-def test_a_prefix_of_the_fusion_is_that_of_a_vit():
-    torch.manual_seed(0)
-    block, x, prefix = Block(12, 3), torch.randn(4, 6, 12), torch.randn(4, 2, 5, 12)
-    seen = torch.ones(4, 6, dtype=torch.bool)
-    wanted = x + block.out(attend(block.ln_1(x), block.qkv.weight, block.qkv.bias, 3, prefix))
-    wanted = wanted + block.mlp(block.ln_2(wanted))
-    torch.testing.assert_close(block(x, seen, prefix=prefix), wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(block(x, seen, 2, prefix), wanted[:, :2], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -167,9 +167,9 @@ def test_networks_without_attention_are_refused():
 
 def test_attention_of_the_towers_is_that_of_the_multimodal_network():
     """The same maps by the code that runs on any choice of patches, given all of them."""
+    from backbone.clip_visual import patch_attention, word_attention
     from backbone.fusion import make_fusion
     from backbone.multimodal import MultimodalNet
-    from backbone.tower_attention import patch_attention, word_attention
     from utils.memory.records import full_tokens, patchify
 
     clip = load_clip(random_clip_folder().name)
@@ -179,7 +179,7 @@ def test_attention_of_the_towers_is_that_of_the_multimodal_network():
     _, maps = net.attend(full_tokens(patchify(images, net.side), ids), "tower", "mean", "mean")
     want = patch_attention(clip.clip.visual, images)
     assert torch.allclose(maps.image * 2, 2 * want / want.sum(1, keepdim=True), atol=1e-5)
-    words = word_attention(clip.clip, ids)
+    words = word_attention(clip, ids)
     assert torch.allclose(maps.text, words / words.sum(1, keepdim=True), atol=1e-5)
 
 

@@ -10,8 +10,9 @@ import torch
 
 import main
 from backbone.adapters import add_ssf, count, fold
+from backbone.attention import run
 from backbone.hub import chosen, load_hub, read_words
-from backbone.vilt import ViltBackbone, ViltNet, run, ssf_layers
+from backbone.vilt import ViltBackbone, ViltNet, blocks, ssf_layers
 from datasets.tiny_world import streams
 from datasets.utils.tokens import tokenize
 from tests import contract, test_architecture, test_contract_models, tiny_hub
@@ -96,7 +97,7 @@ def test_dropped_patches_and_words_are_as_if_never_seen():
     patches, words = some(tokens)
     with torch.no_grad():
         masked = torch.cat([words, torch.ones(3, 1, dtype=torch.bool), patches], dim=1)
-        wanted = net.pool(run(net.layers, whole.sequence(tokens)[0], masked)[0])
+        wanted = net.pool(run(blocks(net.layers), whole.sequence(tokens)[0], masked)[0])
         torch.testing.assert_close(whole.features(select(tokens, patches, words)), wanted, atol=1e-5, rtol=1e-5)
         other = tokens._replace(patches=torch.where(patches[..., None], tokens.patches, -tokens.patches))
         again = whole.features(select(other, patches, words))
