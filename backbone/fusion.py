@@ -5,6 +5,7 @@ blocks, which the towers' own positions have already marked. Fresh it knows noth
 the first task, or beforehand (`backbone/assets/tiny_fusion` for the tiny CLIP, by scripts/train_tiny_fusion.py).
 """
 
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
@@ -18,10 +19,26 @@ from backbone.clip import CLIPBackbone, load_clip
 from backbone.clip_visual import both_attentions, check_size
 from utils import json_text
 from utils.errors import UserError
+from utils.flags import path, positive_int
 from utils.pair import Inputs, Pair
 
 SHIPPED = Path(__file__).parent / "assets" / "tiny_fusion"
 FRESH = {"width": 256, "layers": 4, "heads": 8}
+SIZE_FLAGS = tuple(f"fusion_{size}" for size in FRESH)
+TOY_FUSION = {"fusion_weights": "none", "fusion_width": 16, "fusion_layers": 1, "fusion_heads": 2}  # part of a TOY_ARGS
+
+
+def add_fusion_args(parser: ArgumentParser) -> None:
+    """The flags of the fusion transformer on CLIP."""
+    parser.add_argument(
+        "--fusion_weights",
+        type=path,
+        default="auto",
+        help="auto: the shipped ones where they fit this CLIP, else fresh; none; a folder",
+    )
+    words = "width of a fresh fusion transformer", "its blocks", "its heads"
+    for flag, text, usual in zip(SIZE_FLAGS, words, FRESH.values(), strict=True):
+        parser.add_argument(f"--{flag}", type=positive_int, help=f"{text} (default: {usual})")
 
 
 class Block(nn.Module):
@@ -90,6 +107,11 @@ class FusionTransformer(nn.Module):
 def question_mask(tokens: Tensor) -> Tensor:
     """(B, L): True up to and with the end of text, which has the largest id."""
     return torch.arange(tokens.shape[1], device=tokens.device) <= tokens.argmax(dim=1, keepdim=True)
+
+
+def fusion_of(clip: CLIPBackbone, args: Namespace) -> FusionTransformer:
+    """The fusion that the flags choose."""
+    return make_fusion(clip, args.fusion_weights, *(getattr(args, flag) for flag in SIZE_FLAGS))
 
 
 def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=None, heads=None) -> FusionTransformer:

@@ -36,8 +36,9 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, mse_loss, one_hot
 
-from backbone.fusion import UNSEEN, GrowingHead
-from models.utils.fused_model import EVAL_ROWS, FusedModel, add_fused_args
+from backbone.fusion import TOY_FUSION, UNSEEN, GrowingHead
+from models.utils.fused_model import FusedModel, add_fused_args
+from models.utils.vlm_model import EVAL_ROWS
 from utils.errors import UserError
 from utils.flags import natural, non_negative, positive, positive_int
 from utils.kmeans import METRICS, distances, minibatch_kmeans
@@ -52,11 +53,7 @@ SHOWN = 6  # pictures of a task on the sheet
 class CluMo(FusedModel):
     NAME = "clumo"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {
-        "fusion_weights": "none",
-        "fusion_width": 16,
-        "fusion_layers": 1,
-        "fusion_heads": 2,
+    TOY_ARGS = TOY_FUSION | {
         "n_visual_keys": 2,
         "prompt_len": 2,
         "general_prompt_len": 1,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from backbone.fusion import TOY_FUSION
 from models.utils.prompt_model import PromptModel, add_prompt_args
 from utils.errors import UserError
 from utils.flags import natural, non_negative, positive, positive_int
@@ -24,14 +25,11 @@ from utils.flags import natural, non_negative, positive, positive_int
 class DualPrompt(PromptModel):
     NAME = "dualprompt"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {
+    TOY_ARGS = TOY_FUSION | {
         "size": 3,
         "length": 2,
         "g_prompt_length": 2,
-        "fusion_weights": "none",
-        "fusion_width": 16,
         "fusion_layers": 2,
-        "fusion_heads": 2,
         "clip_grad": 0.5,
     }
 

@@ -34,24 +34,25 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from backbone.clip_files import openai_clip
-from backbone.fusion import make_fusion
-from backbone.hub import HubBackbone, add_hub_args
+from backbone.fusion import TOY_FUSION, add_fusion_args, fusion_of
+from backbone.hub import HubBackbone
+from backbone.hub_flags import add_hub_args
 from backbone.multimodal import HEADS, LAYERS, SOURCES, TUNED, MultimodalNet
 from backbone.vilt import ViltNet
-from models.utils.vlm_model import VLMModel, add_vlm_args
+from models.utils.vlm_model import EVAL_ROWS, VLMModel, add_vlm_args
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.distillation import soft_divergence
 from utils.errors import UserError
-from utils.flags import fraction, non_negative, path, positive, positive_int
+from utils.flags import fraction, non_negative, positive
 from utils.memory.exemplar_memory import MASKING, ExemplarMemory, add_exemplar_args
 from utils.memory.exemplars import batches_by_class
 from utils.memory.masks import image_mask
-from utils.memory.records import Tokens, fill_grid, full_tokens, patchify
+from utils.memory.records import GREY, Tokens, fill_grid, full_tokens, patchify
 from utils.memory.token_augment import AUGMENTATIONS, background, mix_patches, partners, swap, token_drop
 from utils.pair import Pair
 from utils.settings import option
 
-EVAL_ROWS = 128  # samples encoded at once outside of training
+ROWS = EVAL_ROWS // 2  # samples encoded at once outside of training: their attention is in memory too
 TOKEN_DROP = 0.2  # share of patches and words that token_drop takes, times --aug_p
 
 
@@ -60,11 +61,8 @@ class ExemplarMasking(VLMModel):
     COMPATIBILITY = ["class-il", "task-il"]
     FROZEN_TOWER = False
     FUSES_TEXT = True
-    TOY_ARGS = {
-        "fusion_weights": "none",
-        "fusion_width": 16,
+    TOY_ARGS = TOY_FUSION | {
         "fusion_layers": 2,
-        "fusion_heads": 2,
         "buffer_bytes_per_class": "2x",
     }
 
@@ -72,15 +70,7 @@ class ExemplarMasking(VLMModel):
     def get_parser(parser):
         parser.set_defaults(optimizer="adamw", lr=1e-3, optim_wd=0.02, decay_vectors=False)
         add = add_vlm_args(parser, "ViT-B/16", names=False).add_argument
-        add(
-            "--fusion_weights",
-            type=path,
-            default="auto",
-            help="auto: the shipped ones where they fit this CLIP, else fresh; none; a folder",
-        )
-        add("--fusion_width", type=positive_int, help="width of a fresh fusion transformer (default: 256)")
-        add("--fusion_layers", type=positive_int, help="its blocks (default: 4)")
-        add("--fusion_heads", type=positive_int, help="its heads (default: 8)")
+        add_fusion_args(parser)
         add(
             "--fusion_lr",
             type=non_negative,
@@ -131,8 +121,7 @@ class ExemplarMasking(VLMModel):
                 raise UserError("--attn_source tower is about CLIP's towers; ViLT has none: leave the flag out")
             self.net = ViltNet(clip, self.num_classes, args.tune).to(self.device)
         else:
-            fusion = make_fusion(clip, args.fusion_weights, args.fusion_width, args.fusion_layers, args.fusion_heads)
-            self.net = MultimodalNet(clip, fusion, self.num_classes, args.tune).to(self.device)
+            self.net = MultimodalNet(clip, fusion_of(clip, args), self.num_classes, args.tune).to(self.device)
         self.null = clip.tokenize("")[:, :2]  # start and end: the text of pictures alone
         self.preprocess, self.tokenizer = clip.preprocess, clip.tokenizer
         clip.tokenizer = clip.preprocess = None
@@ -201,7 +190,7 @@ class ExemplarMasking(VLMModel):
         elif kind == "token_drop":
             found = token_drop(found, self.args.aug_p * TOKEN_DROP)
         if self.args.replay_fill != "drop" and self.args.look_at != "text":
-            found = fill_grid(found, self.net.cells, {"zero": 0, "mean": 127}[self.args.replay_fill])
+            found = fill_grid(found, self.net.cells, {"zero": 0, "mean": GREY}[self.args.replay_fill])
         return found.to(self.device), labels[rows].to(self.device)
 
     def attend(self, tokens: Tokens):
@@ -274,7 +263,7 @@ class ExemplarMasking(VLMModel):
     def features_and_masks(self, tokens: Tokens):
         """Features (N, W), and of all samples: kept patches, kept words, attention of the patches, which are words."""
         features, masks = [], []
-        for rows in torch.arange(len(tokens.ids), device=tokens.ids.device).split(EVAL_ROWS):
+        for rows in torch.arange(len(tokens.ids), device=tokens.ids.device).split(ROWS):
             part = tokens.rows(rows)
             self.forward_counter.images += len(rows)
             found, attention = self.attend(part)
@@ -308,7 +297,7 @@ class ExemplarMasking(VLMModel):
         class has none yet."""
         total = torch.zeros(self.n_seen_classes, self.net.feature_dim, device=self.device)
         count = torch.zeros(self.n_seen_classes, 1, device=self.device)
-        for rows in torch.arange(len(self.memory)).split(EVAL_ROWS):
+        for rows in torch.arange(len(self.memory)).split(ROWS):
             found = normalize(self.features(self.memory.records.decode(rows).to(self.device)), dim=1)
             hot = one_hot(self.memory.records.labels[rows].to(self.device), self.n_seen_classes).float()
             total, count = total + hot.T @ found, count + hot.sum(0)[:, None]

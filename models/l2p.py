@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from backbone.fusion import TOY_FUSION
 from models.utils.prompt_model import PromptModel, add_prompt_args
 from utils.errors import UserError
 from utils.flags import boolean, non_negative, positive, positive_int
@@ -25,15 +26,11 @@ from utils.flags import boolean, non_negative, positive, positive_int
 class L2P(PromptModel):
     NAME = "l2p"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {
+    TOY_ARGS = TOY_FUSION | {
         "n_epochs": 1,
         "pool_size_l2p": 4,
         "length": 2,
         "top_k": 2,
-        "fusion_weights": "none",
-        "fusion_width": 16,
-        "fusion_layers": 1,
-        "fusion_heads": 2,
         "clip_grad": 0.5,
     }
 

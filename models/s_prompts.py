@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from backbone.fusion import UNSEEN
-from models.utils.fused_model import EVAL_ROWS
+from backbone.fusion import TOY_FUSION, UNSEEN
 from models.utils.prompt_model import PromptModel, add_prompt_args
+from models.utils.vlm_model import EVAL_ROWS
 from utils.flags import positive, positive_int
 from utils.kmeans import distances, minibatch_kmeans
 from utils.randomness import generator
@@ -26,13 +26,9 @@ from utils.randomness import generator
 class SPrompts(PromptModel):
     NAME = "s-prompts"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {
+    TOY_ARGS = TOY_FUSION | {
         "n_centroids": 2,
         "length": 2,
-        "fusion_weights": "none",
-        "fusion_width": 16,
-        "fusion_layers": 1,
-        "fusion_heads": 2,
         "clip_grad": 0.5,
     }
 

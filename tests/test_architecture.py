@@ -1,6 +1,7 @@
 """Rules about the code itself: who imports whom, how long a file or function may be, what starts without torch."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,43 @@ def test_imports_go_one_way(path):
     for room, closed in CLOSED.items():
         doors = [m for m in imported for c in closed if name.startswith(room) and f"{m}.".startswith(f"{c}.")]
         assert not doors, f"{name} imports {doors}"
+
+
+def circle(folder: Path, root: Path) -> list[str]:
+    """Modules of a package that import each other in a circle, at the top of the file or in a function; else nothing."""
+
+    def name(path: Path) -> str:
+        return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+    files = {name(path): path for path in folder.rglob("*.py")}
+
+    def file_of(imported: str) -> str:
+        while imported and imported not in files:
+            imported = imported.rpartition(".")[0]
+        return imported
+
+    graph = {m: {file_of(i) for i in imported_modules(path)} - {m, ""} for m, path in files.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_files_of_a_package_import_each_other_in_no_circle(package):
+    assert not circle(ROOT / package, ROOT)
+
+
+@pytest.mark.parametrize("indent", ["", "def late():\n    "])
+def test_a_circle_is_found(indent, tmp_path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "__init__.py").write_text("")
+    (tmp_path / "room" / "one.py").write_text("from room.two import b\n")
+    (tmp_path / "room" / "two.py").write_text("import os\n")
+    assert circle(tmp_path / "room", tmp_path) == []
+    (tmp_path / "room" / "two.py").write_text(f"{indent}from room import one\n")
+    assert set(circle(tmp_path / "room", tmp_path)) == {"room.one", "room.two"}
 
 
 def test_the_hall_of_utils_stays_small():

@@ -12,7 +12,7 @@ from backbone.attention import attend, run
 from backbone.clip import causal_mask, clip_block, load_clip, patch_tokens
 from backbone.clip_visual import patch_attention, word_attention
 from backbone.fusion import Block
-from backbone.hub import load_hub
+from backbone.hub_flags import load_hub
 from backbone.prompted_vit import PromptedClip, PromptedTimm
 from tests import multimodal_toys, tiny_hub
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from backbone.blip import BlipBackbone, enc_id
-from backbone.hub import load_hub, read_model, read_words, refuse_idle
+from backbone.hub import read_model, read_words
+from backbone.hub_flags import load_hub, refuse_idle
 from tests import contract, test_contract_models, tiny_hub
 from tests.test_vilt import CHECKED, TEXTS, draw, finished, toy_flags
 from utils.errors import UserError

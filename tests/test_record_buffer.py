@@ -11,7 +11,8 @@ from backbone.clip import load_clip
 from tests.clip_toys import random_clip_folder
 from utils.errors import UserError
 from utils.memory.exemplars import fill_buffer
-from utils.memory.record_buffer import GREY, RecordBuffer, replay_buffer
+from utils.memory.record_buffer import RecordBuffer, replay_buffer
+from utils.memory.records import GREY
 from utils.pair import Pair
 
 SIDE, GRID = 4, 4

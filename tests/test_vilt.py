@@ -11,7 +11,8 @@ import torch
 import main
 from backbone.adapters import add_ssf, count, fold
 from backbone.attention import run
-from backbone.hub import chosen, load_hub, read_words
+from backbone.hub import read_words
+from backbone.hub_flags import chosen, load_hub
 from backbone.vilt import ViltBackbone, ViltNet, blocks, ssf_layers
 from datasets.tiny_world import streams
 from datasets.utils.tokens import tokenize

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
+FULL, HALF = "<f4", "<f2"  # numpy's types of the numbers that a store keeps
 BATCH_SIZE = 64  # images per call of an encoder that names no batch size of its own
 SEGMENT_BYTES = 2**28  # a segment is closed at this size ...
 SEGMENT_S = 60.0  # ... or after this time, so that an interrupted encoding loses at most a minute
@@ -32,7 +33,7 @@ STALE_S = 3600.0  # temporary files older than this were left by a killed proces
 class Table:
     """What is known of one (encoder, samples): where each row is. `folder` None keeps the segments in memory."""
 
-    def __init__(self, n_rows: int, dim: int, folder: Path | None, precision: str = "<f4"):
+    def __init__(self, n_rows: int, dim: int, folder: Path | None, precision: str = FULL):
         self.record = np.dtype([("row", "<i8"), ("x", precision, (dim,))])
         self.folder = folder
         self.segments: dict[str, np.ndarray] = {}  # name -> records; insertion order is the segment number
@@ -188,7 +189,7 @@ class FeatureStore:
             raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked of {len(samples)} samples")
         if hasattr(samples, "distinct"):  # several samples show one image
             wanted, samples = samples.place.numpy()[wanted], samples.distinct
-        precision = getattr(encoder, "precision", "<f4")
+        precision = getattr(encoder, "precision", FULL)
         table = (
             Table(len(samples), encoder.dim, None, precision) if self.mode == "off" else self._table(samples, encoder)
         )
@@ -202,8 +203,8 @@ class FeatureStore:
         return torch.from_numpy(table.gather(wanted))
 
     def _table(self, samples, encoder) -> Table:
-        precision = getattr(encoder, "precision", "<f4")
-        wide = "" if precision == "<f4" else f"\n{precision}"
+        precision = getattr(encoder, "precision", FULL)
+        wide = "" if precision == FULL else f"\n{precision}"
         key = hashlib.sha256(f"{encoder.key}\n{encoder.dim}\n{samples.fingerprint}{wide}".encode()).hexdigest()
         if key not in self.tables:
             folder = self.root / key[:32] if self.mode in ("disk", "verify") else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from backbone.clip_files import TINY_DIR, is_torchscript, openai_clip, read_safetensors, read_torch
-from backbone.hub import chosen, hub_tokens
+from backbone.hub_flags import chosen, hub_tokens
 from backbone.tiny_tokenizer import TinyTokenizer
 from utils.errors import UserError
 from utils.settings import option

@@ -15,31 +15,20 @@ from torch.nn.functional import normalize
 
 from backbone.clip import CLIPBackbone, ClipImageEncoder
 from backbone.clip_files import sha256_state
-from backbone.fusion import make_fusion, question_mask
-from backbone.hub import HubBackbone, HubImageEncoder, add_hub_args
-from models.utils.vlm_model import VLMModel, add_vlm_args
+from backbone.fusion import add_fusion_args, fusion_of, question_mask
+from backbone.hub import HubBackbone, HubImageEncoder
+from backbone.hub_flags import add_hub_args
+from models.utils.vlm_model import EVAL_ROWS, VLMModel, add_vlm_args
 from utils.conf import warn_once
 from utils.errors import UserError
-from utils.features import FeatureStore, Sources
-from utils.flags import path, positive_int
+from utils.features import HALF, FeatureStore, Sources
 from utils.pair import Inputs, Pair
-
-EVAL_ROWS = 256  # samples whose tokens are in memory at once outside of training
-HALF = "<f2"
 
 
 def add_fused_args(parser: ArgumentParser, default: str = "ViT-B/16") -> ArgumentParser:
     """The flags of a method on the fused sequence."""
     add = add_vlm_args(parser, default, names=False).add_argument
-    add(
-        "--fusion_weights",
-        type=path,
-        default="auto",
-        help="auto: the shipped ones where they fit this CLIP, else fresh; none; a folder",
-    )
-    add("--fusion_width", type=positive_int, help="width of a fresh fusion transformer (default: 256)")
-    add("--fusion_layers", type=positive_int, help="its blocks (default: 4)")
-    add("--fusion_heads", type=positive_int, help="its heads (default: 8)")
+    add_fusion_args(parser)
     add(
         "--key_feature",
         choices=["clip", "mean"],
@@ -111,7 +100,7 @@ class FusedModel(VLMModel):
         if hub:
             net.fusion = net.make_fusion(trained=self.fusion_train != "never")
         else:
-            net.fusion = make_fusion(net, args.fusion_weights, args.fusion_width, args.fusion_layers, args.fusion_heads)
+            net.fusion = fusion_of(net, args)
         net.fusion.to(self.device).requires_grad_(self.fusion_train == "always")
         self.encoder = HubImageEncoder(net) if hub else ClipImageEncoder(net, "tokens")
         self.encoder.precision = HALF

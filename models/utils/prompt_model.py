@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from backbone.clip import ClipImageEncoder
 from backbone.fusion import GrowingHead
-from backbone.hub import HubBackbone, chosen
+from backbone.hub import HubBackbone
+from backbone.hub_flags import chosen
 from backbone.prompted_vit import PromptedClip, prompted_timm
 from models.utils.continual_model import ContinualModel
-from models.utils.fused_model import EVAL_ROWS, FusedModel, add_fused_args
-from models.utils.vlm_model import VLMModel
+from models.utils.fused_model import FusedModel, add_fused_args
+from models.utils.vlm_model import EVAL_ROWS, VLMModel
 from utils.errors import UserError
 from utils.flags import boolean, non_negative
 

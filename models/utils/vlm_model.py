@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from backbone.clip import CLIPBackbone, ClipImageEncoder, add_clip_args, load_clip
 from backbone.clip_visual import fuse
-from backbone.hub import chosen, load_hub, refuse_idle
+from backbone.hub_flags import chosen, load_hub, refuse_idle
 from models.utils.continual_model import ContinualModel
 from utils.batch_transforms import BatchTransform, Fixed
 from utils.errors import UserError
@@ -17,6 +17,7 @@ from utils.flags import sentence
 from utils.pair import Inputs, Pair
 
 TEXT_ROWS = 1024  # texts encoded at once
+EVAL_ROWS = 256  # samples whose tokens are in memory at once outside of training
 
 
 def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14", names: bool = True) -> ArgumentParser:

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.flags import fraction, non_negative, number, positive_int
 from utils.memory.exemplars import herd
 from utils.memory.masks import DIRECTIONS, IMAGE_RULES, TEXT_RULES, context_attention, image_mask, text_mask
-from utils.memory.records import HEADER, RecordMemory, Tokens, fill_grid, select, special, to_bytes, unpatchify
+from utils.memory.records import GREY, HEADER, RecordMemory, Tokens, fill_grid, select, special, to_bytes, unpatchify
 from utils.picture_grid import plot_pictures
 
 CODECS = ("masked", "masked_jpeg", "box", "jpeg", "raw")
@@ -21,7 +21,6 @@ MASKING, COMPRESSING = {"masked", "masked_jpeg"}, {"jpeg", "masked_jpeg"}
 UNITS = ("bytes_raw", "bytes_jpeg", "tokens", "exemplars")
 FULL_QUALITY, QUALITY = 95, 50  # of JPEGs where the unit is bytes_jpeg, and where the codec is JPEG
 SHOWN = 6  # exemplars of a task on the sheet
-GREY = 127
 
 
 def samples_or_number(text) -> str:

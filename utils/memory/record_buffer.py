@@ -16,13 +16,22 @@ from utils.errors import UserError
 from utils.flags import number, positive_int
 from utils.memory.buffer import ATTRIBUTES, Buffer
 from utils.memory.masks import image_mask, text_mask
-from utils.memory.records import RecordMemory, Tokens, fill_grid, full_tokens, patchify, special, to_bytes, unpatchify
+from utils.memory.records import (
+    GREY,
+    RecordMemory,
+    Tokens,
+    fill_grid,
+    full_tokens,
+    patchify,
+    special,
+    to_bytes,
+    unpatchify,
+)
 from utils.pair import Inputs, Pair
 from utils.settings import option
 
 CODECS = ("float", "uint8", "jpeg", "masked", "masked_jpeg")
 QUALITY = 50  # of records that hold a JPEG
-GREY = 127  # where a patch was dropped
 KEY_BYTES = 16  # of a record's key and place
 
 

@@ -33,6 +33,7 @@ WITH_PLACES = {"masked", "masked_jpeg"}  # of words
 HEADER = 9
 START_OF_SCAN, JPEG_END = 0xDA, b"\xff\xd9"
 LONGEST = 8 * 255  # positions of a text
+GREY = 127  # where a patch was dropped
 
 
 class Tokens(NamedTuple):
