@@ -7,10 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from backbone.blip import BlipBackbone
 from backbone.fusion import SIZE_FLAGS
 from backbone.hub import HUB_NAMES, HubBackbone, fetch, library, read_model, read_words
-from backbone.vilt import ViltBackbone
 from utils.errors import UserError
 from utils.flags import path, positive_int
 from utils.settings import option
@@ -70,7 +68,10 @@ def refuse_idle(args: Namespace) -> None:
 
 
 def load_hub(args: Namespace) -> HubBackbone:
-    """The network of the flags, in eval mode and without dropout."""
+    """The network of the flags, in eval mode and without dropout; a run on CLIP imports neither."""
+    from backbone.blip import BlipBackbone
+    from backbone.vilt import ViltBackbone
+
     kind = chosen(args)
     given = [name for name in SIZE_FLAGS if option(args, name) is not None]
     given += ["fusion_weights"] if option(args, "fusion_weights", "auto") != "auto" else []

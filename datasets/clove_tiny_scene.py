@@ -2,7 +2,7 @@
 
 from datasets.tiny_world import streams
 from datasets.tiny_world.captions import QUESTION_KINDS
-from datasets.utils.tiny_streams import ANSWERS, TinyQuestions
+from datasets.utils.tiny_questions import ANSWERS, TinyQuestions
 
 
 class CloveTinyScene(TinyQuestions):

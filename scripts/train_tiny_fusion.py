@@ -32,7 +32,7 @@ from datasets.tiny_world import captions as words  # noqa: E402
 from datasets.tiny_world import world  # noqa: E402
 from datasets.tiny_world.render import render  # noqa: E402
 from datasets.tiny_world.rng import integers, uniform  # noqa: E402
-from datasets.utils.tiny_streams import ANSWERS  # noqa: E402
+from datasets.utils.tiny_questions import ANSWERS  # noqa: E402
 
 TRAIN_SEED, CHECK_SEED, BANK_SEED = 3, 4, 0  # CLIP was trained on data seed 1; streams draw from seeds above 1000
 VOCABULARY = list(dict.fromkeys(answer for kind in words.QUESTION_KINDS for answer in ANSWERS[kind]))

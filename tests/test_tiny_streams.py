@@ -21,7 +21,8 @@ from datasets.mtil_tiny import MtilTiny
 from datasets.seq_tiny import SeqTiny
 from datasets.tiny_world import streams
 from datasets.tiny_world.captions import QUESTION_KINDS
-from datasets.utils import tiny_streams, tokens
+from datasets.utils import tokens
+from datasets.utils.tiny_questions import ANSWERS
 from datasets.utils.vqa import soft_scores
 from tests.conftest import newest_record
 from utils.errors import UserError
@@ -122,7 +123,7 @@ def test_each_function_task_asks_its_kind(build):
             assert len(split) == (40 if split is train.dataset else 20)
             asked = [split.samples.questions[row] for row in split.rows]
             assert all(re.match(FIRST_WORDS[kind], question) for question in asked)
-            own = tiny_streams.ANSWERS[kind]
+            own = ANSWERS[kind]
             assert {dataset.CLASS_NAMES[label] for label in split.targets} <= set(own)
 
 
