@@ -3,7 +3,8 @@
 import os
 import sys
 
-from utils import cli, shell
+from utils import cli
+from utils.cli import shell
 from utils.errors import Interrupted, UserError, memory_ran_out
 
 # Threads that wait for work sleep instead of spinning: on a machine with other work a run of small tensor operations
@@ -16,8 +17,8 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     from backbone import get_backbone
     from datasets import get_dataset
     from models import get_model
-    from utils import free_memory, unchanged
-    from utils.engine import launch
+    from utils import free_memory
+    from utils.engine import launch, unchanged
     from utils.engine.training import train
 
     args = parsed.args

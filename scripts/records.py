@@ -1,6 +1,6 @@
 """The one reader of record.jsonl for tables and pages, with the one interval and the one Markdown table.
 
-Every record is checked against utils/record_schema.py at the door; what is wrong with one is said in a line, and it is left out.
+Every record is checked against utils/engine/record_schema.py at the door; what is wrong with one is said in a line, and it is left out.
 """
 
 import math
@@ -15,9 +15,9 @@ from scipy.stats import t
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.engine.record import read_record  # noqa: E402
+from utils.engine.record_schema import wrong_record  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.escape import clean, in_markdown  # noqa: E402
-from utils.record_schema import wrong_record  # noqa: E402
 
 
 class Run(NamedTuple):

@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.test_module_state import Memory, Toy
-from utils import state_names
-from utils.engine import checkpoint
+from utils.engine import checkpoint, state_names
 from utils.errors import UserError
 
 FUZZED = 400  # mutated states

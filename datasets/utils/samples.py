@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets.utils.image_files import open_image
 from utils.content import content_digests, digest_of
 from utils.errors import UserError
-from utils.image_files import open_image
 from utils.pair import Inputs, Pair
 
 

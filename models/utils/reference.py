@@ -7,9 +7,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from backbone.clip import BICUBIC, CLIPBackbone
+from datasets.utils.image_files import open_image
 from models.utils.clip_distillation import random_sentences
 from utils.errors import UserError
-from utils.image_files import open_image
 from utils.randomness import generator
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}

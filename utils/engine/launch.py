@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from utils import free_memory, unchanged
+from utils import free_memory
 from utils.cli import plugins, registry
 from utils.conf import get_device, remember, set_random_seed
-from utils.engine import checkpoint, report
+from utils.engine import checkpoint, report, unchanged
 from utils.engine import record as results
 from utils.engine.run import MID_TASK, TASK_END
 from utils.errors import UserError

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
-from utils import state_names
+from utils.engine import state_names
 from utils.engine.moved import renamed
 from utils.errors import UserError
 from utils.pair import Pair

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.engine.record_schema import wrong_line
 from utils.errors import UserError
 from utils.escape import on_figure
-from utils.record_schema import wrong_line
 
 SCHEMA = 1  # of the lines of record.jsonl
 FREE_FLOOR_BYTES = 64 * 2**20  # less free space than this refuses a run before it starts

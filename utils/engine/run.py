@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
+from utils.cli.shell import STOPS
 from utils.conf import warn_once
 from utils.engine import checkpoint
 from utils.engine import record as results
 from utils.engine.accounting import Stopwatch
 from utils.engine.module_state import SKIP
 from utils.errors import Interrupted, UserError
-from utils.shell import STOPS
 
 MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 

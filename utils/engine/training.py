@@ -11,11 +11,11 @@ import torch
 from utils.engine import metrics, report
 from utils.engine.evaluate import evaluate_mixed, evaluate_tasks
 from utils.engine.run import MID_TASK, TASK_END, LossGuard, Run
+from utils.engine.state_names import load_scheduler, one_line
 from utils.errors import Interrupted, UserError
 from utils.progress import progress
 from utils.schedulers import get_scheduler
 from utils.settings import SPLIT_SETTINGS, option
-from utils.state_names import load_scheduler, one_line
 
 
 def train(model, dataset, args: Namespace, record=None, resume: bool = False) -> dict[str, float]:
