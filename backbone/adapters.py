@@ -1,11 +1,11 @@
-"""Scale-and-shift adapters (SSF; Lian et al., NeurIPS 2022, arXiv 2210.08823) behind named layers, folded back exactly.
+"""Scale-and-shift adapters (SSF; Lian et al., NeurIPS 2022, arXiv 2210.08823) behind named layers.
 
     y = gamma * layer(x) + beta     gamma ~ N(1, 0.02), beta ~ N(0, 0.02), one number for each output channel
 
 For a layer that is linear in its weight and bias this is the same layer with weight gamma * W and bias
 gamma * b + beta, so the adapters are parametrizations of the two: whoever reads them (`nn.MultiheadAttention` too)
-meets the sum, no forward is replaced, and folding changes no output. gamma and beta are fp32 and the sum has the layer's
-own type: a step of 1e-3 is lost near 1 in bf16, and Adam's denominator is 0 in fp16.
+meets the sum, and no forward is replaced. gamma and beta are fp32 and the sum has the layer's own type: a step of 1e-3
+is lost near 1 in bf16, and Adam's denominator is 0 in fp16.
 """
 
 from collections.abc import Iterable
@@ -81,15 +81,6 @@ def owner(net: nn.Module, name: str) -> tuple[nn.Module, str, str]:
             f"{name} is no weight that can be scaled and shifted: give one of {', '.join(p for p, _ in PLACES)}"
         )
     return net.get_submodule(path), weight, bias
-
-
-@torch.no_grad()
-def fold(net: nn.Module, names: Iterable[str]) -> None:
-    """The adapted weights and biases become plain ones; every output stays as it is."""
-    for name in names:
-        module, *places = owner(net, name)
-        for place in places:
-            parametrize.remove_parametrizations(module, place, leave_parametrized=True)
 
 
 def count(net: nn.Module) -> int:

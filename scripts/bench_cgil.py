@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backbone.clip import CLIPBackbone, build_network  # noqa: E402
-from backbone.clip_files import ClipWeights, openai_clip  # noqa: E402
-from backbone.prompts import ContextNet, NamePrompts, chunked_backward  # noqa: E402
+from backbone.clip import CLIPBackbone, build_network
+from backbone.clip_files import ClipWeights, openai_clip
+from backbone.prompts import ContextNet, NamePrompts, chunked_backward
 
 # single-token words of CLIP's vocabulary; a name of k words makes a prompt of k + 5 tokens (start, X, X, ".", end)
 WORDS = ["cat", "dog", "tree", "house"]

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backbone.fusion import FRESH, FusionTransformer  # noqa: E402
-from utils.kmeans import inertia, minibatch_kmeans  # noqa: E402
+from backbone.fusion import FRESH, FusionTransformer
+from utils.kmeans import inertia, minibatch_kmeans
 
 TEXT_TOKENS, TEXT_WIDTH, ANSWERS = 16, 512, 1000
 

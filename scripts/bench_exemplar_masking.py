@@ -15,9 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backbone.clip_files import openai_clip  # noqa: E402
-from backbone.multimodal import run  # noqa: E402
-from utils.memory.records import RecordMemory, full_tokens, select, to_bytes  # noqa: E402
+from backbone.clip_files import openai_clip
+from backbone.multimodal import run
+from utils.memory.records import RecordMemory, full_tokens, select, to_bytes
 
 WIDTH, CELLS, PATCH, WORDS = 768, 196, 3 * 16 * 16, 24
 

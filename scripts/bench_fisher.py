@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backbone import get_backbone  # noqa: E402
-from utils.per_sample import SquaredGradients  # noqa: E402
+from backbone import get_backbone
+from utils.per_sample import SquaredGradients
 
 FORMS = ["loop", "vmap", "layers"]
 

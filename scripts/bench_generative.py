@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.generative import base as class_generator  # noqa: E402
-from utils.generative.vae import VAE  # noqa: E402
+from utils.generative import base as class_generator
+from utils.generative.vae import VAE
 
 
 def norm_net(dims: list[int]) -> nn.Sequential:

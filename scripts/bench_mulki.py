@@ -25,15 +25,15 @@ from torch.nn.functional import normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backbone.clip import CLIPBackbone, build_network  # noqa: E402
-from backbone.clip_files import ClipWeights, openai_clip  # noqa: E402
-from datasets.utils.continual_dataset import ContinualDataset  # noqa: E402
-from datasets.utils.samples import ArraySamples  # noqa: E402
-from models.finetune_clip import FinetuneClip  # noqa: E402
-from models.mulki import MulKI  # noqa: E402
-from utils import cli  # noqa: E402
-from utils.cli import registry  # noqa: E402
-from utils.relations import divergence  # noqa: E402
+from backbone.clip import CLIPBackbone, build_network
+from backbone.clip_files import ClipWeights, openai_clip
+from datasets.utils.continual_dataset import ContinualDataset
+from datasets.utils.samples import ArraySamples
+from models.finetune_clip import FinetuneClip
+from models.mulki import MulKI
+from utils import cli
+from utils.cli import registry
+from utils.relations import divergence
 
 # embed, image side, vision layers, width, patch, context, vocabulary, text width, heads, layers
 SHAPES = {"small": (128, 112, 6, 192, 16, 77, 49408, 128, 2, 6), "base": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)}

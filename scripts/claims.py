@@ -8,7 +8,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.records import arms_of, finished, markdown, spread  # noqa: E402
+from scripts.records import arms_of, finished, markdown, spread
 
 COLUMNS = {
     "class_il_last": "last",

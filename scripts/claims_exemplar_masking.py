@@ -10,8 +10,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.records import arms_of, finished, markdown, spread  # noqa: E402
-from utils.escape import on_figure  # noqa: E402
+from scripts.records import arms_of, finished, markdown, spread
+from utils.escape import on_figure
 
 COLUMNS = {
     "class_il_avg": "average",

@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.records import Run, finished, markdown, spread  # noqa: E402
+from scripts.records import Run, finished, markdown, spread
 
 SCORES = ("Transfer", "Average", "Last")
 

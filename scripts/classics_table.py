@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.records import finished, markdown, spread  # noqa: E402
+from scripts.records import finished, markdown, spread
 
 ORDER = [
     "joint",

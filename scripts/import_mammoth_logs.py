@@ -20,9 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.engine import metrics  # noqa: E402
+from utils.engine import metrics
 from utils.engine import record as results
-from utils.errors import UserError  # noqa: E402
+from utils.errors import UserError
 
 NAMES = {"nan": math.nan, "inf": math.inf, "None": None, "True": True, "False": False}
 ACCURACY = re.compile(r"accuracy_(\d+)_task(\d+)$")

@@ -14,10 +14,10 @@ from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.engine.record import read_record  # noqa: E402
-from utils.engine.record_schema import wrong_record  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.escape import clean, in_markdown  # noqa: E402
+from utils.engine.record import read_record
+from utils.engine.record_schema import wrong_record
+from utils.errors import UserError
+from utils.escape import clean, in_markdown
 
 
 class Run(NamedTuple):

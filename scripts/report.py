@@ -19,12 +19,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import records  # noqa: E402
-from scripts.records import interval  # noqa: E402
-from utils.engine.record import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table  # noqa: E402
-from utils.engine.report import TITLES, human  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.escape import clean, in_html, on_figure  # noqa: E402
+from scripts import records
+from scripts.records import interval
+from utils.engine.record import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table
+from utils.engine.report import TITLES, human
+from utils.errors import UserError
+from utils.escape import clean, in_html, on_figure
 
 SEEDS = {"seed", "picture_seed", "class_order_seed", "class_order"}  # runs that differ in these alone are repeats
 SHORT = [

@@ -26,13 +26,13 @@ from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backbone.clip import CLIPBackbone, load_clip  # noqa: E402
-from backbone.fusion import FusionTransformer, question_mask  # noqa: E402
-from datasets.tiny_world import captions as words  # noqa: E402
-from datasets.tiny_world import world  # noqa: E402
-from datasets.tiny_world.render import render  # noqa: E402
-from datasets.tiny_world.rng import integers, uniform  # noqa: E402
-from datasets.utils.tiny_questions import ANSWERS  # noqa: E402
+from backbone.clip import CLIPBackbone, load_clip
+from backbone.fusion import FusionTransformer, question_mask
+from datasets.tiny_world import captions as words
+from datasets.tiny_world import world
+from datasets.tiny_world.render import render
+from datasets.tiny_world.rng import integers, uniform
+from datasets.utils.tiny_questions import ANSWERS
 
 TRAIN_SEED, CHECK_SEED, BANK_SEED = 3, 4, 0  # CLIP was trained on data seed 1; streams draw from seeds above 1000
 VOCABULARY = list(dict.fromkeys(answer for kind in words.QUESTION_KINDS for answer in ANSWERS[kind]))

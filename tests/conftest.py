@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests import fabricate  # noqa: E402
+from tests import fabricate
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)

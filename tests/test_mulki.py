@@ -8,11 +8,10 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from tests import contract, fabricate
-from tests.clip_toys import PLAIN, begun, random_clip_folder, toy
+from tests.clip_toys import PLAIN, begun, random_clip_folder, toy, weights_of
 from tests.conftest import comparable, in_child, newest_record
 from utils import relations
 from utils.errors import UserError
-from utils.weights import weights_of
 
 
 def unit(*shape, seed=0):

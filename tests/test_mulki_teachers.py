@@ -67,7 +67,7 @@ def test_the_weights_at_the_start_are_the_previous_models_and_written_once(tmp_p
     state, lost = checkpoint.capture(model, SKIP | {"run", "forward_counter"} | model.checkpoint_skip())
     checkpoint.save(tmp_path / "mid.safetensors", state, model="mulki")
     with safe_open(tmp_path / "mid.safetensors", framework="pt") as file:
-        large = [(k, file.get_tensor(k)) for k in file.keys() if file.get_tensor(k).numel() > 500]  # noqa: SIM118
+        large = [(k, file.get_tensor(k)) for k in file.keys() if file.get_tensor(k).numel() > 500]
     same = {}
     for name, tensor in large:
         same.setdefault(hashlib.sha256(tensor.numpy().tobytes()).hexdigest(), []).append(name)

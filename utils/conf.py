@@ -7,7 +7,7 @@ from argparse import Namespace
 import torch
 
 from utils.errors import UserError
-from utils.randomness import set_random_seed  # noqa: F401  (part of this module's interface)
+from utils.randomness import set_random_seed  # part of this module's interface
 
 _warned: set[str] = set()
 _of_run: dict = {"device": None, "base_path": None, "checkpoint_path": None, "max_memory_gb": None}  # set by `remember`

@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy, normalize
 
 IMAGE_ROWS = ("it", "vv")  # relations with a row per image; the others have one per class
 KINDS = ("it", "ti", "vv", "tt", "tv")
-LEAST = {"ti": ("images", 2), "tt": ("classes", 3)}  # with fewer, a row has a single entry
 
 
 def relation(

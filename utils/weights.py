@@ -4,17 +4,6 @@ import torch
 from torch import Tensor, nn
 
 
-def weights_of(
-    net: nn.Module, trained_only: bool = True, device: torch.device | str | None = None
-) -> dict[str, Tensor]:
-    """Copies of the floating-point parameters, of those that are trained by default."""
-    return {
-        name: p.detach().to(device or p.device, copy=True)
-        for name, p in net.named_parameters()
-        if p.is_floating_point() and (p.requires_grad or not trained_only)
-    }
-
-
 def _paired(net: nn.Module, other: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """The network's tensors and the others of the same names, on the network's device."""
     ours = dict(net.named_parameters())

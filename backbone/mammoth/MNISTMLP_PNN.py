@@ -8,7 +8,7 @@ from backbone.mnistmlp import MNISTMLP
 from utils.errors import UserError
 
 
-class MNISTMLP_PNN(MNISTMLP):  # noqa: N801  (the name files import)
+class MNISTMLP_PNN(MNISTMLP):
     """`old_cols` are the columns of earlier tasks; they get no gradient and are no part of this one's state."""
 
     def __init__(self, input_size: int, output_size: int, old_cols: list | None = None, hidden_size: int = 100):

@@ -12,11 +12,11 @@ import functools
 import numpy as np
 import torch
 
-from datasets.tiny_world.bank import FULL, mask_bank
+from datasets.tiny_world.bank import FIRST_DIGIT, FULL, mask_bank
 from datasets.tiny_world.rng import uniform
 from datasets.tiny_world.scenes import SIZE, scene_bank
 from datasets.tiny_world.shapes import CELL
-from datasets.tiny_world.world import COLOURS, FIRST_DIGIT, STYLES
+from datasets.tiny_world.world import COLOURS, STYLES
 
 _RGB = {
     "red": (0.86, 0.1, 0.1), "orange": (0.99, 0.55, 0.05), "yellow": (0.98, 0.9, 0.15), "green": (0.12, 0.6, 0.2),

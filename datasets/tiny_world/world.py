@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from datasets.tiny_world.bank import FIRST_DIGIT, FULL, KINDS, N_VARIANTS
+from datasets.tiny_world.bank import FULL, KINDS, N_VARIANTS
 from datasets.tiny_world.rng import choice, integers, permutation, uniform
 from datasets.tiny_world.scenes import N_PICTURES, SCENES
 
@@ -149,7 +149,3 @@ def _pose(seed: int, index: np.ndarray, spec: dict, column) -> dict[str, np.ndar
         "which": np.where(pair[:, None], np.array([0, 1, 0, 0]), 0),
         "seed": np.full(n, seed),
     }
-
-
-def is_digit(kind: np.ndarray) -> np.ndarray:
-    return kind >= FIRST_DIGIT

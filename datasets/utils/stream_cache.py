@@ -40,7 +40,7 @@ def cached_stream(folder: Path, name: str, key: str, build: Callable[[], tuple[d
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is no dict)
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
         if tensors_digest(tensors) == metadata["digest"]:
             return tensors, json_text.parse(metadata["values"])
     except (FileNotFoundError, SafetensorError, OSError, KeyError, TypeError, ValueError):

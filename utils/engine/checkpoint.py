@@ -251,17 +251,23 @@ def _encode(value, name: str, entries: dict[str, torch.Tensor], seen: dict[int, 
         return {"defaultdict": [value.default_factory.__name__, _encode_items(value, name, entries, seen)]}
     if kind is deque:
         return {"deque": [value.maxlen, _encode(list(value), name, entries, seen)]}
+    if kind is Pair:
+        return {
+            "pair": [_encode(value.image, f"{name}.image", entries, seen)]
+            + [_encode(value.text, f"{name}.text", entries, seen)]
+        }
+    return _encode_leaf(value, name, entries)
+
+
+def _encode_leaf(value, name: str, entries: dict[str, torch.Tensor]) -> dict:
+    """A value that holds no other values."""
+    kind = type(value)
     if kind is bytes:
         return {"bytes": base64.b64encode(value).decode()}
     if kind is range:
         return {"range": [value.start, value.stop, value.step]}
     if kind in (torch.dtype, torch.device):
         return {kind.__name__: str(value).removeprefix("torch.")}
-    if kind is Pair:
-        return {
-            "pair": [_encode(value.image, f"{name}.image", entries, seen)]
-            + [_encode(value.text, f"{name}.text", entries, seen)]
-        }
     if isinstance(value, np.generic) and value.dtype.kind in "biufcSUmM":
         return {"scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
     if kind is np.ndarray and value.dtype.kind in "biufcSUmM":

@@ -74,6 +74,19 @@ def _holds_scheduler(packed) -> bool:
     return kind == "scheduler"
 
 
+def random_state(value):
+    """(kind, content) of a generator of random numbers, or None."""
+    if isinstance(value, torch.Generator):
+        return "torch_generator", [str(value.device), value.get_state()]
+    if isinstance(value, np.random.Generator):
+        return "numpy_generator", value.bit_generator.state
+    if isinstance(value, np.random.RandomState):
+        return "numpy_state", value.get_state()
+    if isinstance(value, random.Random):
+        return "python_random", value.getstate()
+    return None
+
+
 class _Packer:
     def __init__(self, root: nn.Module, skip):
         self.root, self.skip, self.unsaved = root, skip, []
@@ -141,20 +154,14 @@ class _Packer:
         if isinstance(value, lr_scheduler.LRScheduler):
             owner = next((k for k, v in vars(self.root).items() if v is value.optimizer), None)
             return "scheduler", {"class": _name(type(value)), "optimizer": owner, "state": value.state_dict()}
-        if isinstance(value, torch.Generator):
-            return "torch_generator", [str(value.device), value.get_state()]
-        if isinstance(value, np.random.Generator):
-            return "numpy_generator", value.bit_generator.state
-        if isinstance(value, np.random.RandomState):
-            return "numpy_state", value.get_state()
-        if isinstance(value, random.Random):
-            return "python_random", value.getstate()
         if isinstance(value, (list, tuple, dict, deque, *SETS)):
             return self.container(value, path)
         if inspect.isclass(value) or inspect.isroutine(value):
             return self.code(value)
         methods = state_names.loader_of(type(value))
-        return None if methods is None else ("object", [_name(type(value)), methods[1], getattr(value, methods[0])()])
+        if methods is not None:
+            return "object", [_name(type(value)), methods[1], getattr(value, methods[0])()]
+        return random_state(value)
 
     def container(self, value, path: str):
         if type(value) not in (list, tuple, dict, deque, OrderedDict, Counter, defaultdict, *SETS):

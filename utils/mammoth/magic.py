@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable
 
 
-class persistent_locals:  # noqa: N801  (the name files import)
+class persistent_locals:  # the name that files import
     """After a call `function.locals` is a dict of its variables as they were when it returned. Works on methods too."""
 
     def __init__(self, function: Callable):

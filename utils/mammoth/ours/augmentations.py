@@ -61,7 +61,7 @@ def soft_aug(size: int, mean, std):
     return BatchTransform([RandomCrop((size, size), size // 8), RandomFlip(0.5), Normalize(mean, std)])
 
 
-class strong_aug:  # noqa: N801  (the name files import)
+class strong_aug:  # the name that files import
     """Two independent views of a batch: resized crop, flip, colour jitter, grey, normalisation."""
 
     def __init__(self, size: int, mean, std):
