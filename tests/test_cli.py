@@ -5,7 +5,7 @@ from argparse import ArgumentTypeError
 import pytest
 
 from utils import cli, flags
-from utils.cli import configs
+from utils.cli import configs, plugins, registry
 from utils.errors import UserError
 
 ER = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "20", "--lr", "0.1"]
@@ -138,6 +138,62 @@ def test_listing_has_a_line_for_each_name(capsys):
     lines = capsys.readouterr().out.strip().splitlines()[1:]
     assert {line.split()[0] for line in lines} >= {"sgd", "er", "derpp", "icarl", "joint"}
     assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "words, shown, hidden",
+    [
+        (["models", "l*"], {"lwf", "l2p", "lucir"}, {"er", "seq-tiny"}),
+        (["models", "LWF*", "er_ace"], {"lwf", "lwf-clip", "er-ace"}, {"er", "l2p"}),
+        (["datasets", "*-tiny"], {"seq-tiny", "mtil-tiny"}, {"seq-mnist", "er"}),
+        (["backbones", "resnet??"], {"resnet18", "resnet34"}, {"reduced-resnet18", "vit"}),
+        (["clip*"], {"clip", "clip-visual"}, {"er", "mulki"}),
+        (["all"], {"er", "seq-tiny", "vit"}, set()),
+        ([], {"er", "seq-tiny", "vit"}, set()),
+    ],
+)
+def test_patterns_choose_what_is_listed(words, shown, hidden, capsys):
+    assert cli.parse(["--list", *words]) is None
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert shown <= names and not hidden & names
+
+
+def test_a_listing_says_how_many_of_all_it_shows_and_kinds_without_a_match_are_left_out(capsys):
+    cli.parse(["--list", "l2p"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0] == f"models (1 of {len(registry.index('model'))})"
+
+
+@pytest.mark.parametrize(
+    "words, said", [(["modles"], "no name matches modles"), (["datasets", "zz*"], "no dataset matches zz*")]
+)
+def test_a_pattern_that_fits_nothing_is_told(words, said):
+    assert said in problems("--list", *words)
+
+
+def test_a_method_is_found_by_the_name_it_has_elsewhere(capsys):
+    parsed = cli.parse(["--model", "SimpleCIL", "--dataset", "seq-tiny"])
+    assert parsed.args.model == "ncm" and parsed.model_class.NAME == "ncm"
+    assert capsys.readouterr().err.startswith("note: model simplecil is ncm here: Nearest class mean")
+    assert cli.parse(["--model", "ncm", "--dataset", "seq-tiny"]).args.model == "ncm"
+    assert capsys.readouterr().err == ""
+
+
+def test_names_of_elsewhere_lead_to_methods_and_take_no_name_of_ours():
+    assert set(registry.RENAMED.values()) <= set(registry.names("model"))
+    assert not set(registry.RENAMED) & set(registry.names("model"))
+    assert all(registry.canonical(name) == name for name in registry.RENAMED)
+
+
+def test_a_plug_in_keeps_a_name_that_is_ours_under_another(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        '"""SimpleCIL of my own."""\nfrom models.sgd import Sgd\n\n\nclass Mine(Sgd):\n    NAME = "simplecil"\n    COMPATIBILITY = ["class-il"]\n'
+    )
+    argv = ["--plugins", str(tmp_path / "mine.py"), "--model", "simplecil", "--dataset", "seq-tiny", "--lr", "0.1"]
+    try:
+        assert cli.parse(argv).model_class.__name__ == "Mine"
+    finally:
+        plugins.use(None)
 
 
 def test_show_config_names_origins(capsys):

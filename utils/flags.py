@@ -147,10 +147,10 @@ def add_first_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--loadcheck", type=path, help="checkpoint whose weights are loaded before training")
     group.add_argument(
         "--list",
-        nargs="?",
-        const="all",
-        choices=["all", "models", "datasets", "backbones"],
-        help="list names with one line each, and leave",
+        nargs="*",
+        metavar="WORD",
+        help="list models, datasets, backbones or all with one line each, and exit; further words are patterns of names, "
+        "for example models 'l*'",
     )
     group.add_argument("--show_config", action="store_true", help="print every value with its origin, and leave")
     group.add_argument("-h", "--help", action="store_true", help="this help; with --model and --dataset also theirs")

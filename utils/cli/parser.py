@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import fnmatch
 import inspect
 import sys
 import traceback
@@ -42,9 +43,10 @@ def parse(argv: list[str]) -> Parsed | None:
     parser = new_parser()
     first, known_problems = first_pass(parser, argv)
     plugins.use(first.plugins)
-    if first.list:
-        print(listing(first.list))
+    if first.list is not None:
+        print(listing(*first.list))
         return None
+    first.model = registry.current_name(first.model)
     if first.help and not (first.model and first.dataset):
         print(parser.format_help())
         return None
@@ -127,7 +129,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     option = {a.dest: a.option_strings for a in parser._actions}
     origins |= {d: "command line" for d, names in option.items() if any(t.split("=")[0] in names for t in tokens)}
     idle = idle_flags(model_class, [d for d, origin in origins.items() if origin == "command line"])
-    args.model, args.dataset = registry.plain_name("model", args.model), registry.plain_name("dataset", args.dataset)
+    args.model, args.dataset = registry.plain_name("model", first.model), registry.plain_name("dataset", args.dataset)
     foreign = {
         kind: f"{path.name} sha256 {plugins.sha256(path)}"
         for kind in ("model", "dataset", "backbone")
@@ -324,15 +326,25 @@ def missing_required(parser: argparse.ArgumentParser, argv: list[str]) -> list[s
     ]
 
 
-def listing(which: str) -> str:
-    """One line for every name of a kind."""
+def listing(*words: str) -> str:
+    """One line for every name of a kind, `models` for example, or of all kinds; further words are patterns of names."""
+    which = words[0] if words and words[0] in {"all", *(f"{kind}s" for kind in registry.PACKAGES)} else None
+    patterns = [registry.canonical(word) for word in words[which is not None :]]
     lines = []
     for kind in registry.PACKAGES:
-        if which not in {"all", f"{kind}s"}:
+        if which not in {None, "all", f"{kind}s"}:
             continue
-        entries = sorted(registry.index(kind).values(), key=lambda e: e.name)
+        known = sorted(registry.index(kind).values(), key=lambda e: e.name)
+        entries = [e for e in known if not patterns or any(fnmatch.fnmatch(e.name, p) for p in patterns)]
         width = max((len(e.name) for e in entries), default=0)
-        lines += [f"{kind}s ({len(entries)})"] + [f"  {e.name:<{width}}  {e.line}" for e in entries] + [""]
+        count = f"{len(entries)} of {len(known)}" if patterns else len(known)
+        if entries or not patterns:
+            lines += [f"{kind}s ({count})"] + [f"  {e.name:<{width}}  {e.line}" for e in entries] + [""]
+    if not lines:
+        raise UserError(
+            f"--list: no {which[:-1] if which not in {None, 'all'} else 'name'} matches {' '.join(patterns)}; "
+            "`python main.py --list` shows all"
+        )
     return "\n".join(lines).rstrip()
 
 

@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
 OWN_PACKAGES = {"models", "datasets", "backbone", "utils", "main"}
 
+# what a method is called elsewhere -> what it is called here; a plug-in that brings the name comes first
+RENAMED = {
+    "simplecil": "ncm",
+    "zero-shot": "clip",
+    "finetune": "sgd",
+    "sprompt": "s-prompts",
+    "sprompts": "s-prompts",
+}
 PLUGIN = "plugin:"  # before a name: the plug-in's, where both it and this checkout have one
 
 _registered: dict[str, dict[str, object]] = {kind: {} for kind in PACKAGES}
@@ -174,6 +182,15 @@ def load(kind: str, name: str) -> object:
             raise
         raise plugins.missing_package(error, f"{kind} '{key}'") from error
     return _registered[kind][key] if key in _registered[kind] else _member(loaded, kind, key)
+
+
+def current_name(name: str | None) -> str | None:
+    """The name that a method has here, with a note on stderr where it was asked for by another."""
+    new = RENAMED.get(canonical(name or ""))
+    if new is None or exists("model", name):
+        return name
+    print(f"note: model {canonical(name)} is {new} here: {index('model')[new].line}", file=sys.stderr)
+    return new
 
 
 def _member(loaded, kind: str, key: str) -> object:
