@@ -29,6 +29,9 @@ def last(R: ArrayLike) -> float:
     """Final average accuracy (FAA): mean over j <= T-1 of R[T-1, j], the tasks trained so far.
 
     NaN if a cell of that part of the last row is missing; other rows do not matter.
+
+    Tasks: all trained so far, after the last one
+    Paper: Lopez-Paz & Ranzato, NeurIPS 2017, arXiv 1706.08840 (ACC); FAA is the name in Mammoth
     """
     R = _matrix(R)
     T, columns = R.shape
@@ -39,6 +42,9 @@ def average_incremental(R: ArrayLike) -> float:
     """Cumulative average accuracy (CAA): mean over t <= T-1 of [mean over j <= t of R[t, j]].
 
     NaN if any cell on or below the diagonal is missing; cells above it do not matter.
+
+    Tasks: all trained so far, after each of them
+    Paper: Rebuffi et al., CVPR 2017, arXiv 1611.07725 (average incremental accuracy)
     """
     R = _matrix(R)
     T, columns = R.shape
@@ -50,6 +56,9 @@ def forgetting(R: ArrayLike) -> float:
 
     The maximum includes the last row (as in Mammoth), so it is never negative. NaN for one task, and if any cell
     R[t >= j, j < T-1] is missing; rows before task j was trained (zero-shot scores) do not count.
+
+    Tasks: all but the last, after the last
+    Paper: Chaudhry et al., ECCV 2018, arXiv 1801.10112, whose maximum leaves the last row out
     """
     R = _matrix(R)
     T, columns = R.shape
@@ -57,7 +66,11 @@ def forgetting(R: ArrayLike) -> float:
 
 
 def bwt(R: ArrayLike) -> float:
-    """Backward transfer: mean over j < T-1 of R[T-1, j] - R[j, j]. NaN for one task or a missing cell of these."""
+    """Backward transfer: mean over j < T-1 of R[T-1, j] - R[j, j]. NaN for one task or a missing cell of these.
+
+    Tasks: all but the last, after the last
+    Paper: Lopez-Paz & Ranzato, NeurIPS 2017, arXiv 1706.08840
+    """
     R = _matrix(R)
     T, columns = R.shape
     return _mean([R[-1, j] - R[j, j] for j in range(T - 1)]) if T <= columns else NAN
@@ -67,6 +80,9 @@ def fwt(R: ArrayLike, random_row: ArrayLike) -> float:
     """Forward transfer: mean over 1 <= j <= T-1 of R[j-1, j] - random_row[j].
 
     `random_row` holds the scores of the untrained model, one per test set. NaN for one task or a missing cell.
+
+    Tasks: all but the first, right before each is trained
+    Paper: Lopez-Paz & Ranzato, NeurIPS 2017, arXiv 1706.08840
     """
     R, random_row = _matrix(R), np.asarray(random_row, dtype=np.float64)
     T, columns = R.shape
@@ -89,6 +105,9 @@ def ci_transfer(R: ArrayLike) -> float:
 
     The mean over moments t of how well the tasks still to come are recognised, all names competing. Alone it rewards
     forgetting (seen names that attract nothing): read it with `seen_all`. NaN for one task or any missing R[t, j > t].
+
+    Tasks: those not trained yet, after each but the last
+    Paper: Frascaroli et al., BMVC 2024, arXiv 2407.15793
     """
     return _before_last_task(R, future=True)
 
@@ -97,12 +116,19 @@ def seen_all(R: ArrayLike) -> float:
     """Mean over t < N-1 of [mean over j <= t of R[t, j]]: seen images among all names, at the moments of CI-Transfer.
 
     NaN for one task or a missing cell of these; the last row (no future left) does not matter.
+
+    Tasks: those trained so far, after each but the last
+    Paper: ours, beside CI-Transfer
     """
     return _before_last_task(R, future=False)
 
 
 def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b); 0 if both are 0, NaN if either is NaN."""
+    """2ab / (a + b); 0 if both are 0, NaN if either is NaN.
+
+    Tasks: those of the two scores
+    Paper: the two scores together as in Xian et al., CVPR 2017, arXiv 1703.04394
+    """
     return 0.0 if a == b == 0 else 2 * a * b / (a + b)
 
 
@@ -111,6 +137,10 @@ def mtil_transfer(R: ArrayLike) -> float:
 
     Each column is a data set with its own names; the first column never counts. NaN for one task or any missing
     R[t < j, j]. Unlike `ci_transfer` the outer mean is over data sets, not over moments.
+
+    Tasks: all but the first, before each is trained
+    Paper: Zheng et al., ICCV 2023, arXiv 2303.06628; among all names (X-TAIL) Xu et al., NeurIPS 2024,
+        arXiv 2406.18868
     """
     R = _matrix(R)
     rows, N = R.shape
@@ -118,19 +148,33 @@ def mtil_transfer(R: ArrayLike) -> float:
 
 
 def mtil_avg(R: ArrayLike) -> float:
-    """MTIL Avg: mean over j of [mean over t of R[t, j]] = mean of all N x N cells. NaN if one is missing."""
+    """MTIL Avg: mean over j of [mean over t of R[t, j]] = mean of all N x N cells. NaN if one is missing.
+
+    Tasks: all, after each of them
+    Paper: Zheng et al., ICCV 2023, arXiv 2303.06628; among all names (X-TAIL) Xu et al., NeurIPS 2024,
+        arXiv 2406.18868
+    """
     R = _matrix(R)
     return _mean(R) if R.shape[0] == R.shape[1] else NAN
 
 
 def mtil_last(R: ArrayLike) -> float:
-    """MTIL Last: mean over all N columns of R[N-1, j]. NaN if a cell of row N-1 is missing."""
+    """MTIL Last: mean over all N columns of R[N-1, j]. NaN if a cell of row N-1 is missing.
+
+    Tasks: all, after the last one
+    Paper: Zheng et al., ICCV 2023, arXiv 2303.06628; among all names (X-TAIL) Xu et al., NeurIPS 2024,
+        arXiv 2406.18868
+    """
     R = _matrix(R)
     return _mean(R[-1]) if R.shape[0] == R.shape[1] else NAN
 
 
 def largest_gap(R: ArrayLike, other: ArrayLike) -> float:
-    """Largest |R[t, j] - other[t, j]| over the cells that both have measured; NaN where they share none."""
+    """Largest |R[t, j] - other[t, j]| over the cells that both have measured; NaN where they share none.
+
+    Tasks: all cells that were measured
+    Paper: ours
+    """
     gaps = np.abs(_matrix(R) - _matrix(other))
     return float(np.nanmax(gaps)) if not np.isnan(gaps).all() else NAN
 
@@ -140,6 +184,9 @@ def ece(confidences: ArrayLike, correct: ArrayLike, n_bins: int = 15) -> float:
 
     Bins are ((b) / n_bins, (b + 1) / n_bins], equally wide; confidence 0 falls in the first. NaN for no samples or a
     NaN confidence.
+
+    Tasks: samples of all trained so far, after the last one
+    Paper: Guo et al., ICML 2017, arXiv 1706.04599
     """
     p, hit = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if p.shape != hit.shape or p.ndim != 1:
@@ -156,6 +203,9 @@ def per_class_accuracy(pred: ArrayLike, target: ArrayLike, n_classes: int) -> np
     """Percent of the samples of each class 0 .. n_classes-1 that got their own label: (n_classes,).
 
     NaN for a class without samples. Predictions may lie outside the range, targets may not.
+
+    Tasks: classes of all trained so far, after each
+    Paper: none
     """
     pred, target = np.asarray(pred), np.asarray(target)
     if target.size and not (0 <= target.min() and target.max() < n_classes):

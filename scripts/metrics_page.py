@@ -1,0 +1,300 @@
+"""Writes docs/metrics.md: every key of a record with its name, formula, range of tasks and paper.
+
+The keys are those that the code writes: the functions of utils/engine/metrics.py are replaced by ones that note which matrix
+they are given, then report.summary runs on made-up streams of each kind. Formulas, tasks and papers are read from the
+docstrings of metrics.py. A key that nothing here describes stops the script.
+"""
+
+import contextlib
+import inspect
+import itertools
+import re
+import sys
+from argparse import Namespace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.engine import launch, metrics, report
+from utils.engine.accounting import Stopwatch
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "metrics.md"
+
+# what no function of metrics.py computes: key -> meaning
+START = {
+    "type": "`start`",
+    "schema": "version of this format",
+    "config_hash": "sha256 of the arguments that change numbers; `--resume auto` looks for it",
+    "argv": "the command line as typed",
+    "requested": "arguments before anything was drawn or found out",
+    "args": "effective arguments, the drawn seed included",
+    "git_commit": "commit of the checkout, with + if files differ from it",
+    "versions": "of torch, torchvision, timm, numpy, as far as imported",
+    "python": "version",
+    "host": "name of the machine",
+    "device": "cpu, cuda:0, ...",
+    "time": "UTC",
+    "dataset_fingerprint": "hash of the samples and labels",
+    "data": "facts that the dataset found out about its files",
+    "class_order": "raw label of each class in the order of the stream, or null",
+    "threads": "of torch",
+    "weights_sha256": "of the pre-trained weights, or null",
+    "plugins": "files from elsewhere that were imported, with sha256",
+}
+TASK = {
+    "type": "`task`",
+    "task": "number of the task just trained, from 0",
+    "scores": "the rows R[t, :] of the matrices above, for this t",
+    "per_class": None,
+    "ece": None,
+    "seconds": "of this task by phase: begin_task, train, end_task, evaluate, save",
+    "wall_s": "seconds since the start, those of earlier processes of a resumed run included",
+    "peak_bytes": "highest resident memory (`rss`) and, where a GPU is used, its memory (`gpu`)",
+    "stored_bytes": "what the method keeps between tasks besides its network, by attribute",
+    "parameters": "of the network: `trainable` now and `total`",
+    "image_forwards": "images that went through the network or a copy of it so far",
+    "question_forwards": "the same of questions, where there are any",
+}
+EPOCH = {
+    "type": "`epoch`; with `--eval_epochs`",
+    "task": "as above",
+    "epoch": "epochs done",
+    "class_il": "percent on the test set of each task seen",
+}
+WARNING = {"type": "`warning`", "text": "a warning of Python, once each"}
+END = {
+    "type": "`end`",
+    "status": "`done`, `interrupted` or `failed`",
+    "summary": "the scores above; empty unless done",
+    "signal": "number of the signal, if interrupted",
+    "error": "class and text of the error, if failed",
+}
+MATRICES = {
+    "class_il": ("accuracy among the names seen so far (`vqa` in the summary, where questions are answered)", "j <= t"),
+    "task_il": ("accuracy among the names of the test set's own task", "j <= t; all with `--eval_future`"),
+    "all_names": ("accuracy among all names of the dataset, by `future_forward`", "all, with `--eval_future`"),
+    "unseen_names": ("accuracy among the names not trained yet", "j > t, with `--eval_future`"),
+    "exact_match": ("percent of predictions that are the first of a question's answers", "j <= t, questions"),
+    "mixed_class_il": ("`class_il` from batches that mix the test sets", "j <= t, with `--mixed_batches`"),
+    "mixed_task_il": ("`task_il` from mixed batches", "as `task_il`, with `--mixed_batches`"),
+    "mixed_all_names": ("`all_names` from mixed batches", "as `all_names`, with `--mixed_batches`"),
+    "all_names_zero_shot": ("`all_names` of zero-shot CLIP", "as `all_names`; `cgil`"),
+    "all_names_mammoth": ("`all_names` with raw keys of unseen names, as Mammoth has it", "as `all_names`; `cgil`"),
+    "all_names_normalised": (
+        "`all_names` with unit keys of unseen names, where `--future_scoring` has the raw ones",
+        "as `all_names`; `cgil`",
+    ),
+}
+OWN = {  # scores of a method's own
+    "route_acc": ("percent of samples sent to the prompt pool of their own task", "`clumo`"),
+    "oracle_route": ("`class_il` with the true task's pool, where `--route key` is used", "`clumo`"),
+    "key_route": ("`class_il` with the pool of the nearest keys, where `--route oracle` is used", "`clumo`"),
+    "nme": ("`class_il` by the nearest mean of exemplars, where the head is linear", "`exemplar-masking`"),
+    "linear": ("`class_il` by the linear head, where `--predict nme` is used", "`exemplar-masking`"),
+    "exemplars": ("exemplars kept for each class of the task", "`exemplar-masking`"),
+    "exemplar_bytes": ("bytes of an exemplar of the task", "`exemplar-masking`"),
+    "kept_patches": ("percent of the patches of an exemplar that are kept", "`exemplar-masking`"),
+    "kept_words": ("percent of the words of an exemplar that are kept", "`exemplar-masking`"),
+    "kept_attention": ("percent of the attention on the patches that are kept", "`exemplar-masking`"),
+}
+SUMMARY = {  # of the summary, but no function of a score matrix: formula, tasks
+    "final_test": ("mean of `class_il` on the test sets, where `--validation` images took their place", "all trained"),
+    "stored_bytes": ("sum of `stored_bytes` of the last task line", "all trained"),
+    "image_forwards": ("`image_forwards` of the last task line", "all trained"),
+    "peak_bytes": ("`rss` of the whole process", "all trained"),
+    "wall_s": ("seconds of all processes of the run", "all trained"),
+}
+TRACED = [
+    name
+    for name, f in vars(metrics).items()
+    if inspect.isfunction(f) and f.__module__ == metrics.__name__ and not name.startswith("_") and name != "summary"
+]
+
+
+class Named(np.ndarray):
+    """A matrix that keeps its name through slices and copies."""
+
+    def __array_finalize__(self, source):
+        self.name = getattr(source, "name", "")
+
+
+def named(name: str) -> Named:
+    matrix = np.full((3, 3), 50.0).view(Named)
+    matrix.name = name
+    return matrix
+
+
+def traced() -> dict[str, tuple[str, tuple[str, ...]] | None]:
+    """Key of the summary -> metric and the matrices (or keys) it is of; None for what no metric computes."""
+    calls: dict[float, tuple[str, tuple[str, ...]]] = {}
+    numbers = itertools.count(1)
+
+    def noting(metric: str):
+        def call(*given):
+            value = float(next(numbers))
+            names = [
+                getattr(g, "name", "") or calls.get(g if isinstance(g, float) else -1.0, ("", ()))[0] for g in given
+            ]
+            calls[value] = metric, tuple(name for name in names if name)
+            return value
+
+        return call
+
+    found: dict[str, tuple[str, tuple[str, ...]] | None] = {}
+    with contextlib.ExitStack() as stack:
+        for metric in TRACED:
+            stack.enter_context(mock.patch.object(metrics, metric, noting(metric)))
+        for setting, mtil, vqa in (("class-il", False, False), ("class-il", True, False), ("domain-il", False, True)):
+            run, model, dataset = made_up(setting, mtil, vqa)
+            summary = report.summary(run, model, dataset)
+            found |= {key: calls.get(value) for key, value in summary.items() if key not in SUMMARY | {"ece": 0}}
+            found |= {key: None for key in summary if key in SUMMARY}
+    return found | {"ece": ("ece", ())}
+
+
+def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, Namespace]:
+    """A run, a model and a dataset with all that report asks them for, and every matrix there can be."""
+    rows = {
+        "matrices": {name: named(name) for name in MATRICES},
+        "untrained": named("untrained")[0],
+        "ece": 0.5,
+        "final_test": [0.5],
+    }
+    if not mtil:
+        for name in [n for n in MATRICES if n.startswith("mixed_")]:
+            rows["matrices"].pop(name)
+    rows["matrices"] |= {name: named(name) for name in OWN}
+    forwards = {"image_forwards": 0.5, "question_forwards": 0.5}
+    run = Namespace(rows=rows, forwards=lambda: forwards, wall_s=0.5, watch=Stopwatch())
+    model = Namespace(
+        device=torch.device("cpu"),
+        stored_bytes=lambda: {"buffer": 1},
+        extra_scores=lambda: dict.fromkeys(OWN, []),
+        parameters=lambda: iter(()),
+    )
+    dataset = Namespace(
+        N_TASKS=3, N_CLASSES=3, SETTING=setting, MTIL=mtil, VQA=vqa, fingerprint=lambda: "", facts=lambda: {}
+    )
+    return run, model, dataset
+
+
+def parts(metric: str) -> dict[str, str]:
+    """Formula (the first sentence), when it is missing, tasks and paper of a metric, from its docstring."""
+    text, _, rest = inspect.getdoc(getattr(metrics, metric)).partition("\n\nTasks: ")
+    tasks, _, paper = rest.partition("\nPaper: ")
+    if not paper:
+        raise SystemExit(f"error: {metric} in utils/engine/metrics.py: its docstring needs the lines Tasks: and Paper:")
+    formula, *more = re.split(r"(?<=\w|\]|\)|\|)\. (?=[A-Z`])", " ".join(text.split()), maxsplit=1)
+    return {"formula": formula.rstrip("."), "more": "".join(more), "tasks": tasks, "paper": " ".join(paper.split())}
+
+
+def described(kind: str, written: set[str], known: dict) -> None:
+    """Stop at a key that is written and not described here, or the other way round."""
+    if wrong := written ^ set(known):
+        raise SystemExit(f"error: scripts/metrics_page.py and the code do not agree on keys of {kind}: {sorted(wrong)}")
+
+
+def check() -> None:
+    run, model, dataset = made_up("class-il", False, False)
+    labels = {"label": np.zeros(1, dtype=int), "prediction": np.zeros(1, dtype=int)}
+    described("a task line", {"type", *report.task_row(run, model, dataset, 0, labels)}, TASK)
+    args = Namespace()
+    described("the start line", {"type", "schema", "config_hash", *launch.start_line(args, {}, dataset, model)}, START)
+
+
+def summary_rows() -> list[list[str]]:
+    found, rows = traced(), []
+    titles = report.TITLES
+    for key in sorted(found, key=lambda k: list(titles).index(k) if k in titles else len(titles)):
+        if found[key] is None:
+            formula, tasks, of, paper = *SUMMARY[key], "", "none"
+        else:
+            metric, of = found[key]
+            text = parts(metric)
+            formula, tasks, paper = text["formula"], text["tasks"], text["paper"]
+            of = ", ".join(f"`{name}`" for name in of)
+        rows.append([f"`{key}`", title_of(key), of, formula, tasks, paper])
+    return rows
+
+
+def title_of(key: str) -> str:
+    """The name in the table that ends a run, or what it is made of."""
+    variants = [name.removeprefix("all_names") for name in MATRICES if name.startswith("all_names_")]
+    ending = next((v for v in variants if key.endswith(v)), "")
+    if key in report.TITLES or not ending:
+        return report.TITLES.get(key) or OWN[key.removesuffix("_last")][0]
+    return f"{report.TITLES[key.removesuffix(ending)]}: {MATRICES[f'all_names{ending}'][0]}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def line_table(known: dict[str, str | None]) -> str:
+    of = {"per_class": "per_class_accuracy", "ece": "ece"}
+    meaning = {key: text or f"{parts(of[key])['formula']}" for key, text in known.items()}
+    return table(["key", "what it is"], [[f"`{key}`", text] for key, text in meaning.items()])
+
+
+def page() -> str:
+    check()
+    matrices = [[f"`{name}`", what, cells] for name, (what, cells) in MATRICES.items()]
+    own = [[f"`{name}`", what, f"j <= t; {model}"] for name, (what, model) in OWN.items()]
+    missing = [[f"`{m}`", parts(m)["more"]] for m in TRACED if parts(m)["more"]]
+    convention = " ".join(inspect.getdoc(metrics).partition("\n\n")[2].split())
+    return f"""# Every number of a record
+
+Written by `python scripts/metrics_page.py` from `utils/engine/metrics.py` and from what writes the record; a test keeps it up to date.
+
+A run writes `record.jsonl`, one JSON object per line: `start`, a `task` line for each task, `end`, and `epoch` and `warning` lines
+where there are any. Scores are percent. A value that is not finite is null.
+
+## Summary
+
+The flat scores of the `end` line. *Of* names the matrix R (or the scores) that the formula is of. {convention}
+
+{table(["key", "name", "of", "formula", "tasks", "paper"], summary_rows())}
+
+A score that comes out as NaN is left out of the summary. When that is, and what else there is to say:
+
+{table(["metric", ""], missing)}
+
+## Score matrices
+
+`scores` of the task line t holds row t of each; j is the test set. `null` means not measured.
+
+{table(["key", "what R[t, j] is", "cells"], [*matrices, *own])}
+
+## Lines
+
+### start
+
+{line_table(START)}
+
+### task
+
+{line_table(TASK)}
+
+### epoch
+
+{line_table(EPOCH)}
+
+### warning
+
+{line_table(WARNING)}
+
+### end
+
+{line_table(END)}
+"""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(f"wrote {PAGE.relative_to(ROOT)}")
