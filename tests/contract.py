@@ -23,7 +23,7 @@ from datasets.utils.gcl_dataset import GCLDataset
 from datasets.utils.samples import ArraySamples
 from tests import fabricate, fabricate_mm, fabricate_mtil, fabricate_real
 from utils import cli
-from utils.cli import registry
+from utils.cli import plugins, registry
 from utils.engine import training
 from utils.engine.evaluate import logits_of
 from utils.pair import Pair
@@ -202,6 +202,7 @@ def argv_of(name: str, stream: str) -> list[str]:
             argv += ["--clip_backbone", "tiny"]
         elif action.required or action.dest in REQUIRED:
             argv += [action.option_strings[0], sample_value(action)]
+    argv += [word for root in plugins._roots for word in ("--plugins", str(root))]
     for flag, value in getattr(model_class(name), "TOY_ARGS", {}).items():
         argv += [f"--{flag}", str(value)]
     return [*argv, "--base_path", feature_folder().name] if uses_clip(name) else argv

@@ -132,7 +132,7 @@ def trained(name: str) -> contract.Toy:
 
 def described(name: str) -> None:
     cls = contract.model_class(name)
-    assert registry.canonical(cls.NAME) == name
+    assert registry.canonical(cls.NAME) == name.removeprefix(registry.PLUGIN)
     assert cls.COMPATIBILITY and set(cls.COMPATIBILITY) <= set(SETTINGS)
     assert len(registry.index("model")[name].line.split()) >= 3, (
         "the file's first docstring line says what the method does"
