@@ -6,6 +6,10 @@ Chaudhry et al., ICLR 2019, arXiv 1812.00420. With g the gradient of the stream 
 
 Choices: each task leaves M / T random images without augmentation (the rest of the division goes to the first tasks);
 --mammoth_compat 1 offers a single batch of each task to a reservoir instead, on which Mammoth's numbers depend.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model agem --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

@@ -1,6 +1,10 @@
 """A-GEM whose memory is a reservoir over the stream, so that it needs no task boundaries.
 
 Chaudhry et al., ICLR 2019, arXiv 1812.00420, for the projection (see agem); the reservoir is that of experience replay.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model agem-r --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 from models.agem import AGem

@@ -11,6 +11,10 @@ class. The factor T^2 keeps the size of the gradient at any temperature. Only th
 earlier correction did is passed on by distilling the corrected logits (--distill_after_bic 1). The fit sees cached
 logits: --bic_epochs full-batch steps of Adam with --bic_lr. Exemplars are herded on the images of stage 1.
 --mammoth_compat 1 sets l = 1 / (t + 1) for task t, which shrinks where it should grow; Mammoth's numbers rest on it.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model bic --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import copy

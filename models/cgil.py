@@ -23,6 +23,9 @@ code cannot run, is mean((P P^T - I)^2) over the V_c of seen classes; --align_ch
 Beyond the paper, off by default: --g_models full_gauss; --level_weight holds the mean logit of the seen names at that of
 the hand-written prompts, and --future_keys generated gives unseen names the learned context too (g(t_c), and where V_c is
 in use the mean V_c of the classes seen).
+
+Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+    python main.py --model cgil --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

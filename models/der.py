@@ -3,6 +3,10 @@
 Buzzega et al., NeurIPS 2020, arXiv 2004.07211. With z the logits stored when a sample was seen,
 
     loss = CE(h(x), y) + alpha * MSE(h(x'), z'),   (x', z') drawn from the memory.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model der --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch.nn.functional as F

@@ -6,6 +6,10 @@ Buzzega et al., NeurIPS 2020, arXiv 2004.07211. With z the logits stored when a 
 
 Choices: --single_forward 1 sends x, x' and x'' through the network as one batch. The maths is the same but for
 BatchNorm, whose batch statistics are then those of stream and memory together instead of each on its own.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model derpp --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

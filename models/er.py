@@ -1,6 +1,10 @@
 """Experience replay: each batch is trained on together with samples from a reservoir.
 
 Chaudhry et al. 2019, arXiv 1902.10486.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model er --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

@@ -9,6 +9,10 @@ An old class that is not in the batch gets no gradient from the stream, so its f
 Choices: U are classes that no batch had before, whatever their numbers. The first task has no mask and no replay
 unless --task_free 1. --use_custom_classifier 1 puts a cosine classifier of scale 10 in place of the linear one.
 --mammoth_compat 1 opens the mask from the highest class seen on, so that this class is never masked, as in Mammoth.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model er-ace --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

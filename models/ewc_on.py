@@ -9,6 +9,10 @@ Choices: the gradients are those of single images, exactly (utils/per_sample.py)
 augmentation, network in eval mode, so that BatchNorm is left alone. --fisher empirical takes the true label for y, as
 is common; true draws y from the network's own prediction, once for each image; mammoth weighs an image's squares by
 p(y|x) and divides by whole batches, which is neither Fisher but what Mammoth's numbers rest on.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model ewc-on --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

@@ -7,6 +7,10 @@ Benjamin et al., ICLR 2019, arXiv 1805.08289. With z the logits of a stored samp
 
 Choices: after task t every task holds M / (t + 1) places (the rest of the division goes to the first tasks), filled
 with random images without augmentation. --mammoth_compat 1 leaves alpha out of step 2, as Mammoth does.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model fdr --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

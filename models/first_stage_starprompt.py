@@ -10,6 +10,10 @@ Menabue et al., ECCV 2024, arXiv 2403.06870.
 Choices: images are not augmented, so that the frozen tower sees each of them once (the released code fits the mixtures
 on two augmented passes); names not seen yet keep their hand-written key; float32 throughout. The second stage, a ViT
 prompted by these keys, is not part of this file.
+
+No table has a row of it; on the picture world:
+    python main.py --model first-stage-starprompt --dataset seq-tiny --permute_classes 1 --seed 1992 \
+        --picture_seed 1992
 """
 
 import torch

@@ -6,6 +6,10 @@ Choices: the network is trained anew after every task, since each can be asked f
 one alone, as Mammoth does; scores before that are those of an untrained network). It starts from the weights that the run
 began with. The learning rate falls along cosines from --maxlr to --minlr, over 1, 2, 4, ... epochs. CutMix takes every
 batch (--cutmix_alpha 0: none); images with a text are not mixed, since a text has no patch to cut.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model gdumb --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import numpy as np

@@ -7,6 +7,10 @@ projection; gamma > 0 moves the step towards the past)   -> `utils.gradients.pro
 Choices: the quadratic program is solved as non-negative least squares (scipy), to the same solution. A task leaves M / T
 random images without augmentation. --whole_memory 1 replays all of them in every step, as the paper's constraints
 read; 0 draws --minibatch_size of each past task.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model gem --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

@@ -8,6 +8,10 @@ Aljundi et al., NeurIPS 2019, arXiv 1903.08671. A sample's score c is 1 + the la
 
 Choices: --gss_gradients all takes the gradient of every parameter, in chunks of samples; classifier that of the last
 linear layer, which has a closed form. Gradients are taken in eval mode, on images without augmentation, after the step.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model gss --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

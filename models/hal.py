@@ -11,6 +11,10 @@ Chaudhry et al., AAAI 2021, arXiv 2002.08165. With anchors e (one image for each
 Choices: anchors start at a stored image of their class and take --anchor_steps of gradient ascent with the run's learning
 rate, network in eval mode. The memory keeps the last samples of each class (a ring). Of images with texts the picture alone is
 moved.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model hal --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import copy

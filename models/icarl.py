@@ -9,6 +9,10 @@ Rebuffi et al., CVPR 2017, arXiv 1611.07725.
 
 Choices: features are those before the classifier, of images without augmentation. A class whose exemplars are not
 chosen yet (evaluation inside its task) is represented by the mean of its training images.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model icarl --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import copy

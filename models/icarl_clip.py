@@ -9,6 +9,10 @@ classify instead of class means, so that data sets to come can be scored; the me
 Choices: the exemplars' softmax in the cross-entropy is over the names that the replayed batch holds, since past data sets
 may have more names than a step can encode; the distillation is over all past names with the teacher's texts on both
 sides; exemplars are kept as bytes and are not augmented. --teacher previous holds the previous model instead.
+
+No table has a row of it; on the picture world:
+    python main.py --model icarl-clip --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
+        --buffer_size 120 --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

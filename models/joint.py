@@ -2,6 +2,10 @@
 
 `--joint 1` with any model is the other form: the stream itself is then a single task. This one also serves streams
 whose tasks share their classes.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model joint --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 from models.utils.continual_model import ContinualModel

@@ -11,6 +11,10 @@ Choices: each sample chooses for itself (the batch-wise vote of the released cod
 images of a batch and is left out). On pictures with questions the sequence is the fused one, and the query is the
 picture's, as in the comparison of CluMo's authors, or with --query both the question's too. --prompt_range is the
 released uniform start; beside a small network's normalised states ±1 is large.
+
+Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
+    python main.py --model l2p --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu --seed 0 \
+        --picture_seed 0
 """
 
 import torch

@@ -5,6 +5,10 @@ it shows what forgetting a linear head alone suffers, the encoder being fixed.
 
 Choices: unit features (--normalize 1) and C = 10 are ours; for raw features of norm r the equal C is 10 / r^2.
 Of pictures with texts it sees both and their product, or with --probe_input one of them: what each alone can tell.
+
+Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+    python main.py --model linear-probe --joint 1 --dataset seq-tiny --permute_classes 1 --seed 1992 \
+        --picture_seed 1992
 """
 
 import torch

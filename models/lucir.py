@@ -14,6 +14,10 @@ Choices: old rows keep their direction while new classes are learnt (the feature
 class-balanced tuning works on features of exemplars without augmentation, encoded once: full-batch steps, one for each
 of --fitting_epochs. The last ReLU of the network stays. --mammoth_compat 1 takes lambda_t from the counts of the task
 before, so that the second task has no distillation, as in Mammoth.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model lucir --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import copy

@@ -12,6 +12,10 @@ Choices: --old_outputs recorded (the paper's) takes Y_o once, on images without 
 network keeps a copy of the old network and asks it about each augmented batch. The warm-up sees each image's features
 once, so its epochs cost next to nothing; --warmup_epochs says how many. Cross-entropy runs over all seen classes,
 since no task is known at test time. --mammoth_compat 1 records Y_o on images that are not normalised, as Mammoth does.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model lwf --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import copy

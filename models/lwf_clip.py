@@ -7,6 +7,10 @@ Li and Hoiem, ECCV 2016, arXiv 1606.09282, in the form that Zheng et al., ICCV 2
 Choices: as in the released code of ZSCL the teacher's text features stand on both sides, so the text tower gets no
 distillation gradient (--kd_text student: the student's own). Two controls of methods with more parts: --teacher pretrained
 holds the first CLIP instead of the previous model; --inter_alpha .8 merges weights after each task.
+
+Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
+    python main.py --model lwf-clip --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
+        --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 from models.utils.clip_distillation import HeldTuning, add_distillation_args, add_merge_args, two_way_divergence

@@ -8,6 +8,10 @@ and after all of them
     theta   <- theta_0 + gamma (theta - theta_0)                   across batches
 
 With beta = gamma = 1 this is experience replay in steps of one sample. The published setting has --batch_size 1.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model mer --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

@@ -29,6 +29,10 @@ Choices (all of them ours):
 - --distill_data reference keeps `it` and `ti` on pictures and texts of no task instead, for comparison; there is no gate then,
   no label rule, and each step encodes a second batch.
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
+
+Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
+    python main.py --model mulki --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 \
+        --picture_seed 1992
 """
 
 import argparse

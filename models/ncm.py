@@ -2,6 +2,9 @@
 
 As SimpleCIL does with ViT features (Zhou et al. 2023, arXiv 2303.07338), but a class mean is the mean of unit features.
 Choices: --text_weight w makes prototypes (1 - w) image mean + w text, both of unit length; 0 leaves the text out.
+
+Row of docs/tiny_world.md, by scripts/tiny_world.py, one seed:
+    python main.py --model ncm --dataset seq-tiny --permute_classes 1 --device cpu --seed 0 --picture_seed 0
 """
 
 import torch

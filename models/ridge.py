@@ -4,6 +4,9 @@ The primal form of RAIL (Xu et al., NeurIPS 2024, arXiv 2406.18868) without its 
 G = sum H^T H, Q = sum H^T Y, W = (G + lambda I)^-1 Q, with H the unit features and Y one-hot.
 
 Choices: --ridge is lambda; there is no intercept; moments are kept in float64.
+
+No table has a row of it; on the picture world:
+    python main.py --model ridge --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

@@ -4,6 +4,10 @@ Pernici et al., ICPR 2020, "Class-incremental learning with pre-allocated fixed 
 of the network and V (C - 1, C) the unit corners,
 
     logits = z V;   loss = CE(logits, y) on the batch together with replayed samples.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model rpc --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import math

@@ -9,6 +9,10 @@ Wang, Huang & Hong, NeurIPS 2022, arXiv 2207.12819 (the form with prompts of the
 Choices: centres are made in mini-batches and before training, which changes nothing as features are frozen. On
 pictures with questions the sequence is the fused one, and centres are of the picture's features, or with --query both
 of the question's too. Answers of other tasks get no logit.
+
+Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
+    python main.py --model s-prompts --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
+        --seed 0 --picture_seed 0
 """
 
 import torch

@@ -1,4 +1,9 @@
-"""Plain fine-tuning on each task in turn: the lower bound."""
+"""Plain fine-tuning on each task in turn: the lower bound.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model sgd --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
+"""
 
 from models.utils.continual_model import ContinualModel
 

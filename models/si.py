@@ -9,6 +9,10 @@ Zenke et al., ICML 2017, arXiv 1703.04200.
 Choices: g is without the penalty and the step is the one the optimiser made, so that the path integral holds for any
 optimiser. A parameter whose omega ends below 0 made the loss worse on the whole, as weight decay can do; --clamp_omega
 1 counts it as 0, since a negative Omega would push it away from theta* without bound.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model si --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

@@ -14,6 +14,10 @@ Choices: the memory is balanced over classes and filled after a task, with logit
 every older sample gets the new classes' outputs. While a task runs, the drawn samples get new current and future outputs with
 probability 1 / (number of times drawn). SupCon sees the stream and the first draw, at most --simclr_batch_size of them, in
 --simclr_num_aug views made by the stream's own augmentation. Where z_y is negative, the outputs are shifted, not scaled.
+
+Row of docs/classics.md, by scripts/classics.sh, one seed:
+    python main.py --model xder --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
+        --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
 import copy

@@ -13,6 +13,11 @@ Choices: --reference names the data: a folder (the paper takes ImageNet's traini
 Captions), `tiny` (pictures and captions that the embedded CLIP was pre-trained on), `synthetic` (noise and random
 sentences), `self` (the task's own batch and names). At most --n_reference images, and as many texts, are kept in memory
 and asked of the teacher once.
+
+Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
+    python main.py --model zscl --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
+        --reference_batch 32 --avg_freq 10 --reference tiny --dataset mtil-tiny --mtil_order I --eval_future 1 \
+        --seed 1992 --picture_seed 1992
 """
 
 import torch
