@@ -40,7 +40,11 @@ def read(folder: Path) -> list[Fault]:
     """All faults of a folder of tables; ValueError names an entry that is not whole."""
     faults = []
     for path in sorted(folder.glob("*.yaml")):
-        for file, entries in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items():
+        try:
+            files = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path.name} is no YAML: {' '.join(str(error).split())}") from None
+        for file, entries in files.items():
             for entry in entries:
                 if set(entry) != FIELDS or not all(isinstance(entry[k], str) for k in FIELDS - {"tests"}):
                     raise ValueError(f"{path.name}: {file}: an entry has the texts {', '.join(sorted(FIELDS))}: {entry}")
