@@ -8,16 +8,12 @@ Xu et al., NeurIPS 2024, arXiv 2406.18868.
                                                                                                   -> `future_forward`
 Choices: the paper updates the inverse batch by batch; here the two sums are kept and solved after each task, which is the
 same matrix (tests compare) and a quarter of the work. Sums are in float64. --rp_size 0 is the regression without a random
-<<<<<<< HEAD
 layer; the default is the paper's 15,000, or the number of training images of the stream, if that is less: more random
 features do not raise the rank of the sums. W_r is uniform as torch initialises a linear layer, without intercept, and
 drawn by the seed, not stored.
-=======
-layer. W_r is uniform as torch initialises a linear layer, without intercept, and drawn by the seed, not stored.
 
 No table has a row of it; on the picture world:
     python main.py --model rail --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
->>>>>>> b3ae798 (Method files name their command; README by rooms, a glossary)
 """
 
 import torch

@@ -179,3 +179,47 @@ def test_bic_answers_are_corrected_after_a_task_and_plain_within_one():
 def test_bic_needs_two_exemplars_of_each_old_class():
     with pytest.raises(UserError, match="at least 8"):
         build(Bic, buffer_size=7)
+
+
+def test_lucir_scale_is_part_of_the_loss():
+    model = build(Lucir)
+    begin(model)
+    with torch.no_grad():
+        model.net.classifier.scale.fill_(3.0)
+    x, y = some(model)
+    rows = model.net.classifier.weight.detach()[:3]
+    cosines = torch.tensor([[float(F.cosine_similarity(f, w, dim=0)) for w in rows] for f in x.flatten(1)])
+    wanted = float(F.cross_entropy(3 * cosines, y))
+    assert float(model.meta_observe(x, y, x)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_lucir_tunes_the_classifier_on_exemplars():
+    """Three full-batch steps on the balanced memory, over the seen classes; the rest of the network stays."""
+    model = build(Lucir, fitting_epochs=3, lr_finetune=0.05)
+    train(model), begin(model)
+    model.end_task, tune = type(model).end_task.__get__(model), model.tune
+    heads = []
+    model.tune = lambda: (heads.append(copy.deepcopy(model.net.classifier)), tune())
+    model.meta_end_task(model.dataset)
+    (head,), (images, labels) = heads, model.buffer.get_all_data()
+    for _ in range(3):
+        f = F.normalize(images.flatten(1), dim=1)
+        z = head.scale * f @ F.normalize(head.weight, dim=1).T
+        g = torch.autograd.grad(F.cross_entropy(z[:, :4], labels), list(head.parameters()))
+        with torch.no_grad():
+            for p, change in zip(head.parameters(), g, strict=True):
+                p -= 0.05 * change
+    for p, wanted in zip(model.net.classifier.parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(p, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_bic_fits_its_correction_on_the_seen_classes():
+    model = build(Bic)
+    train(model), begin(model)
+    with torch.no_grad():
+        model.net.classifier.bias[4:] += 9.0  # classes to come, which would win
+    images, labels = model.held_out
+    z = model.net(images).detach()
+    wanted = fit_correction(z[:, :4], labels, 3, model.args.bic_epochs, model.args.bic_lr)
+    model.meta_end_task(model.dataset)
+    torch.testing.assert_close(model.correction, wanted)

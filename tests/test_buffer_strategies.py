@@ -176,3 +176,23 @@ def test_reservoir_takes_a_large_batch_like_single_samples():
         buffer.add_data(numbered(0, 10_000))
         counts += np.bincount((buffer.examples[:, 0] // 1000).long().numpy(), minlength=10)
     assert ((counts - 1000) ** 2 / 1000).sum() < chi2.ppf(0.999, 9)
+
+
+def test_greedy_memory_refuses_the_largest_class():
+    buffer = Buffer(4, sample_selection_strategy="greedy")
+    fill(buffer, 4, labels=lambda i: (i == 3).long())  # 0 0 0 1
+    buffer.add_data(numbered(10, 20), labels=torch.zeros(10, dtype=torch.long))
+    assert stored(buffer) == [0, 1, 2, 3]
+
+
+def test_abs_shares_follow_the_memory():
+    """One place of six is of an old task: it goes with probability 1/6."""
+    np.random.seed(0)
+    dataset = Namespace(c_task=1, get_offsets=lambda task: (2, 4))
+    buffer = Buffer(6, sample_selection_strategy="abs", dataset=dataset)
+    labels = torch.tensor([0, 2, 2, 3, 3, 3])
+    buffer.add_data(numbered(0, 6), labels=labels, sample_selection_scores=torch.arange(6.0))
+    pick = buffer.sample_selection_fn
+    pick.begin(6)
+    old = sum(pick.victim() == 0 for _ in range(1200))
+    assert abs(old - 200) < 4 * (1200 * 5 / 36) ** 0.5

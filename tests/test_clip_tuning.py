@@ -146,3 +146,33 @@ def test_names_are_encoded_in_pieces_at_the_same_value_and_less_memory():
     for whole, pieces in zip(found[0][2], found[2][2], strict=True):
         torch.testing.assert_close(whole, pieces, atol=1e-6, rtol=1e-5)
     assert found[2][0] < 0.2 * found[0][0], "the activations of no piece are kept"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_cross_entropy_by_loops(smoothing):
+    model, *_ = begun(0, label_smoothing=smoothing, **PLAIN)
+    draw = torch.Generator().manual_seed(0)
+    images, names = (normalize(torch.randn(n, 5, generator=draw), dim=1) for n in (4, 3))
+    labels, total = torch.tensor([2, 0, 1, 1]), 0.0
+    for image, label in zip(images, labels.tolist(), strict=True):
+        z = [float(model.scale) * float(image @ name) for name in names]
+        shares = torch.tensor(z).double().log_softmax(0).tolist()
+        wanted = [(1 - smoothing) * (k == label) + smoothing / 3 for k in range(3)]
+        total -= sum(w * s for w, s in zip(wanted, shares, strict=True)) / 4
+    assert float(model.task_loss(images, names, labels)) == pytest.approx(total, rel=1e-4)
+
+
+def test_seen_names_alone_are_scored():
+    model, inputs, *_ = begun(1, **PLAIN)
+    x = model.clip_input(inputs)
+    seen, every = model.eval()(x), model.future_forward(x)
+    assert seen.shape[1] == 5 and every.shape[1] == 9
+    torch.testing.assert_close(seen, every[:, :5])
+
+
+def test_a_quarter_of_the_way():
+    net, anchor = torch.nn.Linear(2, 2), {"weight": torch.zeros(2, 2), "bias": torch.ones(2)}
+    with torch.no_grad():
+        net.weight.fill_(4.0), net.bias.fill_(5.0)
+    interpolate(net, anchor, 0.25)
+    assert torch.equal(net.weight, torch.full((2, 2), 1.0)) and torch.equal(net.bias, torch.full((2,), 2.0))

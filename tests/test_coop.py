@@ -80,3 +80,36 @@ def test_unseen_names(build):
     own, dataset = build(csc=True)
     train(own, dataset, 1)
     assert torch.allclose(own.future_forward(x)[:, 2:], own.logits(x, own.written[2:]), atol=1e-4)
+
+
+def test_labels_go_with_their_features_in_a_new_order_each_pass(build):
+    model, dataset = build(n_epochs=3, batch_size=4)
+    dataset.get_data_loaders()
+    model.meta_begin_task(dataset)
+    features, labels = model.image_features(dataset.train_loader.dataset)
+    features, step, seen = normalize(features, dim=1), model.step, []
+
+    def noted(x, y):
+        rows = torch.cdist(x, features).argmin(1)
+        assert torch.equal(labels[rows], y)
+        seen.append(rows)
+        return step(x, y)
+
+    model.step = noted
+    model.meta_end_task(dataset)
+    passes = torch.cat(seen).view(3, -1).tolist()
+    assert len({tuple(p) for p in passes} | {tuple(range(len(labels)))}) == 4
+
+
+def test_the_rate_falls_within_a_task(build):
+    """Two passes of a cosine: the whole rate, then half of it; the next task starts anew."""
+    model, dataset = build(n_epochs=2, batch_size=99, lr_scheduler="cosine")
+    step, rates = model.step, []
+
+    def noted(x, y):
+        rates.append(model.opt.param_groups[0]["lr"])
+        return step(x, y)
+
+    model.step = noted
+    train(model, dataset, 2)
+    assert rates == pytest.approx([0.01, 0.005] * 2)

@@ -9,7 +9,11 @@ import torch
 from torchvision.transforms import functional as TF
 
 from datasets import get_dataset, get_dataset_class
+from datasets.utils.labels import symmetric_noise, unlabelled, validation_mask
+from datasets.utils.loaders import Split
+from datasets.utils.samples import ArraySamples, FileSamples
 from tests import fabricate
+from tests.toys import ToyDomains, toy_args
 from utils.cli import configs
 from utils.randomness import generator
 
@@ -341,3 +345,81 @@ def test_configs_change_the_stream(make):
     assert values == {"n_epochs": 1}
     ((_, values),) = configs.dataset_config(get_dataset_class("seq-cifar100"), "noscheduler")
     assert values == {"lr_scheduler": None}
+
+
+# parts on their own
+
+
+def test_every_pass_has_an_order_and_an_augmentation_of_its_own(make):
+    train, _ = make("seq-cifar10", batch_size=16).get_data_loaders()
+    orders = [train.order(("epoch", e)) for e in range(2)]
+    assert len({tuple(order.tolist()) for order in [*orders, torch.arange(len(train.dataset))]}) == 3
+    first, second = (
+        torch.cat([batch[0] for batch in train.epoch(e)])[order.argsort()] for e, order in enumerate(orders)
+    )
+    moved = (first != second).flatten(1).any(1)  # by image, in the order of the split
+    assert moved.float().mean() > 0.9
+
+
+def test_single_items_have_random_numbers_of_their_own(make):
+    split = make("seq-folder").get_data_loaders()[0].dataset
+    split.transform = lambda picture: torch.rand(4)
+    items = split.items(("a", "key"))
+    assert torch.equal(items[0][0], items[0][0]) and not torch.equal(items[0][0], items[1][0])
+    assert not torch.equal(items[0][0], split.items(("another", "key"))[0][0])
+
+
+def test_fields_of_all_samples_follow_the_rows_of_a_split():
+    samples = ArraySamples(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.zeros(6), whole=torch.arange(6))
+    split = Split(samples, torch.tensor([4, 2]), torch.tensor([0, 0]), None, True)
+    split.add_extra_return_field("later", 10 * torch.arange(6))
+    split.add_extra_return_field("own", torch.tensor([7, 8]))
+    assert [split.whole.tolist(), split.later.tolist(), split.own.tolist()] == [[4, 2], [40, 20], [7, 8]]
+
+
+def test_files_are_opened_in_color(tmp_path):
+    from PIL import Image
+
+    for mode in ("L", "RGBA", "P", "RGB"):
+        Image.new(mode, (5, 4)).save(tmp_path / f"{mode}.png")
+        assert FileSamples([tmp_path / f"{mode}.png"], [0]).open(0).mode == "RGB"
+
+
+def test_symmetric_noise_reaches_every_other_class():
+    noisy = symmetric_noise(torch.full((4000,), 2), 0.5, 5, seed=0)
+    counts = noisy.bincount(minlength=5).tolist()
+    assert counts[2] == 2000 and all(abs(counts[c] - 500) < 4 * 500**0.5 for c in (0, 1, 3, 4))
+
+
+def test_noise_leaves_the_test_labels_alone(make):
+    clean, noisy = (make("seq-cifar10", **more) for more in ({}, {"noise_rate": 0.5}))
+    for (_, a), (_, b) in zip(tasks_of(clean), tasks_of(noisy), strict=True):
+        assert torch.equal(a.targets, b.targets)
+
+
+def test_labels_that_stay_by_class_and_by_task():
+    """Classes of 40, 8 and 2 images, a quarter: 10, 2 and at least 1 by class; 50 / 4 / 3 = 4 of each by task."""
+    targets = torch.tensor([0] * 40 + [1] * 8 + [2] * 2)
+    by_class, by_task = (unlabelled(targets, 0.25, 3, kind, seed=0) for kind in (True, False))
+    assert targets[~by_class].bincount().tolist() == [10, 2, 1]
+    assert targets[~by_task].bincount().tolist() == [4, 4, 2]
+    assert targets[~unlabelled(targets, 0.01, 3, False, 0)].bincount().tolist() == [1, 1, 1]
+
+
+def test_the_held_out_part_is_drawn_at_random():
+    masks = [validation_mask(torch.zeros(40), 0.25, seed) for seed in range(3)]
+    assert all(int(mask.sum()) == 10 for mask in masks)
+    assert len({tuple(mask.tolist()) for mask in [*masks, torch.arange(40) < 10]}) == 4
+
+
+def test_domains_named_by_their_samples_come_in_the_order_asked_for():
+    class Named(ToyDomains):
+        def load(self, train):
+            samples = super().load(train)
+            samples.task_ids = torch.arange(len(samples)) % 3 // 2  # a third is of domain 1
+            return samples
+
+    for order in ([0, 1], [1, 0]):
+        parts = tasks_of(Named(toy_args(custom_task_order=order)))
+        for task, (train, test) in zip(order, parts, strict=True):
+            assert (train.rows % 3 // 2 == task).all() and (test.rows % 3 // 2 == task).all() and len(train) > 5

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from datasets.utils.samples import ArraySamples
 from models.icarl import ICarl
 from tests.toys import Linear, ToyStream, random_pairs, toy_args
+from utils.batch_transforms import BatchTransform, Normalize
 from utils.errors import UserError
 from utils.memory.buffer import Buffer, fill_buffer, icarl_replay
 from utils.memory.exemplars import class_means, features_of, herd, quotas
@@ -217,3 +218,12 @@ def test_icarl_fills_the_same_memory_through_its_hooks():
         for label, images in stored(model.buffer).items():
             assert torch.equal(images, herded_by_hand(stream, net, label, len(images)))
     assert sizes == [7 + 8 + 9, 10 + 14, 11 + 12 + 14]
+
+
+def test_replayed_exemplars_are_augmented_like_the_task():
+    stream = ToyStream(toy_args())
+    stream.get_data_loaders()
+    stream.train_loader.dataset.transform = BatchTransform([Normalize([0.5], [0.25])])
+    stored = torch.randint(0, 256, (4, 1, 2, 3), dtype=torch.uint8)
+    for images, _, plain in stream.train_loader.with_samples(stored, torch.tensor([0, 1, 2, 0])):
+        torch.testing.assert_close(images, (plain - 0.5) / 0.25)

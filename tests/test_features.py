@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.utils.samples import ArraySamples, FileSamples
 from utils import features
 from utils.errors import UserError
 from utils.features import FeatureStore
@@ -398,3 +399,16 @@ def test_features_of_an_earlier_run_are_counted_once(tmp_path):
     for rows in (torch.tensor([3, 3, 4]), torch.arange(4, 30), torch.arange(N)):
         again.rows(Samples(), rows, Encoder())
     assert again.reused == 20 and again.forwards == 30
+
+
+def test_changed_samples_have_another_fingerprint(tmp_path):
+    """One pixel of an array, one byte of a file."""
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    first, again = (ArraySamples(images.clone(), [0, 0, 0]).fingerprint for _ in range(2))
+    images[2, 0, 1, 1] = 1
+    assert first == again != ArraySamples(images, [0, 0, 0]).fingerprint
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    first, again = (FileSamples([path], [0]).fingerprint for _ in range(2))
+    path.write_bytes(b"longer")
+    assert first == again != FileSamples([path], [0]).fingerprint

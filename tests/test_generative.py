@@ -10,6 +10,7 @@ from utils.errors import UserError
 from utils.generative import GENERATORS
 from utils.generative import base as class_generator
 from utils.generative.base import class_streams
+from utils.generative.diffusion import batch_order
 from utils.generative.gaussians import log_joint
 from utils.generative.vae import cosine_restarts
 
@@ -311,3 +312,34 @@ def test_published_parameter_count_of_the_decoder():
     generator = GENERATORS["vae"](n_iters=1)
     generator.fit({0: torch.randn(3, 768)})
     assert generator.stored_bytes() == 4 * (788_224 + 2 * 768)
+
+
+def test_shuffled_samples_keep_their_labels():
+    generator = fitted("gauss", {c: torch.full((4, 2), float(c)) for c in range(5)})
+    torch.manual_seed(0)
+    x, labels = generator.shuffled(3, 50)
+    assert torch.equal(x, labels[:, None].expand(-1, 2).float()) and labels.bincount().tolist() == [50] * 3
+    assert not torch.equal(labels, labels.sort().values)
+    blocks = labels.view(3, 50)
+    assert all(len(block.unique()) == 3 for block in blocks), "each part of the order has every class"
+
+
+def test_every_class_has_a_random_stream_of_its_own():
+    first, second = (class_streams(classes, rng(1), torch.device("cpu")) for classes in ([0, 1, 2, 40], [1, 40]))
+    assert len({s.initial_seed() for s in first}) == 4
+    assert [first[1].initial_seed(), first[3].initial_seed()] == [s.initial_seed() for s in second]
+
+
+def test_draws_of_a_mixture_follow_its_weights():
+    generator = fitted("mog", features({0: 20}, dim=1), n_components=2)
+    shape = generator.rows["mean"].shape
+    generator.rows = {"weight": torch.tensor([[0.9, 0.1]]).double(), "mean": torch.tensor([[[-10.0], [10]]]).double()}
+    generator.rows["std"] = torch.ones(shape).double()
+    share = float((generator.sample(torch.tensor([0]), 3000, rng()) < 0).double().mean())
+    assert abs(share - 0.9) < 4 * (0.09 / 3000) ** 0.5
+
+
+def test_every_epoch_of_a_generator_is_shuffled():
+    order = batch_order(10, {"n_iters": 6, "batch_size": 5, "constants": "common"}, rng())[0].view(3, 10)
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in order)
+    assert len({tuple(epoch.tolist()) for epoch in order} | {tuple(range(10))}) == 4

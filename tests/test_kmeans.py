@@ -103,3 +103,17 @@ def test_against_scikit_learn():
     theirs = cluster.MiniBatchKMeans(3, batch_size=32, n_init=3, random_state=0).fit(x.numpy()).cluster_centers_
     ours = minibatch_kmeans(x, 3, torch.Generator().manual_seed(0))
     assert float(inertia(x, ours)) <= 1.10 * float(inertia(x, torch.from_numpy(theirs)))
+
+
+def test_the_best_of_the_starts_is_taken(monkeypatch):
+    """Three starts of known inertia, and no step after them."""
+    x = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
+    starts = iter([torch.tensor([[0.0], [1.0]]), torch.tensor([[0.5], [9.5]]), torch.tensor([[5.0], [5.0]])])
+    monkeypatch.setattr("utils.kmeans.plus_plus", lambda sample, k, rng: next(starts))
+    assert minibatch_kmeans(x, 2, torch.Generator().manual_seed(0), iters=0).tolist() == [[0.5], [9.5]]
+
+
+def test_dead_centers_move_to_points_of_their_own():
+    centres, counts = torch.tensor([[0.0], [50.0], [60.0]]), torch.tensor([500.0, 0.0, 1.0])
+    moved, _ = revive(centres, counts, torch.tensor([[1.0], [8.0], [-3.0], [5.0]]))
+    assert moved.flatten().tolist() == [0.0, 8.0, 5.0]

@@ -134,6 +134,8 @@ def test_summary_has_what_was_measured_and_nothing_else():
     scores = metrics.summary(every)
     assert scores["class_il_last"] == 80 and scores["class_il_bwt"] == -12.5
     assert scores["ci_transfer"] == scores["future_unseen"] == 45 and scores["seen_all"] == 80
+    other = metrics.summary({"future": SMALL, "future_unseen": 2 * np.asarray(SMALL)})
+    assert other["ci_transfer"] == 45 and other["future_unseen"] == 90, "each from its own matrix"
     assert scores["ci_harmonic"] == pytest.approx(2 * 45 * 80 / 125)
     assert scores["mtil_transfer"] == 46.25 and "task_il_last" not in scores and "class_il_fwt" not in scores
     assert all(type(v) is float for v in scores.values())

@@ -376,3 +376,31 @@ def test_reference_batches_are_functions_of_the_step():
     assert len(first) == 4 and torch.equal(first, model.reference_rows())
     model._task_iteration = 1
     assert not torch.equal(first, model.reference_rows())
+
+
+@pytest.mark.parametrize("name, flags", [("lwf-vr", {}), ("lwf-clip", {}), ("zscl", {"l2": 0})])
+def test_distillation_has_its_weight(name, flags):
+    model, pixels, labels = begun(name, **flags)
+    disturb(model)
+    found = {}
+    for model.args.kd_weight in (1.0, 3.0):
+        found[model.args.kd_weight] = float(penalty(model, pixels, labels).detach())
+    assert found[3.0] == pytest.approx(3 * found[1.0], rel=1e-5) and found[1.0] > 1e-3
+
+
+@pytest.mark.parametrize("teacher", ["previous", "pretrained"])
+def test_reference_answers_are_those_of_the_teacher(teacher):
+    model, *_ = begun("zscl", teacher=teacher)
+    first = model.answers.clone()
+    disturb(model)
+    model.meta_end_task(model.dataset)
+    model.dataset.get_data_loaders()
+    model.meta_begin_task(model.dataset)
+    now = model.image_rows(model.net, model.net.normalize_images(model.pictures)).detach()
+    torch.testing.assert_close(model.answers, first if teacher == "pretrained" else now)
+    assert (now - first).abs().max() > 1e-3
+
+
+def test_sentences_are_drawn_by_the_seed():
+    first, again, other = (begun("lwf-vr", seed=seed)[0].texts for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-3)

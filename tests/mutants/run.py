@@ -131,7 +131,9 @@ class Slot:
         base = ["-n", "0", "-p", "no:cacheprovider", "--tb=short", f"--basetemp={self.folder / 'tmp'}"]
         code = int(pytest.main([*base, *more, *tests], plugins=[outcomes]))
         files = {getattr(m, "__file__", None) or "" for m in list(sys.modules.values())}
-        outside = [f for f in files if f.startswith(f"{self.root}/") and "site-packages" not in f and not f.startswith(here)]
+        outside = [
+            f for f in files if f.startswith(f"{self.root}/") and "site-packages" not in f and not f.startswith(here)
+        ]
         if outside:
             return FOREIGN
         report = {test: outcomes.bad(test) for test in tests}
@@ -301,7 +303,9 @@ def positive_int(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--only", metavar="PATTERN", help="faults whose area, file or text holds this, or matches it with *")
+    parser.add_argument(
+        "--only", metavar="PATTERN", help="faults whose area, file or text holds this, or matches it with *"
+    )
     parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="workers (default: the cores)")
     parser.add_argument("--draw", type=positive_int, help="only so many of them, drawn at random")
     parser.add_argument("--seed", default="0", help="of that draw, any text")

@@ -1,10 +1,10 @@
 """The table of faults: YAML files beside this one, one for each area of the code.
 
-    utils/engine/metrics.py:                   the file with the fault
-    - wrong: rows before training count        what is wrong, as a reviewer would say it
-      old: R[j:, j].max()                      text on one line that occurs exactly once in the file
-      new: R[:, j].max()                       what stands there instead
-      tests: test_metrics.py::test_forgetting  the tests that must fail, a name or a list of names
+utils/engine/metrics.py:                   the file with the fault
+- wrong: rows before training count        what is wrong, as a reviewer would say it
+  old: R[j:, j].max()                      text on one line that occurs exactly once in the file
+  new: R[:, j].max()                       what stands there instead
+  tests: test_metrics.py::test_forgetting  the tests that must fail, a name or a list of names
 """
 
 import ast
@@ -47,7 +47,9 @@ def read(folder: Path) -> list[Fault]:
         for file, entries in files.items():
             for entry in entries:
                 if set(entry) != FIELDS or not all(isinstance(entry[k], str) for k in FIELDS - {"tests"}):
-                    raise ValueError(f"{path.name}: {file}: an entry has the texts {', '.join(sorted(FIELDS))}: {entry}")
+                    raise ValueError(
+                        f"{path.name}: {file}: an entry has the texts {', '.join(sorted(FIELDS))}: {entry}"
+                    )
                 tests = [entry["tests"]] if isinstance(entry["tests"], str) else entry["tests"]
                 ids = tuple(f"tests/{test}" for test in tests)
                 faults.append(Fault(path.stem, file, entry["wrong"], entry["old"], entry["new"], ids))
