@@ -107,6 +107,8 @@ def test_bic_loss_by_hand():
     model = build(Bic)
     train(model), begin(model)
     inputs, labels, plain = next(model.dataset.train_loader.epoch(0))[:3]
+    with torch.no_grad():  # away from the old net: the distillation is not 0
+        model.net.classifier.bias += torch.tensor([2.0, -1.0, 0.5, 1.0, 0.0, 0.0])
     z, old = model.net(inputs)[:, :4], model.old_net(inputs)[:, :3]
     p, q = (old / 2).softmax(1), (z[:, :3] / 2).softmax(1)
     wanted = 0.25 * F.cross_entropy(z, labels) + 0.75 * 4 * (p * (p / q).log()).sum(1).mean()

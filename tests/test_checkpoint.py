@@ -153,6 +153,20 @@ def test_unknown_value_is_named_and_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
+    round_trip({"a": 1}, tmp_path)
+
+    def half(file, entries, metadata):
+        file.write(b"half a file")
+        raise RuntimeError("broken off")
+
+    monkeypatch.setattr(checkpoint, "_write_safetensors", half)
+    with pytest.raises(RuntimeError, match="broken off"):
+        checkpoint.save(tmp_path / "a.safetensors", {"a": 2}, model="toy")
+    assert checkpoint.load(tmp_path / "a.safetensors", model="toy") == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
 def test_bad_files_are_user_errors(tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(UserError, match="no checkpoint"):

@@ -23,6 +23,7 @@ from models.xder import XDer, contrast
 from tests.classic_toys import begin, build, some, train
 from tests.test_regularisation_classics import step_of
 from utils.gradients import flat, gradient, project_cone, trained
+from utils.memory.gss import Buffer as GssBuffer
 
 WHOLE = {"minibatch_size": 99, "buffer_size": 99}  # each draw is the whole memory
 XDER = {"gamma": 0.85, "lambd": 0.0, "constr_eta": 0.0, "dp_weight": 0.0, "simclr_temp": 5.0, "simclr_num_aug": 1}
@@ -338,3 +339,57 @@ def test_images_of_a_task_are_drawn_at_random():
         seen |= {tuple(image.flatten().tolist()) for image in images}
         assert len(images) == len(labels) == 3
     assert len(seen) > 12  # of 24 images
+
+
+@pytest.mark.parametrize("old_outputs", ["recorded", "network"])
+def test_lwf_loss_once_the_net_has_moved(old_outputs):
+    """Three old of four seen classes: alpha times KL of softened old answers to new ones, in double precision."""
+    model = build(Lwf, old_outputs=old_outputs, alpha=3.0)
+    train(model)
+    before = copy.deepcopy(model.net)
+    begin(model)
+    with torch.no_grad():
+        model.net.classifier.bias += torch.tensor([2.0, -1.0, 0.5, 1.0, 0.0, 0.0])
+    x, labels, plain, *extras = next(model.dataset.train_loader.epoch(0))
+    z, old = model.net(x).detach().double(), before(x).detach().double()
+    total = 0.0
+    for row, target in zip(z, old, strict=True):
+        p, q = (target[:3] / 2).softmax(0).tolist(), (row[:3] / 2).softmax(0).tolist()
+        total += sum(a * np.log(a / b) for a, b in zip(p, q, strict=True)) / len(z)
+    found = model.meta_observe(x, labels, plain, **({"logits": extras[0]} if extras else {}))
+    assert value(found) == pytest.approx(mean_loss(z, labels, range(4)) + 3 * total, rel=1e-5)
+
+
+def test_lwf_records_answers_in_eval_mode():
+    model = build(Lwf, norm=True, warmup_epochs=0)
+    train(model)
+    before = copy.deepcopy(model.net).eval()
+    begin(model)
+    split = model.dataset.train_loader.dataset
+    images, _ = split.plain(torch.arange(len(split)))
+    torch.testing.assert_close(split.logits, before(images).detach())
+    assert model.net.training
+
+
+def test_gss_gradients_are_taken_in_eval_mode():
+    model = build(Gss, norm=True, batch_num=1, gss_minibatch_size=None, gss_gradients="classifier", **WHOLE)
+    begin(model)
+    x, y = some(model)
+    model.meta_observe(x, y, x)  # BatchNorm gets statistics
+    net = copy.deepcopy(model.net).eval()
+    wanted = [
+        gradient(F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]), [*net.classifier.parameters()]) for i in range(5)
+    ]
+    found = model.gradients(x, y).view(5, 6, 7)
+    found = torch.cat([found[..., :6].flatten(1), found[..., 6]], dim=1)
+    torch.testing.assert_close(found, torch.stack(wanted), atol=1e-6, rtol=1e-4)
+    assert model.net.training
+
+
+def test_gss_score_is_the_likeness_to_the_nearest_batch():
+    """Gradients here are the images: one of the stored two is the sample itself, the other is at a right angle."""
+    own = type("Own", (), {"gradients": lambda self, images, labels: images.flatten(1)})()
+    buffer = GssBuffer(2, "cpu", minibatch_size=1, model=own, batch_num=40)
+    buffer.add_data(torch.eye(2).view(2, 1, 1, 2), torch.tensor([0, 1]))
+    scores = buffer.scores_of(torch.tensor([[1.0, 0], [-1, -1], [1, 1]]).view(3, 1, 1, 2), torch.tensor([0, 0, 0]))
+    assert scores.tolist() == pytest.approx([2.0, 1 - 0.5**0.5, 1 + 0.5**0.5], abs=1e-5)

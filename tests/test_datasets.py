@@ -410,6 +410,7 @@ def test_the_held_out_part_is_drawn_at_random():
     masks = [validation_mask(torch.zeros(40), 0.25, seed) for seed in range(3)]
     assert all(int(mask.sum()) == 10 for mask in masks)
     assert len({tuple(mask.tolist()) for mask in [*masks, torch.arange(40) < 10]}) == 4
+    assert int(validation_mask(torch.zeros(7), 0.3, 0).sum()) == 3  # the ceiling of 2.1
 
 
 def test_domains_named_by_their_samples_come_in_the_order_asked_for():

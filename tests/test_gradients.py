@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import nn
 
-from utils.gradients import add_pull, flat, get_grads, gradient, project_cone, project_one, set_grads
+from utils.gradients import add_pull, flat, get_grads, gradient, project_cone, project_one, set_grads, trained
 from utils.pair import Pair
 from utils.per_sample import SquaredGradients, add_products
 
@@ -87,6 +87,8 @@ def test_vectors_go_in_and_come_out():
     assert torch.allclose(net.weight.grad.flatten(), 2 * g[:6])
     parameters[1].grad = None
     assert torch.equal(get_grads(parameters)[6:], torch.zeros(2, dtype=torch.float64))
+    net.weight.requires_grad_(False)
+    assert trained(net) == [net.bias]
 
 
 def test_pull_is_the_gradient_of_its_penalty():
@@ -96,7 +98,11 @@ def test_pull_is_the_gradient_of_its_penalty():
     theta = flat(parameters).requires_grad_()
     expected = 3.0 * (weight * (theta - anchor) ** 2).sum()
     assert torch.allclose(penalty, expected)
-    assert torch.allclose(get_grads(parameters), torch.autograd.grad(expected, theta)[0])
+    pull = get_grads(parameters)
+    assert torch.allclose(pull, torch.autograd.grad(expected, theta)[0])
+    set_grads(parameters, draw(8, seed=2))
+    add_pull(parameters, anchor, weight, 3.0)
+    assert torch.allclose(get_grads(parameters), pull + draw(8, seed=2)), "beside the gradient that is there"
 
 
 # per-sample squared gradients

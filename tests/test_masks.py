@@ -15,6 +15,8 @@ def test_mean_rule_is_strict_and_leaves_padding_out():
     seen = torch.tensor([[True, True, True, True, True, False]])
     assert image_mask(attention, seen, least=1).tolist() == [[True, False, False, False, False, False]]  # mean is 0.3
     assert image_mask(attention, torch.ones_like(seen), least=1).tolist() == [[False] * 5 + [True]]
+    attention[0, 2] = 0.4
+    assert image_mask(attention, seen, least=1)[0].nonzero().flatten().tolist() == [0, 2]  # mean is 0.32
 
 
 def test_guard_fills_up_with_the_largest():
@@ -36,6 +38,7 @@ def test_a_permutation_of_patches_permutes_the_mask(rule, level):
 def test_ratio_and_mass_by_hand():
     attention, seen = torch.tensor([[0.4, 0.1, 0.3, 0.2]]), torch.ones(1, 4, dtype=torch.bool)
     assert image_mask(attention, seen, "ratio", 0.5, least=1).tolist() == [[True, False, True, False]]
+    assert image_mask(attention, seen, "scaled", 1.3, least=1).tolist() == [[True, False, False, False]]  # above 0.325
     assert image_mask(attention, seen, "mass", 0.7, least=1).tolist() == [[True, False, True, False]]
     assert image_mask(attention, seen, "mass", 0.75, least=1).tolist() == [[True, False, True, True]]
 

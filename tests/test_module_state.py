@@ -154,6 +154,14 @@ def test_flags_structure_and_identities(tmp_path):
     assert same(dict(fresh.teachers[0].state_dict()), dict(model.teachers[0].state_dict()))
 
 
+def test_an_optimizer_made_in_training_keeps_its_defaults(tmp_path):
+    """A group that is added after the restore gets them."""
+    model, fresh = Toy(), Toy()
+    model.opt = torch.optim.AdamW(model.net.parameters(), lr=0.02, betas=(0.5, 0.6), weight_decay=0.3)
+    through_file(model, fresh, tmp_path)
+    assert fresh.opt.defaults == model.opt.defaults
+
+
 def test_an_optimizer_over_plain_tensors_keeps_them(tmp_path):
     class Plain(nn.Module):
         def __init__(self):
@@ -183,6 +191,8 @@ def test_shared_modules_and_tied_weights(tmp_path):
             self.c = self.a
 
     model, fresh = Tied(), Tied()
+    through_file(model, fresh, tmp_path)
+    assert fresh.c is fresh.a
     model.b.weight = model.a.weight  # tied in training
     model.c = copy.deepcopy(model.a)  # parted in training
     model.c.weight.data.zero_()

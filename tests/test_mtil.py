@@ -288,6 +288,23 @@ def test_mixed_batches_find_a_method_that_reads_the_batch_out(toys):
     assert max(gaps) > 5
 
 
+def test_mixed_batches_hold_several_data_sets_in_an_order_of_the_seed(toys):
+    toy = contract.run("ncm")
+    toy.args.eval_batch_size = 6
+    loaders = dict(enumerate(toy.dataset.test_loaders))
+    first, again = (list(evaluate.mixed_batches(toy.model, loaders, toy.args)) for _ in range(2))
+    mixed = torch.cat([labels for _, labels in first])
+    whole = torch.cat([loader.dataset.targets for loader in loaders.values()])
+    assert torch.equal(mixed.sort().values, whole.sort().values) and len(first) > 2
+    tasks = torch.bucketize(mixed, torch.tensor([toy.dataset.get_offsets(t)[1] for t in loaders]), right=True)
+    assert (tasks.diff() != 0).sum() > 2 * len(loaders), "they alternate"
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    toy.args.seed += 1
+    assert not torch.equal(
+        mixed, torch.cat([labels for _, labels in evaluate.mixed_batches(toy.model, loaders, toy.args)])
+    )
+
+
 def test_mixed_batches_need_tasks_with_classes_of_their_own(toys):
     with pytest.raises(UserError, match="--mixed_batches 1 needs tasks with classes of their own"):
         contract.run("sgd", "toy-domain-il", mixed_batches=1)

@@ -334,6 +334,8 @@ def test_random_sentences(net):
     assert torch.equal(rows, random_sentences(net, 20, 6, 0, "x")) and not torch.equal(
         rows, random_sentences(net, 20, 6, 1, "x")
     )
+    many = random_sentences(net, 4000, 6, 0)[:, 1:-1]
+    assert 0 < many.min() and many.max() < min(sample[0], sample.max()), "no start and no end within"
     assert random_sentences(net, 1, 500, 0).shape[1] == net.context_length
 
 
