@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sets up and runs the tests; arguments go to pytest (for example -k buffer, or -m slow).
+# bash scripts/test.sh mutants [--only PATTERN] [--jobs N] tries every fault of tests/mutants: is it noticed?
 # MAMMOTH_PATH=<checkout> bash scripts/test.sh mammoth [--only NAME ...] tries each method file of a checkout of Mammoth.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,5 +9,9 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 if [[ "${1:-}" == mammoth ]]; then
     shift
     exec .venv/bin/python scripts/try_mammoth.py "${MAMMOTH_PATH:?say where the checkout is: MAMMOTH_PATH=<folder>}" "$@"
+fi
+if [[ "${1:-}" == mutants ]]; then
+    shift
+    exec .venv/bin/python tests/mutants/run.py "$@"
 fi
 exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal "$@"

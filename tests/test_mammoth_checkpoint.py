@@ -6,6 +6,8 @@ import torch
 import main
 from models.er import Er
 from tests.conftest import newest_record
+from utils.engine.checkpoint import fill_weights
+from utils.errors import UserError
 
 FLAGS = ["--model", "er", "--dataset", "seq-mnist", "--lr", "0.05", "--seed", "1", "--buffer_size", "20"]
 
@@ -86,3 +88,22 @@ def test_what_does_not_fit_is_one_line(start, finished, tmp_path):
     assert "holds no weights" in start("--loadcheck", str(path))[1][0]
     path.write_bytes(b"cut off")
     assert "cannot be read as tensors and plain values" in start("--loadcheck", str(path))[1][0]
+
+
+def test_weights_that_are_not_there_or_do_not_fit_change_nothing():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+
+    model, other = Model(), Model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for name in ("net.0.bias", "net.1.running_var"):
+        lacking = {k: v + 1 for k, v in other.state_dict().items() if k != name}
+        with pytest.raises(UserError, match=f"lacks 1 of the network's 7 tensors, the first is {name}"):
+            fill_weights(model, lacking, "a.pt")
+    with pytest.raises(UserError, match=r"net.0.weight is \(4, 2\) there and \(3, 2\) here"):
+        fill_weights(model, other.state_dict() | {"net.0.weight": torch.zeros(4, 2)}, "a.pt")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert fill_weights(model, other.state_dict() | {"head": torch.zeros(1)}, "a.pt") == ["head"]
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())

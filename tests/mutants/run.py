@@ -11,10 +11,13 @@ the file, a test is not there, or fails (or is skipped) without it. Exit code 1 
 import argparse
 import fnmatch
 import gc
+import importlib
 import json
+import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -30,8 +33,13 @@ from table import Fault, misfit, read
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_BEHIND = {"data", "runs", "results", "checkpoints", "cache"}
+LIBRARIES = [
+    *("numpy", "PIL.Image", "safetensors.torch", "scipy.linalg", "scipy.optimize", "torch", "torch.func"),
+    *("torchvision.transforms.v2", "yaml"),
+]
 FOREIGN = 90  # exit code of a child that ran something of the tree outside its copy
-LIMIT_S = 120  # a fault that makes a test run longer is noticed by that
+LIMIT_S = 60  # seconds of computation; a fault that makes a test run longer is noticed by that
+PATIENCE = 10  # times as long may pass on the clock, on a machine with other work
 MARK = "<!-- mutants: written by tests/mutants/run.py --record -->"
 
 
@@ -46,22 +54,18 @@ class Result:
         return f"{self.state:6} {self.seconds:6.2f} s  {self.fault.name}" + (f"  [{self.why}]" if self.why else "")
 
 
-def preload() -> None:
-    """What every child would import anew otherwise: libraries, nothing of the tree."""
-    import numpy
-    import PIL.Image
+def preload(root: Path) -> None:
+    """What every child would import anew otherwise: libraries that the tree asks for, nothing of the tree."""
     import pytest  # noqa: F401
-    import safetensors.torch
-    import scipy.linalg
-    import scipy.optimize
-    import torch
-    import torch.func
-    import torchvision.transforms.v2  # noqa: F401
     import xdist.plugin  # noqa: F401
 
-    torch.set_num_threads(1)
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)  # loads what torch loads late
-    del numpy, PIL, safetensors, scipy
+    asked = root / "requirements.txt"
+    if asked.is_file() and "torch" in asked.read_text():
+        for name in LIBRARIES:
+            importlib.import_module(name)
+        torch = sys.modules["torch"]
+        torch.set_num_threads(1)
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)  # loads what torch loads late
     gc.collect()
     gc.freeze()
 
@@ -104,8 +108,8 @@ class Slot:
         self.root, self.copy, self.folder = root, folder / "tree", folder
         copy_tree(root, self.copy)
 
-    def start(self, tests: list[str], keep_bytecode: bool, more: list[str]) -> int:
-        """Fork a process that runs tests in the copy; its id."""
+    def start(self, tests: list[str], limit: float, keep_bytecode: bool, more: list[str]) -> int:
+        """Fork a process that runs tests in the copy, for so many seconds of computation at most; its id."""
         for name in ("out", "outcomes.json"):
             (self.folder / name).unlink(missing_ok=True)
         child = os.fork()
@@ -113,6 +117,7 @@ class Slot:
             return child
         try:
             os.setpgid(0, 0)  # with what a test starts, so that a time-out ends all of it
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 1))
             os._exit(self.run_pytest(tests, keep_bytecode, more))
         finally:
             os._exit(FOREIGN + 1)
@@ -159,27 +164,33 @@ class Slot:
         return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def work_off(jobs: list, slots: list[Slot], start: Callable, done: Callable, limit: float) -> None:
+def work_off(jobs: list, slots: list[Slot], start: Callable, done: Callable, patience: float) -> None:
     """Each job on a free slot: `start(slot, job)` forks, `done(slot, job, code, seconds)` hears of the end.
 
     The exit code of a process that was ended for running too long is None.
     """
-    waiting, free, running = list(reversed(jobs)), list(slots), {}
-    while waiting or running:
-        while waiting and free:
-            slot, job = free.pop(), waiting.pop()
-            running[start(slot, job)] = (slot, job, time.perf_counter())
-        child, status = os.waitpid(-1, os.WNOHANG)
-        if child in running:
-            slot, job, began = running.pop(child)
-            seconds = time.perf_counter() - began
-            code = None if seconds > limit and os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
-            done(slot, job, code, seconds)
-            free.append(slot)
-            continue
-        for late in [c for c, (_, _, began) in running.items() if time.perf_counter() - began > limit]:
-            os.killpg(late, signal.SIGKILL)
-        time.sleep(0.005)
+    waiting, free, running, overdue = list(reversed(jobs)), list(slots), {}, set()
+    try:
+        while waiting or running:
+            while waiting and free:
+                slot, job = free.pop(), waiting.pop()
+                running[start(slot, job)] = (slot, job, time.perf_counter())
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if child in running:
+                slot, job, began = running.pop(child)
+                code = os.waitstatus_to_exitcode(status)
+                too_long = child in overdue or code == -signal.SIGXCPU
+                done(slot, job, None if too_long else code, time.perf_counter() - began)
+                free.append(slot)
+                continue
+            for child, (_, _, began) in running.items():
+                if child not in overdue and time.perf_counter() - began > patience:
+                    overdue.add(child)
+                    os.killpg(child, signal.SIGKILL)
+            time.sleep(0.005)
+    finally:
+        for child in running:  # interrupted
+            os.killpg(child, signal.SIGKILL)
 
 
 def failing_without_a_fault(tests: list[str], slots: list[Slot], limit: float) -> set[str]:
@@ -187,7 +198,7 @@ def failing_without_a_fault(tests: list[str], slots: list[Slot], limit: float) -
     bad, again = set(), []
 
     def start(slot, group):
-        return slot.start(group, True, [])
+        return slot.start(group, 10 * limit, True, [])
 
     def done(slot, group, code, seconds):
         found = slot.outcomes()
@@ -201,8 +212,8 @@ def failing_without_a_fault(tests: list[str], slots: list[Slot], limit: float) -
     groups = defaultdict(list)
     for test in tests:
         groups[test.partition("::")[0]].append(test)
-    work_off(list(groups.values()), slots, start, done, 10 * limit)
-    work_off(list(again), slots, start, done, limit)
+    work_off(list(groups.values()), slots, start, done, 10 * limit * PATIENCE)
+    work_off(list(again), slots, start, done, limit * PATIENCE)
     return bad
 
 
@@ -243,7 +254,7 @@ def run_all(faults: list[Fault], root: Path, n_jobs: int, limit: float, say: Cal
 
         def start(slot, fault):
             undo[slot] = slot.apply(fault)
-            return slot.start(list(fault.tests), False, ["-x"])
+            return slot.start(list(fault.tests), limit, False, ["-x"])
 
         def done(slot, fault, code, seconds):
             undo.pop(slot)()
@@ -251,7 +262,7 @@ def run_all(faults: list[Fault], root: Path, n_jobs: int, limit: float, say: Cal
             results[fault] = Result(fault, state, seconds, why)
             say(results[fault].line())
 
-        work_off([f for f in fitting if f not in results], slots, start, done, limit)
+        work_off([f for f in fitting if f not in results], slots, start, done, limit * PATIENCE)
     return [results[fault] for fault in faults]
 
 
@@ -309,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="workers (default: the cores)")
     parser.add_argument("--draw", type=positive_int, help="only so many of them, drawn at random")
     parser.add_argument("--seed", default="0", help="of that draw, any text")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds that one fault may take")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of computation that one fault may take")
     parser.add_argument("--record", action="store_true", help="write the counts into docs/testing.md")
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree, with its table in tests/mutants")
     args = parser.parse_args(argv)
@@ -324,7 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     if not faults:
         parser.error(f"no fault matches '{args.only}'; there are {len(every)}" if args.only else "the table is empty")
     began, n_jobs = time.perf_counter(), min(args.jobs, len(faults))
-    preload()
+    preload(root)
     results = run_all(faults, root, n_jobs, args.limit, lambda line: print(line, flush=True))
     seconds = time.perf_counter() - began
     if args.record:
