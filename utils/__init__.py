@@ -4,6 +4,7 @@ import os
 import random
 import string
 import sys
+from collections.abc import Mapping
 
 _surface = os.path.join(os.path.dirname(__file__), "mammoth")  # see utils.cli.plugins
 __path__ = [*__path__, os.path.join(_surface, "ours"), _surface]
@@ -49,14 +50,22 @@ def smart_joint(*paths: str) -> str:
     return os.path.join(paths[0], *(p.lstrip(os.sep) for p in paths[1:]))
 
 
-def to_parsable_obj(value):
-    """Plain values of the same content, as json can hold them."""
-    if isinstance(value, dict):
-        return {str(k): to_parsable_obj(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [to_parsable_obj(v) for v in value]
-    if hasattr(value, "__dict__") and type(value).__name__ == "Namespace":
-        return to_parsable_obj(vars(value))
-    if hasattr(value, "tolist"):
-        return value.tolist()
+def or_text(value, name: str):
+    """A value that json knows as it is, any other as text."""
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def to_parsable_obj(value, leaf=or_text, name: str = "value"):
+    """Plain values of the same content, as json can hold them: arrays and tensors as lists, sets sorted.
+
+    What holds no other values becomes leaf(value, name), name being the path to it.
+    """
+    if type(value).__name__ == "Namespace":
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {str(k): to_parsable_obj(v, leaf, f"{name}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_parsable_obj(v, leaf, name) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((to_parsable_obj(v, leaf, name) for v in value), key=lambda v: (str(type(v)), v))
+    return to_parsable_obj(value.tolist(), leaf, name) if hasattr(value, "tolist") else leaf(value, name)

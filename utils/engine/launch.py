@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils import free_memory
+from utils import free_memory, to_parsable_obj
 from utils.cli import plugins, registry
 from utils.conf import get_device, remember, set_random_seed
 from utils.engine import checkpoint, report, unchanged
@@ -136,31 +136,20 @@ def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
     order = getattr(args, "class_order", None)
     return {
         "argv": sys.argv[1:],
-        "requested": {k: plain(v) for k, v in requested.items()},
-        "args": {k: plain(v) for k, v in vars(args).items()},
+        "requested": to_parsable_obj(requested),
+        "args": to_parsable_obj(args),
         "git_commit": git_commit(),
         "versions": versions,
         "python": sys.version.split()[0],
         "host": socket.gethostname(),
         "device": str(model.device),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "data": plain(dataset.facts()) if hasattr(dataset, "facts") else {},
+        "data": to_parsable_obj(dataset.facts()) if hasattr(dataset, "facts") else {},
         "class_order": None if order is None else [int(c) for c in order],
         "threads": torch.get_num_threads(),
         "plugins": plugins.loaded(),
         **unchanged.facts(args, dataset, model),
     }
-
-
-def plain(value):
-    """A value as json can hold it."""
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    return [plain(v) for v in value.tolist()] if hasattr(value, "tolist") else str(value)
 
 
 def git_commit() -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils import to_parsable_obj
 from utils.engine.record_schema import wrong_line
 from utils.errors import UserError
 from utils.escape import on_figure
@@ -59,24 +60,17 @@ def config_hash(args: Mapping) -> str:
     if kept.get("device") is not None:
         kind = str(kept["device"]).split(":")[0]
         kept["device"] = "cuda" if kind.isdigit() else kind
-    return hashlib.sha256(json.dumps(_jsonable(kept), sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(to_parsable_obj(kept, _jsonable), sort_keys=True, allow_nan=False).encode()
+    ).hexdigest()
 
 
-def _jsonable(value, name: str = "row"):
-    """Plain JSON values: numpy and tensor values as numbers and lists, paths, devices and dtypes as text, sets sorted;
-    a float that is not finite becomes None."""
+def _jsonable(value, name: str):
+    """What a line of the record holds: paths, devices and dtypes as text; a float that is not finite becomes None."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _jsonable(v, f"{name}.{k}") for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(v, name) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((_jsonable(v, name) for v in value), key=lambda v: (str(type(v)), v))
-    if isinstance(value, (np.ndarray, np.generic)) or type(value).__name__ in {"Tensor", "Parameter"}:
-        return _jsonable(value.tolist(), name)
     if isinstance(value, os.PathLike) or type(value).__module__ == "torch":
         return str(value)
     raise TypeError(f"{name} is of type {type(value).__name__}, which a record cannot hold")
@@ -176,7 +170,7 @@ class RunRecord:
             os.fsync(file.fileno())
 
     def _write(self, row: dict) -> None:
-        line = (json.dumps(_jsonable(row), allow_nan=False) + "\n").encode()
+        line = (json.dumps(to_parsable_obj(row, _jsonable, "row"), allow_nan=False) + "\n").encode()
         self.lock()
         with disk_errors(self.path):
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
