@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "mutants"))
-import table  # noqa: E402
+import table
 
 sys.path.pop(0)
 RUNNER = ROOT / "tests" / "mutants" / "run.py"
