@@ -246,3 +246,29 @@ def test_decay_leaves_out_vectors_unless_asked(name):
         assert {1} < set(sizes.values()) and len(rates) > 4
         for p, rate in rates.items():
             assert rate == (0.5 if decayed or sizes[p] >= 2 else 0.0)
+
+
+@pytest.mark.parametrize("name", ["clumo", "exemplar-masking"])
+def test_decay_is_off_on_vectors_by_default(name):
+    """Two steps of the same gradient, with and without decay: only matrices differ."""
+    ends = []
+    for decay in (0.0, 5.0):
+        toy = contract.build(name, "toy-pairs", optimizer="sgd", lr=0.01, optim_wd=decay, fusion_width=16)
+        toy.dataset.get_data_loaders()
+        toy.model.meta_begin_task(toy.dataset)
+        toy.model.meta_begin_epoch(0, toy.dataset)
+        inputs, labels, plain = next(iter(toy.dataset.train_loader))
+        toy.model.meta_observe(inputs, labels, plain, epoch=0)
+        ends.append({n: p.detach().clone() for n, p in toy.model.named_parameters() if p.requires_grad and p.numel()})
+    for key, p in ends[0].items():
+        assert torch.allclose(p, ends[1][key], atol=1e-6) == (p.dim() < 2), key
+
+
+def test_mean_keys_leave_padding_out():
+    model = contract.build("clumo", "toy-pairs", key_feature="mean").model
+    image, text = torch.randn(2, 5, model.net.vision_width), torch.randn(2, 4, model.net.text_width)
+    tokens = torch.tensor([[1, 9, 0, 0], [1, 2, 3, 9]])  # the end has the largest id
+    found = model.fused(image, text, tokens, None)
+    torch.testing.assert_close(found.visual, sum(image[:, k] for k in range(5)) / 5)
+    torch.testing.assert_close(found.textual[0], (text[0, 0] + text[0, 1]) / 2)
+    torch.testing.assert_close(found.textual[1], sum(text[1]) / 4)
