@@ -47,7 +47,7 @@ def second_task(**flags) -> tuple[contract.Toy, torch.nn.Module]:
         for p in model.net.parameters():
             if p.requires_grad:
                 p.add_(0.05 * torch.randn(p.shape, generator=rng))
-        model.net.classifier.weight.add_(0.1 * torch.randn(model.net.classifier.weight.shape, generator=rng))
+        model.net.classifier.weight.add_(1.2 * torch.randn(model.net.classifier.weight.shape, generator=rng))
     return toy, old
 
 
@@ -212,7 +212,7 @@ def test_a_step_is_that_of_loops():
     assert {label for _, label in samples[: len(labels)]} <= {3, 4} and {
         label for _, label in samples[len(labels) :]
     } <= {0, 1, 2}
-    total, away = 0.0, 0.0
+    total, away, turned = 0.0, 0.0, 0.0
     for tokens, label in samples:
         logits = model.net(tokens)[0]
         with torch.no_grad():
@@ -221,9 +221,12 @@ def test_a_step_is_that_of_loops():
         now = [torch.exp(logits[c] / T) for c in range(3)]
         for c in range(3):
             p, q = before[c] / sum(before), now[c] / sum(now)
-            away = away + p * (torch.log(p) - torch.log(q))
+            away, turned = away + p * (torch.log(p) - torch.log(q)), turned + q * (torch.log(q) - torch.log(p))
     wanted = (total + KD * away) / len(samples)
-    assert KD * float(away.detach()) / len(samples) > 1e-3, "the distance counts"
+    away, turned = float(away.detach()), float(turned.detach())
+    assert KD * away / len(samples) > 0.01 and KD * abs(away - turned) / len(samples) > 0.01, (
+        "the distance and its direction count"
+    )
     trained = {name: p for name, p in model.net.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     grads = dict(zip(trained, torch.autograd.grad(wanted, list(trained.values())), strict=True))
