@@ -31,11 +31,8 @@ Choices (all of them ours):
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
 
 Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
-    python main.py --model mulki --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 \
-        --picture_seed 1992
+    python main.py --model mulki --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
-
-import argparse
 
 import torch
 from torch.nn.functional import cross_entropy, normalize
@@ -50,33 +47,21 @@ from utils.flags import boolean, fraction, natural, non_negative, number, path, 
 from utils.randomness import generator
 from utils.relations import (
     IMAGE_ROWS,
-    KINDS,
     blend,
     class_means,
     divergence,
     drop_diagonal,
     keep_floor,
     relation,
+    relation_weights,
     teacher_weights,
     trust,
 )
 from utils.settings import option
 from utils.weights import interpolate, squared_distance
 
-BETA = {"it": 1.0, "ti": 1.0, "vv": 0.5, "tt": 0.5, "tv": 0.5}
 MOMENTUM = 0.9  # of moving prototypes of the student
 PICTURES = 256  # reference pictures encoded at once
-
-
-def relation_weights(text: str) -> dict[str, float]:
-    """Argument type: relations with their weights, "it,ti,vv=1", or "none"."""
-    found = {}
-    for part in [] if text == "none" else str(text).split(","):
-        kind, _, weight = part.strip().partition("=")
-        if kind not in KINDS:
-            raise argparse.ArgumentTypeError(f"'{kind}' is no relation: {', '.join(KINDS)}, or none for no relation")
-        found[kind] = non_negative(weight) if weight else BETA[kind]
-    return found
 
 
 def add_relation_args(add) -> None:

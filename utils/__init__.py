@@ -4,6 +4,7 @@ import os
 import random
 import string
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 
 _surface = os.path.join(os.path.dirname(__file__), "mammoth")  # see utils.cli.plugins
@@ -60,7 +61,7 @@ def to_parsable_obj(value, leaf=or_text, name: str = "value"):
 
     What holds no other values becomes leaf(value, name), name being the path to it.
     """
-    if type(value).__name__ == "Namespace":
+    if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
         return {str(k): to_parsable_obj(v, leaf, f"{name}.{k}") for k, v in value.items()}

@@ -4,12 +4,28 @@ Tensors have a leading axis M of teachers. Features have unit length: images (M,
 prototypes (M, n, D); `scale` is exp(logit_scale).
 """
 
+import argparse
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from utils.flags import non_negative
+
 IMAGE_ROWS = ("it", "vv")  # relations with a row per image; the others have one per class
-KINDS = ("it", "ti", "vv", "tt", "tv")
+BETA = {"it": 1.0, "ti": 1.0, "vv": 0.5, "tt": 0.5, "tv": 0.5}  # own weights
+KINDS = tuple(BETA)
+
+
+def relation_weights(text: str) -> dict[str, float]:
+    """Argument type: relations with their weights, "it,ti,vv=1", or "none"."""
+    found = {}
+    for part in [] if text == "none" else str(text).split(","):
+        kind, _, weight = part.strip().partition("=")
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"'{kind}' is no relation: {', '.join(KINDS)}, or none for no relation")
+        found[kind] = non_negative(weight) if weight else BETA[kind]
+    return found
 
 
 def relation(

@@ -9,12 +9,7 @@ import torch.nn.functional as F
 from torchvision import transforms as T
 
 from datasets.utils.fetch import base_path
-from datasets.utils.labels import (
-    asymmetric_noise,
-    symmetric_noise,
-    unlabelled,
-    validation_mask,
-)
+from datasets.utils.labels import asymmetric_noise, symmetric_noise, unlabelled, validation_mask
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import Samples, as_samples, fingerprint_of
 from utils.cli.signatures import arguments_for
