@@ -141,6 +141,7 @@ class CGIL(VLMModel):
         for _ in self.work("align", 1 if self.args.debug_mode else self.args.num_epochs_alignment):
             self.work_loss = self.align_epoch()
         self.keys = None
+        self.prompts.groups_of.clear()  # no memory between tasks
 
     def fit(self, dataset):
         from utils.progress import progress
@@ -271,7 +272,7 @@ class CGIL(VLMModel):
     @torch.no_grad()
     def seen_keys(self):
         if self.keys is None:
-            self.keys = self.encode_keys(slice(0, self.n_seen_classes))
+            self.keys = self.encode_keys(torch.arange(self.n_seen_classes))
         return self.keys
 
     def forward(self, x):
