@@ -5,8 +5,8 @@ import pytest
 from tests.conftest import newest_record
 
 
-def future(data, results, model, order, *more):
-    """Mean accuracy on the data sets still to come, each among its own names, after three tasks of mtil-tiny."""
+def future(data, results, model):
+    """Mean accuracy on the data sets still to come, each among its own names, after two tasks of mtil-tiny in order II."""
     import main
 
     assert (
@@ -17,15 +17,15 @@ def future(data, results, model, order, *more):
                 "--dataset",
                 "mtil-tiny",
                 "--mtil_order",
-                order,
+                "II",
                 "--stop_after",
-                "2",
+                "1",
                 "--seed",
                 "1992",
                 "--fitting_mode",
                 "iters",
                 "--n_iters",
-                "60",
+                "100",
                 "--batch_size",
                 "32",
                 "--lr",
@@ -44,19 +44,16 @@ def future(data, results, model, order, *more):
                 str(data),
                 "--results_path",
                 str(results),
-                *more,
             ]
         )
         == 0
     )
     row = [r for r in newest_record(results) if r["type"] == "task"][-1]["scores"]["task_il"]
-    return sum(row[3:]) / len(row[3:])
+    return sum(row[2:]) / len(row[2:])
 
 
-@pytest.mark.slow  # four runs of three tasks
-@pytest.mark.parametrize("order", ["I", "II"])
-def test_transfer_is_above_fine_tuning(tmp_path, order):
-    held = future(tmp_path / "data", tmp_path / "held", "mulki", order)
-    tuned = future(tmp_path / "data", tmp_path / "tuned", "finetune-clip", order)
-    print(order, held, tuned)
-    assert held > tuned + 2
+@pytest.mark.slow  # two runs of two tasks
+def test_transfer_is_above_fine_tuning(tmp_path):
+    held, tuned = (future(tmp_path / "data", tmp_path / m, m) for m in ("mulki", "finetune-clip"))
+    print(held, tuned)  # 70.4 and 62.9 when this was written
+    assert held > tuned + 3
