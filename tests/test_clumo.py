@@ -59,6 +59,15 @@ def test_every_sample_is_one_point_and_distinct_questions_are_encoded_once():
     assert toy.model.store.forwards == len(references)
 
 
+def test_references_name_their_task():
+    toy = begun(tasks=2, features="ram")
+    assert (toy.dataset.train_loader.dataset.data[:, 2] == 1).all()
+    loader = toy.dataset.test_loaders[1]
+    assert (toy.model.cached_inputs(loader)[:, 2] == 1).all() and (
+        toy.model.cached_inputs(toy.dataset.test_loaders[0])[:, 2] == 0
+    ).all()
+
+
 def test_tokens_from_the_cache_are_those_of_the_pictures():
     toy = begun(features="ram")
     rows = torch.arange(5)
