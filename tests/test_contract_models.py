@@ -33,7 +33,7 @@ NOT_TRIED = {  # flags whose effect no toy run can show
     "name_chunk": "exact; tests/test_clip_tuning.py",
     "augment": "the toy streams do not augment; tests/test_mulki.py tries it",
     **dict.fromkeys(
-        ["vqa_backbone", "fusion", "vilt_weights", "blip_weights", "vilt_resolution"],
+        ["vqa_backbone", "fusion", "vilt_weights", "blip_weights", "blip_first", "vilt_resolution"],
         "no weights of ViLT and BLIP are embedded; tests/test_vilt.py and tests/test_blip.py make tiny ones",
     ),
     "probe_input": "needs a stream with texts that CLIP reads; its own test has one",
