@@ -22,9 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.engine import metrics
 from utils.engine import record as results
+from utils.engine.record_schema import wrong_line
 from utils.errors import UserError
+from utils.escape import clean
 
 NAMES = {"nan": math.nan, "inf": math.inf, "None": None, "True": True, "False": False}
+MOST_TASKS = 10_000
 ACCURACY = re.compile(r"accuracy_(\d+)_task(\d+)$")
 VALUES_OF = {"tensor", "array", "Tensor", "list", "tuple", "float32", "float64", "int64", "Parameter"}  # first argument
 
@@ -74,6 +77,8 @@ def matrix_of(row: dict) -> np.ndarray:
     if wrong:
         raise ValueError(f"accuracy_{wrong[0][0]}_task{wrong[0][1]} is no number")
     tasks = max(max(pair) for pair in found)
+    if tasks > MOST_TASKS:
+        raise ValueError(f"{tasks} tasks, more than {MOST_TASKS}")
     R = np.full((tasks, tasks), np.nan)
     for (j, t), value in found.items():
         if j > 0 and t > 0:
@@ -84,9 +89,20 @@ def matrix_of(row: dict) -> np.ndarray:
 def is_number(value) -> bool:
     try:
         float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
     return True
+
+
+def check_names(row: dict) -> None:
+    """Refuse names that would lead out of the results folder, and arguments that no record takes."""
+    for key in ("dataset", "model"):
+        if key in row and not re.fullmatch(r"[\w.+:-]{1,100}", str(row[key])) or set(str(row.get(key, "x"))) <= {"."}:
+            raise ValueError(f"{key} {str(row[key])[:40]!r} is no name")
+    seed = row.get("seed")
+    told = wrong_line({"type": "start", "args": {"seed": seed, "notes": row.get("notes")}})
+    if told:
+        raise ValueError(told)
 
 
 def key_of(row: dict) -> str:
@@ -111,9 +127,10 @@ def runs_in(path: Path, problems: list[str]) -> dict[str, tuple[dict, np.ndarray
         if line.strip():
             try:
                 row = parse(line)
+                check_names(row)
                 found[key_of(row)] = row, matrix_of(row)
-            except (ValueError, TypeError) as error:
-                problems.append(f"{path}, line {number}: {error}; skipped")
+            except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+                problems.append(clean(f"{path}, line {number}: {error or type(error).__name__}; skipped", 400))
     return found
 
 
