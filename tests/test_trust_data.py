@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 
 from datasets.utils.samples import FileSamples, ForeignSamples, PairFiles
 from tests.conftest import comparable, in_child, newest_record
-from utils import content
+from utils import content, unchanged
+from utils.engine import record as results
 from utils.errors import UserError
 
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -359,3 +361,58 @@ def test_comparable_rows_of_a_killed_and_continued_run(start, tmp_path):
     assert os.WIFSIGNALED(in_child(lambda: (killed_at("evaluation", 2), start("--autosave", "0.0001", model=SGD))))
     assert start("--resume", "auto", model=SGD)[0] == 0
     assert comparable(newest_record(tmp_path / "runs")[-1]) == comparable(newest_record(tmp_path / "whole")[-1])
+
+
+def test_the_state_at_the_start_is_all_tensors():
+    """Parameters, statistics and reference data that is no parameter; a bit of each changes the digest."""
+
+    def model(weight=1.0, mean=0.0, picture=7):
+        net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+        net[0].weight.data.fill_(weight), net[0].bias.data.zero_(), net[1].running_mean.fill_(mean)
+        net.pictures = torch.full((2, 2), picture, dtype=torch.uint8)
+        return net
+
+    found = [
+        unchanged.state_digest(m) for m in (model(), model(), model(weight=2.0), model(mean=1.0), model(picture=8))
+    ]
+    assert found[0] == found[1] and len(set(found)) == 4
+
+
+FACTS = {
+    "facts_version": 2,
+    "dataset_fingerprint": "a" * 64,
+    "class_names": ["ant", "bee"],
+    "templates_sha256": "t",
+    "class_order": None,
+    "protocol": {"n_tasks": 2, "setting": "class-il"},
+    "weights_sha256": "w",
+    "initial_sha256": "i",
+    "files_sha256": {"loadcheck": "f"},
+    "data": {"coverage": float("nan")},
+}
+OTHERS = {
+    "dataset_fingerprint": "b" * 64,
+    "class_names": ["ant", "bug"],
+    "templates_sha256": "u",
+    "class_order": [1, 0],
+    "weights_sha256": None,
+    "protocol": {"n_tasks": 3, "setting": "class-il"},
+    "initial_sha256": "j",
+    "files_sha256": {},
+    "data": {"coverage": 1.0},
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_each_fact_is_compared(key, tmp_path):
+    found = results.RunRecord(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    found.start(FACTS)
+    found.close()
+    args = Namespace(resume="auto")
+    unchanged.check(found, FACTS, args)
+    with pytest.raises(UserError, match=unchanged.WORDS[key]) as refused:
+        unchanged.check(found, FACTS | {key: OTHERS[key]}, args)
+    assert "\n" not in str(refused.value) and "--resume force" in str(refused.value)
+    with pytest.warns(UserWarning, match=unchanged.WORDS[key]):
+        unchanged.check(found, FACTS | {key: OTHERS[key]}, Namespace(resume="force"))

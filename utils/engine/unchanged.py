@@ -65,9 +65,9 @@ def _sha256(value) -> str:
 
 
 def state_digest(model: torch.nn.Module) -> str:
-    """sha256 of all tensors that the model starts with: drawn from the seed, read from files, or both."""
+    """sha256 of all tensors that the model starts with, reference data among them: drawn from the seed, or read from files."""
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in [*model.state_dict().items(), *sorted(vars(model).items())]:
         if isinstance(value, torch.Tensor):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
