@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.utils.samples import FileSamples, ForeignSamples, PairFiles
+from datasets.utils.samples import FileSamples, ForeignSamples, PairFiles, fingerprint_of
 from tests.conftest import comparable, in_child, newest_record
 from utils import content, unchanged
 from utils.engine import record as results
@@ -307,6 +307,18 @@ def test_samples_of_files_are_known_by_content(tmp_path):
     replace_all(tmp_path / "b")
     assert FileSamples(a, [0] * 36).fingerprint != FileSamples(b, [0] * 36).fingerprint
     assert pair != PairFiles(b, text, [0] * 36).fingerprint
+
+
+def test_labels_and_what_else_a_sample_carries_count(tmp_path):
+    draw(tmp_path / "a")
+    paths = sorted((tmp_path / "a").rglob("*.bmp"))
+
+    def made(label=0, extra=0, task=0):
+        samples = FileSamples(paths, [label] + [0] * 35, credit=torch.tensor([extra] + [0] * 35))
+        samples.task_ids = torch.tensor([task] + [0] * 35)
+        return fingerprint_of([samples])
+
+    assert made() == made() and len({made(), made(label=1), made(extra=1), made(task=1)}) == 4
 
 
 def test_an_image_that_changes_during_a_run_is_named(tmp_path):
