@@ -65,9 +65,10 @@ def _sha256(value) -> str:
 
 
 def state_digest(model: torch.nn.Module) -> str:
-    """sha256 of all tensors that the model starts with, reference data among them: drawn from the seed, or read from files."""
+    """sha256 of all parameters and buffers that the model starts with: drawn from the seed, or read from files. Tensors that
+    are plain attributes are left out: methods allocate some without filling them."""
     digest = hashlib.sha256()
-    for name, value in [*model.state_dict().items(), *sorted(vars(model).items())]:
+    for name, value in model.state_dict().items():
         if isinstance(value, torch.Tensor):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
