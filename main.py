@@ -32,6 +32,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
         dataset = get_dataset(args)
         launch.check_against_dataset(args, dataset)
         dataset.check_samples()
+        launch.check_class_sizes(args, parsed.model_class, dataset)
         builds_own = getattr(parsed.model_class, "BUILDS_OWN_NET", False)
         backbone = get_backbone(args) if args.backbone and not builds_own else None
         free_memory.require_images(args, dataset, backbone)

@@ -35,6 +35,7 @@ from utils.randomness import generator
 class Bic(ContinualModel):
     NAME = "bic"
     COMPATIBILITY = ["class-il", "task-il"]
+    LEAST_IMAGES = 2  # one to train on and one to fit the bias
 
     @staticmethod
     def get_parser(parser):

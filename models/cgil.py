@@ -52,6 +52,7 @@ class CGIL(VLMModel):
         "optimizer": "optim_alignment",
         "optim_wd": "optim_alignment_wd",
     }
+    EVERY_CLASS = True
     LOOKS_AHEAD = True
     TOY_ARGS = {
         "g_models": "vae",

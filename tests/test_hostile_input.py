@@ -5,10 +5,13 @@ import os
 import struct
 import time
 import zlib
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import main
@@ -16,10 +19,13 @@ from backbone import clip_files
 from datasets.seq_folder import by_number
 from datasets.utils import clove_files, mm_files
 from datasets.utils.samples import FileSamples
+from models.cgil import CGIL
+from models.er import Er
 from models.utils import reference
 from tests import fabricate
 from utils import cli, json_text
 from utils.cli import configs
+from utils.engine import launch
 from utils.errors import UserError, shown
 
 SGD = ["--model", "sgd", "--lr", "0.1", "--seed", "1"]
@@ -400,3 +406,58 @@ def test_sizes_that_no_machine_has(start_folder, refused_run, data, argv, part):
     where = ["--folder_path", str(start_folder(["a", "b"]))] if "seq-folder" in argv else ["--base_path", str(data)]
     assert part in refused_run(*argv, *where)
     assert time.monotonic() - begun < 20
+
+
+# streams that a method cannot do with
+
+
+def test_bic_with_one_image_of_a_class(refused, tmp_path):
+    fabricate.image_folder(tmp_path / "p", ["a", "b", "c", "d"], 1, 1, (12, 10))
+    argv = [
+        "--model",
+        "bic",
+        "--buffer_size",
+        "8",
+        "--n_tasks",
+        "2",
+        *FOLDER[2:8],
+        *FOLDER[10:],
+        "--folder_path",
+        str(tmp_path / "p"),
+    ]
+    told = refused(*argv)
+    assert "model bic needs 2 training images of every class; 4 of the 4 classes of seq-folder have fewer" in told
+
+
+def test_bic_with_two_images_of_a_class(tmp_path):
+    fabricate.image_folder(tmp_path / "p", ["a", "b", "c", "d"], 2, 1, (12, 10))
+    argv = [
+        "--model",
+        "bic",
+        "--buffer_size",
+        "8",
+        "--n_tasks",
+        "2",
+        *FOLDER[2:8],
+        *FOLDER[10:],
+        "--folder_path",
+        str(tmp_path / "p"),
+    ]
+    where = ["--results_path", str(tmp_path / "runs"), "--device", "cpu", "--non_verbose", "1", "--bic_epochs", "2"]
+    assert main.main([*argv, *where]) == 0
+
+
+def test_a_method_that_needs_every_class_is_refused_before_training():
+    """As cgil on a stream of questions, whose first task has a part of the answers."""
+    stream = SimpleNamespace(SETTING="domain-il", N_CLASSES=3, task_order=[1, 0], count=lambda train: 6)
+    stream.samples = lambda train: SimpleNamespace(
+        targets=torch.tensor([0, 1, 2, 0, 0, 2]), task_ids=torch.tensor([0, 0, 0, 1, 1, 1])
+    )
+    args = Namespace(model="cgil", dataset="stream")
+    with pytest.raises(
+        UserError, match="needs 1 training image of every class in the first task; 1 of the 3 classes of stream"
+    ):
+        launch.check_class_sizes(args, CGIL, stream)
+    stream.task_order = [0, 1]
+    launch.check_class_sizes(args, CGIL, stream)
+    launch.check_class_sizes(args, Er, stream)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from datasets.utils.samples import FileSamples, ForeignSamples, PairFiles, fingerprint_of
 from tests.conftest import comparable, in_child, newest_record
-from utils import content, unchanged
+from utils import content
 from utils.engine import record as results
+from utils.engine import unchanged
 from utils.errors import UserError
 
 CLASSES = ["ant", "bee", "cat", "dog"]

@@ -26,6 +26,8 @@ class ContinualModel(nn.Module):
     AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
     trains_in_loop = True  # False: all work is in end_task, observe is never called
     stream_at_hand = None  # the dataset, while get_model calls a constructor that has no parameter for it
+    EVERY_CLASS = False  # True: each class of a task must have training images in it, in streams of domains too
+    LEAST_IMAGES = 1  # training images of each class
     LOOKS_AHEAD = False  # True: tasks not yet seen are evaluated unless --eval_future 0 says otherwise
     work_loss: float | torch.Tensor | None = None  # of the last step of `work`: shown, and checked
 

@@ -54,6 +54,25 @@ def check(args: Namespace, model_class: type, dataset_class: type) -> None:
         raise UserError("\n".join(problems))
 
 
+def check_class_sizes(args: Namespace, model_class: type, dataset) -> None:
+    """Classes with fewer training images than the method can do with; in a stream of domains each task has all classes."""
+    least = getattr(model_class, "LEAST_IMAGES", 1)
+    if dataset.count(True) is None or (least < 2 and not getattr(model_class, "EVERY_CLASS", False)):
+        return
+    samples = dataset.samples(True)
+    labels, ids = samples.targets, getattr(samples, "task_ids", None)
+    if dataset.SETTING not in SPLIT_SETTINGS and ids is not None:
+        labels = labels[torch.as_tensor(ids) == dataset.task_order[0]]
+    counts = torch.bincount(labels, minlength=dataset.N_CLASSES)
+    few = int((counts < least).sum())
+    if few:
+        where = "" if dataset.SETTING in SPLIT_SETTINGS else " in the first task"
+        raise UserError(
+            f"model {args.model} needs {least} training image{'s' * (least > 1)} of every class{where}; {few} of the "
+            f"{dataset.N_CLASSES} classes of {args.dataset} have fewer: choose another stream or method"
+        )
+
+
 def check_against_dataset(args: Namespace, dataset) -> None:
     """Flags whose range depends on the number of tasks, and what follows from the dataset."""
     first, last = option(args, "start_from", 0), option(args, "stop_after", dataset.N_TASKS - 1)
@@ -65,7 +84,6 @@ def check_against_dataset(args: Namespace, dataset) -> None:
     args.num_classes = dataset.N_CLASSES
     args.backbone = option(args, "backbone", dataset.get_backbone())
     free_memory.refuse_many_readers(args)
-    free_memory.require_images(args, dataset)
 
 
 def fill_in(args: Namespace) -> dict:
