@@ -54,7 +54,7 @@ class ResNet(MammothBackbone):
         self.classifier = nn.Linear(self.feature_dim, num_classes)
 
     def set_return_prerelu(self, enable: bool = True) -> None:
-        """Whether the maps of returnt "full" are taken before the last ReLU of each stage."""
+        """Whether the maps of returnt "full" are taken before the last ReLU of each stage; they are their own `prerelu` then."""
         self.return_prerelu = enable
 
     def forward(self, x: torch.Tensor, returnt: ReturnTypes = "out"):
@@ -65,15 +65,22 @@ class ResNet(MammothBackbone):
         full = returnt in {"full", "all"}  # otherwise no map outlives its stage
         raw = self.bn1(self.conv1(x))
         x = F.relu(raw)
-        maps = [raw if self.return_prerelu else x] if full else []
+        maps = [before_relu(raw) if self.return_prerelu else x] if full else []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage[:-1]:
                 x = block(x)
             raw = stage[-1].before_relu(x)
             x = F.relu(raw)
             if full:
-                maps.append(raw if self.return_prerelu else x)
+                maps.append(before_relu(raw) if self.return_prerelu else x)
         return answer(returnt, self.classifier, x.mean(dim=(2, 3)), maps)
+
+
+def before_relu(raw: torch.Tensor) -> torch.Tensor:
+    """A map that has itself as `.prerelu`, where files look for it; a view, for a tensor that holds itself is never freed."""
+    view = raw.view_as(raw)
+    view.prerelu = raw
+    return view
 
 
 @register_backbone("resnet18")

@@ -27,4 +27,5 @@ def get_dataset(args: Namespace):
     from utils.cli.signatures import arguments_for
 
     dataset_class = get_dataset_class(args)
-    return dataset_class(args, **arguments_for(dataset_class, args))
+    made = dataset_class(args, **arguments_for(dataset_class, args))
+    return made.complete() if hasattr(made, "complete") else made

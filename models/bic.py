@@ -86,7 +86,9 @@ class Bic(ContinualModel):
             torch.cat([labels[old_rows], new[new_rows]]),
         )
         kept = others(len(labels), old_rows)
-        dataset.train_loader = without(loader, new_rows).with_samples(stored["examples"][kept], labels[kept])
+        dataset.train_loader = loader.part(others(len(new), new_rows)).with_samples(
+            stored["examples"][kept], labels[kept]
+        )
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
@@ -178,13 +180,3 @@ def others(count: int, rows: torch.Tensor) -> torch.Tensor:
     keep = torch.ones(count, dtype=torch.bool)
     keep[rows] = False
     return torch.nonzero(keep).flatten()
-
-
-def without(loader, rows: torch.Tensor):
-    """The loader of a split that lacks some rows."""
-    smaller, split = copy.copy(loader), copy.copy(loader.dataset)
-    keep = others(len(split), rows)
-    for name in ("rows", "targets", *split.extra_return_fields):
-        setattr(split, name, getattr(split, name)[keep])
-    smaller.dataset = split
-    return smaller

@@ -193,15 +193,15 @@ def rows(images, labels) -> list[tuple]:
     return [tuple(map(int, row)) for row in torch.cat([*parts, labels[:, None]], dim=1)]
 
 
-def test_replay_leaves_the_first_task_alone_and_refuses_its_split():
+def test_replay_leaves_the_first_task_alone_and_refuses_a_split_of_all():
     stream = ToyStream(toy_args())
     stream.get_data_loaders()
     loader = stream.train_loader
     icarl_replay(Model(Buffer(5), 0), stream)
     icarl_replay(Model(Buffer(5), 1), stream)  # nothing stored
     assert stream.train_loader is loader
-    with pytest.raises(UserError, match="--validation"):
-        icarl_replay(Model(Buffer(5), 1), stream, val_set_split=0.1)
+    with pytest.raises(UserError, match="a share below 1 is wanted"):
+        icarl_replay(Model(Buffer(5), 1), stream, val_set_split=1)
 
 
 def test_icarl_fills_the_same_memory_through_its_hooks():

@@ -170,4 +170,7 @@ def apply_each(transform, x: Inputs) -> Inputs:
     images = [
         TF.to_pil_image(image) if wants_pil and not isinstance(steps[0], T.ToPILImage) else image for image in x.cpu()
     ]
-    return torch.stack([transform(image) for image in images]).to(x.device)
+    done = [transform(image) for image in images]
+    if isinstance(done[0], tuple):  # several views of each image: as many batches
+        return tuple(torch.stack(views).to(x.device) for views in zip(*done, strict=True))
+    return torch.stack(done).to(x.device)

@@ -44,11 +44,6 @@ class ContinualDataset:
     MTIL = False  # tasks are domains, scored among their own names, those not yet trained included
 
     def __init__(self, args: Namespace):
-        missing = [n for n in ("NAME", "SETTING", "N_TASKS", "N_CLASSES_PER_TASK") if not hasattr(self, n)]
-        if missing:
-            raise UserError(f"dataset class {type(self).__name__} lacks {', '.join(missing)}")
-        if self.SETTING not in SETTINGS:
-            raise UserError(f"{self.NAME}: SETTING '{self.SETTING}' is none of {', '.join(SETTINGS)}")
         self.args = args
         self.c_task = -1
         self.train_loader: Loader | None = None
@@ -57,8 +52,25 @@ class ContinualDataset:
         self.unlabeled_mask: torch.Tensor | None = None
         self.class_names: list[str] | None = None
         self._samples: dict[bool, Samples] = {}
+        self._complete = False
+        if not self._lacks() or "__init__" not in vars(type(self)):
+            self.complete()
+
+    def _lacks(self) -> list[str]:
+        return [n for n in ("NAME", "SETTING", "N_TASKS", "N_CLASSES_PER_TASK") if not hasattr(self, n)]
+
+    def complete(self) -> "ContinualDataset":
+        """Classes and their order, once the sizes are known: some files set them in a constructor, behind this one."""
+        if self._complete:
+            return self
+        if self._lacks():
+            raise UserError(f"dataset class {type(self).__name__} lacks {', '.join(self._lacks())}")
+        if self.SETTING not in SETTINGS:
+            raise UserError(f"{self.NAME}: SETTING '{self.SETTING}' is none of {', '.join(SETTINGS)}")
         self._set_up_classes()
         self._set_up_order()
+        self._complete = True
+        return self
 
     def _set_up_classes(self) -> None:
         per_task = self.N_CLASSES_PER_TASK
@@ -126,7 +138,7 @@ class ContinualDataset:
     def all_loaders(self, prepare: Callable | None = None) -> tuple[list[Loader], list[Loader]]:
         """Train and test loaders of every task, seen or not, from a second pass over the same stream."""
         order = getattr(self.args, "class_order", None)
-        twin = type(self)(self.args, **arguments_for(type(self), self.args))
+        twin = type(self)(self.args, **arguments_for(type(self), self.args)).complete()
         self.args.class_order = order
         twin._samples = self._samples
         train_loaders = []

@@ -1,5 +1,6 @@
 """Splits (index views of samples) and loaders whose numbers do not depend on workers or on what ran before."""
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -235,6 +236,14 @@ class Loader:
         for name in old.extra_return_fields:
             split.add_extra_return_field(name, getattr(old, name))
         return Loader(split, self.batch_size, self.key, self.shuffle, self.drop_last, self.num_workers)
+
+    def part(self, rows: torch.Tensor) -> "Loader":
+        """The loader of some rows of its split."""
+        smaller, split = copy.copy(self), copy.copy(self.dataset)
+        for name in ("rows", "targets", *split.extra_return_fields):
+            setattr(split, name, getattr(split, name)[rows])
+        smaller.dataset = split
+        return smaller
 
     def joined(self, others: list["Loader"]) -> "Loader":
         """One loader over this split and others, shuffled together; each keeps its own transform."""

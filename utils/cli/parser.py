@@ -117,7 +117,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     backbone = first.backbone or next((v["backbone"] for _, v in reversed(layers) if v.get("backbone")), None)
     if backbone:
         signatures.add_backbone_arguments(parser, str(backbone))
-    origins = apply_layers(parser, layers)
+    origins = apply_layers(parser, layers, set(before))
     tokens, problems = check_tokens(parser, argv)
     problems += missing_required(parser, argv)
     if problems or first.help:
@@ -176,8 +176,12 @@ def add_model_args(parser: argparse.ArgumentParser, model_class: type) -> None:
         raise UserError(f"{what} fails: {plugins.one_line(error)} ({place.filename}, line {place.lineno})") from error
 
 
-def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]) -> dict[str, str]:
-    """Make each layer's values the parser's defaults, low to high, cast through the flags' own types."""
+def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]], ours: set[str]) -> dict[str, str]:
+    """Make each layer's values the parser's defaults, low to high, cast through the flags' own types.
+
+    A stream's default for a flag that is not one of `ours` is left out where the method that has the flag does not know the
+    value; a number that a method's own file sets is not held to a range: lr=0 where the loop trains nothing.
+    """
     actions = {a.dest: a for a in parser._actions}
     origins = {dest: "default" for dest in actions}
     extra: dict[str, object] = {}
@@ -192,7 +196,19 @@ def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]
                     )
                 extra[dest] = value
                 continue
-            actions[dest].default = cast(actions[dest], value, origin)
+            try:
+                actions[dest].default = cast(actions[dest], value, origin)
+            except UserError:
+                if origin == "dataset" and dest not in ours:
+                    continue
+                if (
+                    origin != "model"
+                    or isinstance(value, bool)
+                    or not isinstance(value, (int, float))
+                    or actions[dest].choices
+                ):
+                    raise
+                actions[dest].default = value
             actions[dest].required = False
             origins[dest] = origin
     parser.set_defaults(**extra)

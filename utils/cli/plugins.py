@@ -45,7 +45,11 @@ PIP_NAMES = {
     "skimage": "scikit-image",
 }
 KIND_MARKS = {
-    "dataset": re.compile(r"class\s+\w+\(.*(?:ContinualDataset|GCLDataset)|def get_data_loaders|@register_dataset"),
+    "dataset": re.compile(
+        r"class\s+\w+\(.*(?:ContinualDataset|GCLDataset)|def get_data_loaders|@register_dataset|"
+        r"^from datasets\.(?!utils|transforms)\w+ import .*\b(\w+)\b(?s:.*?)^class\s+\w+\(\1\)",
+        re.M,  # of another set
+    ),
     "model": re.compile(
         r"class\s+\w+\(.*(?:ContinualModel|FutureModel)|^\s+COMPATIBILITY\b|def observe\(|@register_model", re.M
     ),

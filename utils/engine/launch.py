@@ -28,8 +28,10 @@ def check(args: Namespace, model_class: type, dataset_class: type) -> None:
     setting, fits = dataset_class.SETTING, set(getattr(model_class, "COMPATIBILITY", []))
     if not fits:
         problems.append(f'model {args.model} declares no COMPATIBILITY; add it to its class, for example ["{setting}"]')
-    elif setting not in fits:
-        good = [e.name for e in registry.index("dataset").values() if e.setting in fits]
+    elif setting not in (
+        runs_in := fits | ({"class-il"} if "task-il" in fits else set())
+    ):  # scored among a task's own classes
+        good = [e.name for e in registry.index("dataset").values() if e.setting in runs_in]
         problems.append(
             f"model {args.model} works in {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
             f"Datasets that fit: {', '.join(sorted(good)) or 'none here'}"

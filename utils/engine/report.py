@@ -70,7 +70,8 @@ def print_epoch(row: dict) -> None:
 def summary(run, model, dataset) -> dict[str, float]:
     """The flat scores and costs that end a record."""
     matrices = run.rows["matrices"]
-    measured = [t for t in range(dataset.N_TASKS) if not np.isnan(matrices["class_il"][t]).all()]
+    nameless = np.isnan(matrices["class_il"]).all()  # a method that is told the task has no score among all names
+    measured = [t for t, row in enumerate(matrices["task_il" if nameless else "class_il"]) if not np.isnan(row).all()]
     rows = slice(0, measured[-1] + 1 if measured else 0)
     class_il = matrices["class_il"][rows].copy()
     untrained = run.rows.get("untrained")
@@ -78,7 +79,7 @@ def summary(run, model, dataset) -> dict[str, float]:
         if task < dataset.N_TASKS and task - 1 < len(class_il):
             class_il[task - 1, task] = value
     name = "vqa" if dataset.VQA else "class_il"
-    named = {name: class_il}
+    named = {} if nameless else {name: class_il}
     if dataset.SETTING in SPLIT_SETTINGS:
         named["task_il"] = matrices["task_il"][rows]
         if dataset.MTIL and dataset.N_TASKS > 1:
@@ -94,7 +95,7 @@ def summary(run, model, dataset) -> dict[str, float]:
             "seen_all": matrices["all_names"],
             "future_unseen": matrices["unseen_names"],
         }
-    scores = metrics.summary(named, {name: untrained} if untrained is not None else None)
+    scores = metrics.summary(named, {name: untrained} if untrained is not None and not nameless else None)
     if "mixed_task_il" in matrices:
         gaps = [metrics.largest_gap(matrices[n], matrices[f"mixed_{n}"]) for n in ("class_il", "task_il", "all_names")]
         scores["mixed_gap"] = max(gap for gap in gaps if not np.isnan(gap))

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from utils.errors import UserError
 from utils.pair import Inputs, Pair
+from utils.randomness import generator
 
 
 def herd(features: torch.Tensor, count: int) -> torch.Tensor:
@@ -120,16 +121,36 @@ def images_by_class(loader, first: int, end: int):
 
 
 def icarl_replay(model, dataset, val_set_split: float = 0) -> None:
-    """Let the task's train loader serve the stored exemplars as well, augmented alike."""
+    """Let the task's train loader serve the stored exemplars as well, augmented alike.
+
+    With `val_set_split` that share of the task's images, and of the exemplars, is drawn out and served by
+    `model.val_loader` instead, in the form of training items.
+    """
+    loader = dataset.train_loader
+    if not 0 <= val_set_split < 1:
+        raise UserError(f"icarl_replay(val_set_split={val_set_split}): a share below 1 is wanted")
+    draw = generator(*loader.key, "held out")
     if val_set_split:
-        raise UserError("icarl_replay(val_set_split) is not offered: use --validation")
+        held, kept = _drawn_out(len(loader.dataset), val_set_split, draw)
+        model.val_loader, dataset.train_loader = loader.part(held), loader.part(kept)
     if model.current_task == 0 or model.buffer.is_empty():
         return
     stored = model.buffer.serialize("cpu")
-    images = stored["examples"]
+    images, labels = stored["examples"], stored["labels"]
     if not isinstance(images, Pair) and images.is_floating_point():
         images = images.mul(255).round().to(torch.uint8)
-    dataset.train_loader = dataset.train_loader.with_samples(images, stored["labels"])
+    if val_set_split:
+        held, kept = _drawn_out(len(labels), val_set_split, draw)
+        model.val_loader = model.val_loader.with_samples(images[held], labels[held])
+        images, labels = images[kept], labels[kept]
+    dataset.train_loader = dataset.train_loader.with_samples(images, labels)
+
+
+def _drawn_out(count: int, share: float, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of a share, at least one, and all others, both in order."""
+    order = torch.randperm(count, generator=draw)
+    cut = max(1, round(share * count))
+    return order[:cut].sort().values, order[cut:].sort().values
 
 
 def class_means(net, buffer, dataset, n_classes: int, normalization) -> torch.Tensor:

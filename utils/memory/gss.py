@@ -60,6 +60,9 @@ class Buffer(PlainBuffer):
     def drop_cache(self) -> None:
         """Nothing is cached between calls; the name is there for files that call it."""
 
+    def reset_fathom(self) -> None:
+        """Each draw is from the whole memory, so there is nothing to begin anew; the name is there for files that call it."""
+
     def empty(self) -> None:
         super().empty()
         self.scores[:] = 0

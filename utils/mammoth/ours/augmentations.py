@@ -64,6 +64,8 @@ def soft_aug(size: int, mean, std):
 class strong_aug:  # the name that files import
     """Two independent views of a batch: resized crop, flip, colour jitter, grey, normalisation."""
 
+    takes_batches = True
+
     def __init__(self, size: int, mean, std):
         self.view = T.Compose(
             [
