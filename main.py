@@ -1,7 +1,11 @@
 """The only entry: python main.py --model NAME --dataset NAME [flags]."""
 
 import os
+import signal
 import sys
+
+if __name__ == "__main__":  # no traceback of Ctrl-C while the modules below are loaded; then see utils/cli/shell.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from utils import cli
 from utils.cli import shell

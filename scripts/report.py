@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts import records
 from scripts.records import interval
+from utils.cli import shell
 from utils.engine.record import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table
 from utils.engine.report import TITLES, human
 from utils.errors import UserError
@@ -216,4 +217,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(shell.exits(main))

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import cli  # noqa: E402
+from utils import cli, shell  # noqa: E402
 from utils.cli import plugins, registry  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -156,4 +156,4 @@ def tried(args: argparse.Namespace, name: str, folder: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(shell.exits(command_line))

@@ -394,3 +394,15 @@ def test_memory_that_no_machine_has(start, tmp_path):
     assert code == 2 and len(told) == 1 and "a memory of 99,999,999,999,999 samples (examples) needs about" in told[0]
     assert told[0].endswith("lower --buffer_size")
     assert newest_record(tmp_path / "runs")[-1]["status"] == "failed"
+
+
+def test_memory_that_runs_out_while_training(start, tmp_path, monkeypatch):
+    """What no estimate foresees: torch's own words for it, clipped, and the flags to lower."""
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory {'x' * 500}")
+
+    monkeypatch.setattr(Er, "observe", observe)
+    code, told = start(*ER)
+    assert code == 2 and len(told) == 1 and told[0].startswith("error: memory ran out (") and "--buffer_size" in told[0]
+    assert newest_record(tmp_path / "runs")[-1]["status"] == "failed"

@@ -13,9 +13,14 @@ STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if ha
 
 def exits(program: Callable[[], int]) -> int:
     """Run a whole program; its exit code, 141 if its reader left (`| head -1`), 130 after Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that is not UTF-8 is shown as well as it can be
     with stops_at_once(), second_signal_quits():
         try:
-            code = program()
+            try:
+                code = program()
+            except SystemExit as end:  # argparse after --help
+                code = end.code
             sys.stdout.flush()
             return code
         except BrokenPipeError:
