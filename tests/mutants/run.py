@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEFT_BEHIND = {"data", "runs", "results", "checkpoints", "cache"}
 LIBRARIES = [
     *("numpy", "PIL.Image", "safetensors.torch", "scipy.linalg", "scipy.optimize", "torch", "torch.func"),
-    *("torchvision.transforms.v2", "yaml"),
+    *("torchvision.transforms.v2", "scipy.stats", "scipy.cluster.vq", "clip"),
 ]
 FOREIGN = 90  # exit code of a child that ran something of the tree outside its copy
 LIMIT_S = 60  # seconds of computation; a fault that makes a test run longer is noticed by that
@@ -61,8 +62,10 @@ def preload(root: Path) -> None:
 
     asked = root / "requirements.txt"
     if asked.is_file() and "torch" in asked.read_text():
-        for name in LIBRARIES:
-            importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in LIBRARIES:
+                importlib.import_module(name)
         torch = sys.modules["torch"]
         torch.set_num_threads(1)
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)  # loads what torch loads late
