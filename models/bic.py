@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.flags import add_memory_args, boolean, natural, number, positive
 from utils.memory.buffer import Buffer
 from utils.memory.exemplars import as_unit, fill_buffer
-from utils.plain import normalized
+from utils.passes import normalized
 from utils.randomness import generator
 
 

@@ -38,11 +38,12 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, mse_loss, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
 
 from backbone.fusion import TOY_FUSION, UNSEEN, GrowingHead
 from models.utils.fused_model import FusedModel, add_fused_args
 from models.utils.vlm_model import EVAL_ROWS
+from utils.distillation import soft_divergence
 from utils.errors import UserError
 from utils.flags import natural, non_negative, positive, positive_int
 from utils.kmeans import METRICS, distances, minibatch_kmeans
@@ -216,8 +217,7 @@ class CluMo(FusedModel):
         own = logits[:, : wanted.shape[1]]
         if self.args.kd_type == "mse":
             return mse_loss(own, wanted)
-        own, wanted = (x.div(KL_TEMPERATURE).log_softmax(1) for x in (own, wanted))
-        return KL_TEMPERATURE**2 * kl_div(own, wanted, log_target=True, reduction="batchmean")
+        return KL_TEMPERATURE**2 * soft_divergence(own, wanted, KL_TEMPERATURE)
 
     def end_task(self, dataset):
         self.teacher = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1).detach().clone()

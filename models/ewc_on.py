@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from models.utils.continual_model import ContinualModel
 from utils.flags import non_negative
 from utils.gradients import add_pull, flat, trained
+from utils.passes import plain_batches
 from utils.per_sample import SquaredGradients
-from utils.plain import plain_batches
 from utils.progress import progress
 
 

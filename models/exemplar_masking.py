@@ -35,7 +35,7 @@ Row of docs/exemplar_masking.md, by scripts/claims_exemplar_masking.sh, one seed
 
 import torch
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize
 
 from backbone.clip_files import openai_clip
 from backbone.fusion import TOY_FUSION, add_fusion_args, fusion_of
@@ -49,7 +49,7 @@ from utils.distillation import soft_divergence
 from utils.errors import UserError
 from utils.flags import fraction, non_negative, positive
 from utils.memory.exemplar_memory import MASKING, ExemplarMemory, add_exemplar_args
-from utils.memory.exemplars import batches_by_class
+from utils.memory.exemplars import batches_by_class, nearest_means
 from utils.memory.masks import image_mask
 from utils.memory.records import GREY, Tokens, fill_grid, full_tokens, patchify
 from utils.memory.token_augment import AUGMENTATIONS, background, mix_patches, partners, swap, token_drop
@@ -299,21 +299,15 @@ class ExemplarMasking(VLMModel):
     def class_means(self):
         """(C, W) unit means of the stored exemplars' features under the current network; of training images where a
         class has none yet."""
-        total = torch.zeros(self.n_seen_classes, self.net.feature_dim, device=self.device)
-        count = torch.zeros(self.n_seen_classes, 1, device=self.device)
-        for rows in torch.arange(len(self.memory)).split(ROWS):
-            found = normalize(self.features(self.memory.records.decode(rows).to(self.device)), dim=1)
-            hot = one_hot(self.memory.records.labels[rows].to(self.device), self.n_seen_classes).float()
-            total, count = total + hot.T @ found, count + hot.sum(0)[:, None]
-        missing = (count[:, 0] == 0).nonzero().flatten().tolist()
-        if missing and self.dataset.train_loader is not None:
-            for batches, label in batches_by_class(self.dataset.train_loader, min(missing), self.n_seen_classes):
-                parts = [] if label not in missing else [self.features(self.tokens(x, as_bytes=True)) for x in batches]
-                if parts:
-                    found = torch.cat(parts)
-                    total[label], count[label] = normalize(found, dim=1).sum(0), len(found)
-        means = normalize(total / count.clamp(min=1), dim=1)
-        return means.masked_fill(count == 0, torch.inf)
+        memory, every = self.memory.records, torch.arange(len(self.memory))
+        parts = [self.features(memory.decode(rows).to(self.device)) for rows in every.split(ROWS) if len(rows)]
+        return nearest_means(
+            torch.cat(parts) if parts else None,
+            memory.labels[every].to(self.device),
+            self.n_seen_classes,
+            lambda images: self.features(self.tokens(images, as_bytes=True)),
+            self.dataset.train_loader,
+        )
 
     # what is measured beside the answers
 

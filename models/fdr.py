@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.flags import add_rehearsal_args, boolean, non_negative
 from utils.memory.buffer import Buffer
 from utils.memory.exemplars import quotas
-from utils.plain import normalized
+from utils.passes import normalized
 
 
 class Fdr(ContinualModel):

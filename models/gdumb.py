@@ -12,12 +12,12 @@ Row of docs/classics.md, by scripts/classics.sh, one seed:
         --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
-import numpy as np
 import torch
 
 from models.utils.continual_model import ContinualModel
 from utils.flags import add_memory_args, boolean, non_negative, positive, positive_int
 from utils.memory.buffer import Buffer
+from utils.mixing import cutmix
 from utils.pair import Pair
 from utils.settings import option
 
@@ -87,16 +87,3 @@ class GDumb(ContinualModel):
         loss.backward()
         self.fit_opt.step()
         return loss.detach()
-
-
-def cutmix(images, labels, alpha: float):
-    """Images (B, 3, H, W) with one rectangle from others, the labels of those, and the share (of pixels) that is their own."""
-    height, width = images.shape[-2:]
-    side = (1 - np.random.beta(alpha, alpha)) ** 0.5
-    y, x = np.random.randint(height), np.random.randint(width)
-    h, w = int(side * height), int(side * width)
-    top, left, bottom, right = max(y - h // 2, 0), max(x - w // 2, 0), min(y + h // 2, height), min(x + w // 2, width)
-    order = torch.randperm(len(images)).to(images.device)
-    mixed = images.clone()
-    mixed[..., top:bottom, left:right] = images[order][..., top:bottom, left:right]
-    return mixed, labels[order], 1 - (bottom - top) * (right - left) / (height * width)

@@ -22,7 +22,7 @@ from models.utils.continual_model import ContinualModel
 from utils.flags import add_rehearsal_args, positive_int
 from utils.memory.gss import Buffer
 from utils.pair import Pair
-from utils.plain import normalized
+from utils.passes import normalized
 
 CHUNK = 8  # samples whose gradients are in memory at once, while they are made
 

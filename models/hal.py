@@ -26,7 +26,7 @@ from models.utils.continual_model import ContinualModel
 from utils.flags import add_rehearsal_args, fraction, natural, non_negative
 from utils.memory.buffer import Buffer
 from utils.pair import Pair
-from utils.plain import normalized
+from utils.passes import normalized
 
 
 class Hal(ContinualModel):

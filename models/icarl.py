@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
 from utils.flags import add_memory_args, non_negative
-from utils.memory.exemplars import class_means, fill_buffer, icarl_replay
+from utils.memory.exemplars import exemplar_means, fill_buffer, icarl_replay
 from utils.memory.record_buffer import add_codec_args, replay_buffer
 
 
@@ -81,7 +81,7 @@ class ICarl(ContinualModel):
 
     def forward(self, x):
         if self.means is None:
-            self.means = class_means(
+            self.means = exemplar_means(
                 self.net, self.buffer, self.dataset, self.n_seen_classes, self.normalization_transform
             )
         features = F.normalize(self.net(x, returnt="features").flatten(1), dim=1)

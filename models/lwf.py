@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from models.utils.continual_model import ContinualModel
 from utils.distillation import soft_divergence
 from utils.flags import boolean, natural, non_negative, positive
-from utils.plain import plain_batches
+from utils.passes import plain_batches
 from utils.progress import progress
 
 

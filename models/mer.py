@@ -19,6 +19,7 @@ import torch
 from models.utils.continual_model import ContinualModel
 from utils.flags import add_rehearsal_args, positive_int, real
 from utils.memory.buffer import Buffer
+from utils.weights import interpolate, weights_of
 
 
 class Mer(ContinualModel):
@@ -40,12 +41,12 @@ class Mer(ContinualModel):
         self.buffer = Buffer(args.buffer_size)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        start, losses = self.weights(), []
+        start, losses = weights_of(self.net, trained_only=False), []
         for _ in range(self.args.batch_num):
-            before, (x, y) = self.weights(), self.with_memory(inputs, labels)
+            before, (x, y) = weights_of(self.net, trained_only=False), self.with_memory(inputs, labels)
             losses += [self.step(x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
-            self.interpolate(before, self.args.beta)
-        self.interpolate(start, self.args.gamma)
+            interpolate(self.net, before, self.args.beta)
+        interpolate(self.net, start, self.args.gamma)
         self.buffer.add_data(examples=not_aug_inputs, labels=labels)
         return torch.stack(losses).mean()
 
@@ -61,11 +62,3 @@ class Mer(ContinualModel):
         loss.backward()
         self.opt.step()
         return loss.detach()
-
-    def weights(self):
-        return [p.detach().clone() for p in self.net.parameters()]
-
-    @torch.no_grad()
-    def interpolate(self, before, share):
-        for parameter, old in zip(self.net.parameters(), before, strict=True):
-            parameter.copy_(old + share * (parameter - old))

@@ -41,6 +41,7 @@ from backbone.clip import ClipImageEncoder
 from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_peft_args, add_tuning_args
 from models.utils.reference import reference_data
 from models.utils.teachers import Teachers
+from utils.class_means import class_means
 from utils.errors import UserError
 from utils.features import FeatureStore
 from utils.flags import boolean, fraction, natural, non_negative, number, path, positive, positive_int
@@ -48,7 +49,6 @@ from utils.randomness import generator
 from utils.relations import (
     IMAGE_ROWS,
     blend,
-    class_means,
     divergence,
     drop_diagonal,
     keep_floor,

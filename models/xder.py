@@ -29,7 +29,7 @@ from models.utils.continual_model import ContinualModel
 from utils.flags import add_rehearsal_args, boolean, non_negative, positive, positive_int, real
 from utils.memory.buffer import Buffer, apply
 from utils.memory.exemplars import fill_buffer
-from utils.plain import normalized
+from utils.passes import normalized
 
 
 class XDer(ContinualModel):

@@ -290,7 +290,7 @@ def evaluation_rows(args: argparse.Namespace) -> list[Row]:
     """Evaluation over bare evaluation; a run in which a test image takes a second pass at a boundary stops the bench."""
     from utils.engine.evaluate import evaluate_tasks
     from utils.engine.training import train
-    from utils.eval_batch_size import eval_batch_size
+    from utils.passes import eval_batch_size
 
     model, dataset, run_args, record, twin = build(
         "sgd", "seq-cifar10", args, "--fitting_mode", "iters", "--n_iters", "1", "--num_filters", "8"

@@ -4,8 +4,6 @@ import functools
 import tempfile
 from pathlib import Path
 
-from torch import Tensor, nn
-
 from tests import contract
 from tests.clip_weights import write_tiny
 
@@ -16,11 +14,6 @@ PLAIN = {
     "inter_alpha": 1,
     "text_bank": "current",
 }  # MulKI without its parts
-
-
-def weights_of(net: nn.Module, trained_only: bool = True) -> dict[str, Tensor]:
-    """Copies of the parameters, of those that are trained by default."""
-    return {n: p.detach().clone() for n, p in net.named_parameters() if p.requires_grad or not trained_only}
 
 
 @functools.cache

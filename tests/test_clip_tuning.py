@@ -8,10 +8,10 @@ from torchvision import transforms as T
 from backbone.lora import adapted, add_lora, fold_lora
 from models.utils.clip_tuning import normalization_of, rates
 from tests import contract
-from tests.clip_toys import PLAIN, begun, toy, weights_of
+from tests.clip_toys import PLAIN, begun, toy
 from utils.errors import UserError
 from utils.schedulers import warmup_cosine
-from utils.weights import add_to_mean, interpolate
+from utils.weights import add_to_mean, interpolate, weights_of
 
 
 @pytest.mark.parametrize("init", [0, 1])

@@ -11,8 +11,8 @@ from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import ArraySamples
 from tests.toys import Linear, ToyDomains, ToyStream, toy_args
 from utils.engine.evaluate import evaluate, evaluate_tasks, mask_classes, only_columns
-from utils.eval_batch_size import eval_batch_size
 from utils.pair import Pair
+from utils.passes import eval_batch_size
 
 
 class Recorder(nn.Module):

@@ -11,7 +11,7 @@ from tests.toys import Linear, ToyStream, random_pairs, toy_args
 from utils.batch_transforms import BatchTransform, Normalize
 from utils.errors import UserError
 from utils.memory.buffer import Buffer, fill_buffer, icarl_replay
-from utils.memory.exemplars import class_means, features_of, herd, quotas
+from utils.memory.exemplars import exemplar_means, features_of, herd, quotas
 from utils.pair import Pair
 
 
@@ -139,7 +139,7 @@ def test_class_means_go_by_class_id():
     images, labels = torch.rand(9, 1, 2, 3, generator=draw), torch.tensor([2, 0, 2, 2, 0, 0, 0, 2, 0])
     buffer = Buffer(9)
     buffer.add_data(images, labels=labels)
-    means = class_means(net, buffer, stream, 4, None)
+    means = exemplar_means(net, buffer, stream, 4, None)
     samples = stream.samples(True)
     of_class = {0: images[labels == 0], 2: images[labels == 2], 3: samples.data[samples.targets == 3].float() / 255}
     for label, own in of_class.items():

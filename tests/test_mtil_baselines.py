@@ -10,10 +10,10 @@ from torch.nn.functional import normalize, one_hot
 from models.utils import reference
 from models.utils.clip_distillation import random_sentences, two_way_divergence
 from tests import contract
-from tests.clip_toys import weights_of
 from tests.test_contract_models import skipped
 from utils.engine import checkpoint
 from utils.errors import UserError
+from utils.weights import weights_of
 
 
 @pytest.fixture(autouse=True)

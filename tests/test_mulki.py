@@ -8,10 +8,12 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from tests import contract, fabricate
-from tests.clip_toys import PLAIN, begun, random_clip_folder, toy, weights_of
+from tests.clip_toys import PLAIN, begun, random_clip_folder, toy
 from tests.conftest import comparable, in_child, newest_record
 from utils import relations
+from utils.class_means import class_means
 from utils.errors import UserError
+from utils.weights import weights_of
 
 
 def unit(*shape, seed=0):
@@ -122,9 +124,7 @@ def test_classes_in_another_order_give_the_same_prototypes_and_losses():
     model, inputs, labels, _ = begun(2)
     order = torch.randperm(4, generator=torch.Generator().manual_seed(1))
     _, images, texts, taught, y = terms_of(model, inputs, labels)
-    assert torch.equal(
-        relations.class_means(taught, y, 4)[:, order], relations.class_means(taught, order.argsort()[y], 4)
-    )
+    assert torch.equal(class_means(taught, y, 4)[:, order], class_means(taught, order.argsort()[y], 4))
 
     known = model.teachers
 
@@ -176,7 +176,7 @@ def test_few_classes_and_single_images_give_no_nan():
     loss = model.step(inputs[:1], labels[:1])
     assert loss.isfinite() and all(p.isfinite().all() for p in model.get_parameters())
     assert relations.drop_diagonal(torch.eye(2)).tolist() == [[0.0], [0.0]]
-    assert relations.class_means(torch.ones(1, 2), torch.zeros(2, dtype=torch.long), 3).tolist() == [[1.0, 0.0, 0.0]]
+    assert class_means(torch.ones(1, 2), torch.zeros(2, dtype=torch.long), 3).tolist() == [[1.0, 0.0, 0.0]]
 
 
 def test_prototypes_are_means_over_drawn_images_of_each_class():

@@ -12,7 +12,6 @@ from models.der import Der
 from models.er import Er
 from models.er_ace import ErAce
 from models.fdr import Fdr, drift_of_answers
-from models.gdumb import cutmix
 from models.gss import Gss
 from models.hal import Hal
 from models.mer import Mer
@@ -22,6 +21,7 @@ from tests.classic_toys import Both
 from tests.toys import ToyStream, toy_args
 from utils.errors import UserError
 from utils.memory.gss import Buffer as GssBuffer
+from utils.mixing import cutmix
 
 FLAGS = {
     "task_free": False,

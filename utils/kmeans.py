@@ -1,6 +1,6 @@
-"""K-means for keys of prompts and domains: mini-batch updates with running counts, in one tensor call per step.
+"""K-means: Lloyd's steps for many groups at once (mixtures), and mini-batches with running counts (keys of prompts).
 
-Sculley, WWW 2010. With n_j the points that centre j has taken so far and m_j those of the batch,
+Mini-batches: Sculley, WWW 2010. With n_j the points that centre j has taken so far and m_j those of the batch,
 
     n_j <- n_j + m_j,   c_j <- c_j + m_j / n_j (mean of the batch's points of j - c_j)
 
@@ -9,7 +9,7 @@ so a centre is the mean of every point it ever took. Start: k-means++ on a sampl
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 METRICS = ("l2", "cosine")
 START_ROWS = 512  # points that k-means++ looks at
@@ -34,25 +34,55 @@ def inertia(x: Tensor, centres: Tensor, metric: str = "l2") -> Tensor:
     return distances(x, centres, metric).amin(-1).mean()
 
 
-def plus_plus(x: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """k-means++: points (k, D) of x, each drawn with a chance in proportion to its squared distance to those before.
+def spread(x: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
+    """k-means++ of groups x (K, N, D) of which mask (K, N, 1) is real: centres (K, M, D) for uniforms (K, M).
 
-    Where all points coincide with a centre already (fewer distinct points than k), points are drawn evenly.
+    Each is a point drawn with a chance in proportion to its squared distance to those before; the first, and where all
+    points lie on a centre already (fewer distinct points than centres), one drawn evenly.
     """
-    picks = torch.rand(k, generator=rng, dtype=torch.float64).to(x.device)
-    chosen = [int(picks[0] * len(x))]
-    closest = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-    for u in picks[1:]:
-        closest = torch.minimum(closest, distances(x, x[chosen[-1:]])[:, 0].double())
-        weight = closest if closest.sum() > 0 else torch.ones_like(closest)
-        total = weight.cumsum(0)
-        chosen.append(int(torch.searchsorted(total, u * total[-1], right=True).clamp(max=len(x) - 1)))
-    return x[chosen].clone()
+    real = mask.squeeze(2).to(uniforms.dtype)  # (K, N)
+    last = mask.squeeze(2).sum(1, keepdim=True) - 1
+    weight, distance, centres = real, torch.full_like(real, torch.inf), []
+    for u in uniforms.T:  # over centres, all groups at once
+        total = weight.cumsum(1)
+        pick = torch.searchsorted(total, u.unsqueeze(1) * total[:, -1:], right=True).minimum(last)
+        centres.append(x.gather(1, pick.unsqueeze(2).expand(-1, -1, x.shape[2])))
+        distance = distance.minimum((x - centres[-1]).square().sum(2))
+        weight = distance * real
+        weight = weight.where(weight.sum(1, keepdim=True) > 0, real)
+    return torch.cat(centres, 1)
+
+
+def assign(z: Tensor, centres: Tensor) -> Tensor:
+    """One-hot membership of each feature in its nearest centre, (K, N, M)."""
+    near = torch.cdist(z, centres).argmin(2)
+    return one_hot(near, centres.shape[1]).to(z.dtype)
+
+
+def lloyd(z: Tensor, mask: Tensor, centres: Tensor, n_steps: int) -> Tensor:
+    """k-means of all classes; a class stops when no centre moves by 1e-3 (in units of the root mean variance)."""
+    live = torch.ones(len(z), 1, 1, dtype=torch.bool, device=z.device)
+    for _ in range(n_steps):
+        member = assign(z, centres) * mask
+        mass = member.sum(1).unsqueeze(2)  # (K, M, 1)
+        moved = (member.mT @ z / mass.clamp(min=1)).where((mass > 0) & live, centres)  # an empty cluster stays
+        live = live & ((moved - centres).norm(dim=2).amax(1).view(-1, 1, 1) >= 1e-3)
+        centres = moved
+        if not bool(live.any()):
+            break
+    return centres
+
+
+def plus_plus(x: Tensor, k: int, rng: torch.Generator) -> Tensor:
+    """`spread` of one group of points: k of x (N, D)."""
+    uniforms = torch.rand(1, k, generator=rng, dtype=torch.float64).to(x.device)
+    every = torch.ones(1, len(x), 1, dtype=torch.bool, device=x.device)
+    return spread(x[None].double(), every, uniforms)[0].to(x.dtype)
 
 
 def update(centres: Tensor, counts: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Centres (K, D) and counts (K,) after a mini-batch of points (B, D); the arguments stay as they are."""
-    own = torch.nn.functional.one_hot(nearest(batch, centres), len(centres)).to(batch.dtype)  # (B, K)
+    own = one_hot(nearest(batch, centres), len(centres)).to(batch.dtype)  # (B, K)
     members = own.sum(0)
     counts = counts + members
     shift = own.T @ batch - members[:, None] * centres  # m_j (batch mean - c_j); zero where j has no member

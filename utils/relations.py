@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from utils.distillation import row_divergence
 from utils.flags import non_negative
 
 IMAGE_ROWS = ("it", "vv")  # relations with a row per image; the others have one per class
@@ -58,9 +59,8 @@ def drop_diagonal(square: Tensor) -> Tensor:
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each row (..., C) -> (...); 0 where they are equal."""
-    wanted = (teacher / temperature).log_softmax(-1)
-    return temperature**2 * (wanted.exp() * (wanted - (student / temperature).log_softmax(-1))).sum(-1)
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each row (..., C) -> (...)."""
+    return temperature**2 * row_divergence(student, teacher, temperature)
 
 
 def teacher_weights(
@@ -109,13 +109,6 @@ def trust(images: Tensor, texts: Tensor, labels: Tensor, scale: Tensor, gamma: f
     log_p = (scale * images @ texts.mT).log_softmax(-1)  # (M, B, n)
     of_label = log_p.gather(-1, labels.expand(len(images), -1)[..., None])[..., 0]
     return (gamma * of_label.amax(0)).exp()
-
-
-def class_means(rows: Tensor, labels: Tensor, n: int) -> Tensor:
-    """Means over the images of each class: (M, N) -> (M, n), (M, N, D) -> (M, n, D); 0 of a class without any."""
-    total = rows.new_zeros(rows.shape[0], n, *rows.shape[2:]).index_add_(1, labels, rows)
-    count = torch.bincount(labels, minlength=n).clamp(min=1).to(rows.dtype)
-    return total / count.view(1, n, *[1] * (rows.dim() - 2))
 
 
 def blend(rows: Tensor, weights: Tensor) -> Tensor:

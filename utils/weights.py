@@ -40,3 +40,8 @@ def squared_distance(net: nn.Module | dict[str, Tensor], anchor: dict[str, Tenso
     """Sum over parameters of (weight - anchor)^2, with gradient."""
     ours = net if isinstance(net, dict) else dict(net.named_parameters())
     return torch.stack([(ours[n] - v.to(ours[n].device)).square().sum() for n, v in anchor.items()]).sum()
+
+
+def weights_of(net: nn.Module, trained_only: bool = True) -> dict[str, Tensor]:
+    """Copies of the parameters, of those that are trained by default."""
+    return {n: p.detach().clone() for n, p in net.named_parameters() if p.requires_grad or not trained_only}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torchvision import transforms as T
 
 from datasets.utils.fetch import base_path
-from datasets.utils.labels import asymmetric_noise, symmetric_noise, unlabelled, validation_mask
+from datasets.utils.labels import drop_labels, noisy_targets, validation_mask
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import Samples, as_samples, fingerprint_of
 from utils.cli.signatures import arguments_for
@@ -333,7 +333,7 @@ def store_masked_loaders(train_dataset, test_dataset, setting: ContinualDataset)
     split = make_split(train, in_train, noisy, train_transform, True)
     if option(args, "noise_rate"):
         split.add_extra_return_field("true_labels", train_targets[in_train])
-    _drop_labels(setting, split, task, seed)
+    drop_labels(setting, split, task, seed)
     tests = make_split(test, in_test, test_targets, test_transform, False)
     key, batch_size, workers = (seed, setting.NAME, task), setting.get_batch_size(), option(args, "num_workers", 0)
     if option(args, "validation"):
@@ -365,33 +365,6 @@ def task_mask(setting: ContinualDataset, samples: Samples, targets: torch.Tensor
 def make_split(samples: Samples, mask: torch.Tensor, targets: torch.Tensor, transform, train: bool) -> Split:
     rows = torch.nonzero(mask).flatten()
     return Split(samples, rows, targets[rows].clone(), transform, train)
-
-
-def noisy_targets(setting: ContinualDataset, targets: torch.Tensor, seed: int) -> torch.Tensor:
-    rate = option(setting.args, "noise_rate", 0.0)
-    if not rate:
-        return targets
-    if option(setting.args, "noise_type", "symmetric") == "symmetric":
-        return symmetric_noise(targets, rate, setting.N_CLASSES, seed)
-    if setting.MISTAKEN_FOR is None:
-        raise UserError(f"--noise_type asymmetric: {setting.NAME} has no table of confusable classes; use symmetric")
-    order = getattr(setting.args, "class_order", None)
-    place = np.arange(setting.N_CLASSES) if order is None else np.asarray(order)
-    table = {int(place[a]): int(place[b]) for a, b in setting.MISTAKEN_FOR.items()}
-    return asymmetric_noise(targets, rate, table, seed)
-
-
-def _drop_labels(setting: ContinualDataset, split: Split, task: int, seed: int) -> None:
-    by_task, by_class = option(setting.args, "label_perc", 1.0), option(setting.args, "label_perc_by_class", 1.0)
-    if by_task < 1 and by_class < 1:
-        raise UserError("give --label_perc_by_task or --label_perc_by_class, not both")
-    setting.unlabeled_mask = None
-    if min(by_task, by_class) < 1:
-        first, end = setting.get_offsets(task)
-        setting.unlabeled_mask = unlabelled(
-            split.targets, min(by_task, by_class), end - first, by_class < 1, seed + task
-        )
-        split.targets[setting.unlabeled_mask] = -1
 
 
 def _refuse_empty(

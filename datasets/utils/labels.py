@@ -5,6 +5,7 @@ import torch
 
 from utils.errors import UserError
 from utils.randomness import generator
+from utils.settings import option
 
 # class -> class it is mistaken for
 ASYMMETRIC_CIFAR10 = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7}  # truck-car, bird-plane, cat-dog, dog-cat, deer-horse
@@ -56,3 +57,32 @@ def validation_mask(targets: torch.Tensor, share: float, seed: int) -> torch.Ten
             )
         held[rows[torch.randperm(len(rows), generator=generator(seed, "validation", int(label)))[:count]]] = True
     return held
+
+
+def noisy_targets(setting, targets: torch.Tensor, seed: int) -> torch.Tensor:
+    """Labels of which --noise_rate are wrong."""
+    rate = option(setting.args, "noise_rate", 0.0)
+    if not rate:
+        return targets
+    if option(setting.args, "noise_type", "symmetric") == "symmetric":
+        return symmetric_noise(targets, rate, setting.N_CLASSES, seed)
+    if setting.MISTAKEN_FOR is None:
+        raise UserError(f"--noise_type asymmetric: {setting.NAME} has no table of confusable classes; use symmetric")
+    order = getattr(setting.args, "class_order", None)
+    place = np.arange(setting.N_CLASSES) if order is None else np.asarray(order)
+    table = {int(place[a]): int(place[b]) for a, b in setting.MISTAKEN_FOR.items()}
+    return asymmetric_noise(targets, rate, table, seed)
+
+
+def drop_labels(setting, split, task: int, seed: int) -> None:
+    """Take the labels of the samples that --label_perc_by_task or --label_perc_by_class leaves out: -1."""
+    by_task, by_class = option(setting.args, "label_perc", 1.0), option(setting.args, "label_perc_by_class", 1.0)
+    if by_task < 1 and by_class < 1:
+        raise UserError("give --label_perc_by_task or --label_perc_by_class, not both")
+    setting.unlabeled_mask = None
+    if min(by_task, by_class) < 1:
+        first, end = setting.get_offsets(task)
+        setting.unlabeled_mask = unlabelled(
+            split.targets, min(by_task, by_class), end - first, by_class < 1, seed + task
+        )
+        split.targets[setting.unlabeled_mask] = -1

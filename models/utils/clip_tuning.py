@@ -25,9 +25,9 @@ from backbone.lora import adapted, add_lora, fold_lora
 from models.utils.vlm_model import TEXT_ROWS, VLMModel, add_vlm_args
 from utils.batch_transforms import BatchTransform, flatten
 from utils.errors import UserError
-from utils.eval_batch_size import eval_batch_size
 from utils.flags import boolean, fraction, natural, positive, positive_int
 from utils.pair import Inputs, Pair
+from utils.passes import eval_batch_size
 from utils.randomness import generator
 from utils.schedulers import warmup_cosine
 from utils.settings import option

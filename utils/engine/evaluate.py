@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from utils.errors import UserError
-from utils.eval_batch_size import eval_batch_size
 from utils.pair import Inputs
+from utils.passes import eval_batch_size
 from utils.randomness import generator
 from utils.settings import SPLIT_SETTINGS, UNMASKED, option
 

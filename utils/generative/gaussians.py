@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from utils.generative.base import ClassGenerator, moments, normal, pad, row_mask
+from utils.kmeans import assign, lloyd, spread
 
 
 class DiagonalGaussian(ClassGenerator):
@@ -76,7 +77,7 @@ class GaussianMixture(ClassGenerator):
         mask = row_mask(counts, x.shape[1])
         z = (x.double() - mean.unsqueeze(1)) * mask / size.where(size > 0, 1)
         uniforms = [torch.rand(self.options["n_components"], generator=s, device=s.device) for s in streams]
-        centres = lloyd(z, mask, spread_centres(z, mask, torch.stack(uniforms).double()), self.LLOYD_STEPS)
+        centres = lloyd(z, mask, spread(z, mask, torch.stack(uniforms).double()), self.LLOYD_STEPS)
         weight, mu, var = self._em(z, mask, centres)
         mu = mu * size + mean.unsqueeze(1)
         return {k: v.to(x.dtype) for k, v in {"weight": weight, "mean": mu, "std": var.sqrt() * size}.items()}
@@ -121,40 +122,3 @@ def log_joint(z: Tensor, weight: Tensor, mu: Tensor, var: Tensor) -> Tensor:
     square = z.square() @ precision.mT - 2 * z @ (mu * precision).mT + (mu.square() * precision).sum(2).unsqueeze(1)
     log_det = (var.log() + math.log(2 * math.pi)).sum(2).unsqueeze(1)
     return weight.log().unsqueeze(1) - (square + log_det) / 2
-
-
-def assign(z: Tensor, centres: Tensor) -> Tensor:
-    """One-hot membership of each feature in its nearest centre, (K, N, M)."""
-    near = torch.cdist(z, centres).argmin(2)
-    return torch.nn.functional.one_hot(near, centres.shape[1]).to(z.dtype)
-
-
-def spread_centres(z: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
-    """k-means++ start: the next centre is a feature drawn in proportion to its squared distance to the nearest one."""
-    weight = mask.squeeze(2).to(z.dtype)  # (K, N); the first centre is uniform
-    last = mask.squeeze(2).sum(1, keepdim=True) - 1
-    distance = torch.full_like(weight, math.inf)
-    centres = []
-    for u in uniforms.T:  # over components, all classes at once
-        cdf = weight.cumsum(1)
-        pick = torch.searchsorted(cdf, u.unsqueeze(1) * cdf[:, -1:], right=True).minimum(
-            last
-        )  # all on a centre: the last
-        centres.append(z.gather(1, pick.unsqueeze(2).expand(-1, -1, z.shape[2])))
-        distance = distance.minimum((z - centres[-1]).square().sum(2))
-        weight = distance * mask.squeeze(2)
-    return torch.cat(centres, 1)
-
-
-def lloyd(z: Tensor, mask: Tensor, centres: Tensor, n_steps: int) -> Tensor:
-    """k-means of all classes; a class stops when no centre moves by 1e-3 (in units of the root mean variance)."""
-    live = torch.ones(len(z), 1, 1, dtype=torch.bool, device=z.device)
-    for _ in range(n_steps):
-        member = assign(z, centres) * mask
-        mass = member.sum(1).unsqueeze(2)  # (K, M, 1)
-        moved = (member.mT @ z / mass.clamp(min=1)).where((mass > 0) & live, centres)  # an empty cluster stays
-        live = live & ((moved - centres).norm(dim=2).amax(1).view(-1, 1, 1) >= 1e-3)
-        centres = moved
-        if not bool(live.any()):
-            break
-    return centres

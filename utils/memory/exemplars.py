@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from utils.class_means import class_means
 from utils.errors import UserError
 from utils.pair import Inputs, Pair
 from utils.randomness import generator
@@ -153,19 +154,33 @@ def _drawn_out(count: int, share: float, draw: torch.Generator) -> tuple[torch.T
     return order[:cut].sort().values, order[cut:].sort().values
 
 
-def class_means(net, buffer, dataset, n_classes: int, normalization) -> torch.Tensor:
-    """(C, D) unit means of unit features: of a class's exemplars, or of its training images while it has none."""
+def nearest_means(features: torch.Tensor | None, labels: torch.Tensor, n_classes: int, encode, loader) -> torch.Tensor:
+    """(C, D) unit means of unit features: of a class's exemplars, or of its training images while it has none.
+
+    `encode(images)` gives the features (N, D) of a batch of images of `loader`.
+    """
+    rows, owners = [features] * bool(len(labels)), [labels]
+    missing = set(range(n_classes)) - set(labels.unique().tolist())
+    if missing and loader is not None:
+        for batches, label in batches_by_class(loader, min(missing), n_classes):
+            parts = [encode(images) for images in batches] if label in missing else []
+            rows += parts
+            owners += [labels.new_full((len(part),), label) for part in parts]
+    rows, owners = F.normalize(torch.cat(rows), dim=1), torch.cat(owners)
+    means = F.normalize(class_means(rows[None], owners, n_classes)[0], dim=1)
+    absent = owners.bincount(minlength=n_classes) == 0  # infinitely far: a class without any image
+    return means.masked_fill(absent[:, None], torch.inf)
+
+
+def exemplar_means(net, buffer, dataset, n_classes: int, normalization) -> torch.Tensor:
+    """`nearest_means` of a Buffer under a network."""
     device = next(net.parameters()).device
-    means: dict[int, torch.Tensor] = {}
+
+    def encode(images: Inputs) -> torch.Tensor:
+        return features_of(net, images, normalization, device)
+
+    features, labels = None, torch.zeros(0, dtype=torch.long, device=device)
     if not buffer.is_empty():
         stored = buffer.serialize("cpu")
-        features = F.normalize(features_of(net, as_unit(stored["examples"]), normalization, device), dim=1)
-        labels = stored["labels"].to(device)
-        means = {c: features[labels == c].mean(0) for c in labels.unique().tolist()}
-    missing = [c for c in range(n_classes) if c not in means]
-    if missing:
-        for images, label in images_by_class(dataset.train_loader, min(missing), n_classes):
-            if label in missing and len(images):
-                means[label] = F.normalize(features_of(net, images, normalization, device), dim=1).mean(0)
-    nothing = torch.full_like(next(iter(means.values())), torch.inf)  # infinitely far: a class without any image
-    return torch.stack([F.normalize(means[c], dim=0) if c in means else nothing for c in range(n_classes)])
+        features, labels = encode(as_unit(stored["examples"])), stored["labels"].to(device)
+    return nearest_means(features, labels, n_classes, encode, dataset.train_loader)

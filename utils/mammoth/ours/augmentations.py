@@ -1,11 +1,11 @@
 """Augmentations of batches that method files import: crops, flips, CutMix, repeated views."""
 
-import numpy as np
 import torch
 from torchvision import transforms as T
 
 from utils.batch_transforms import BatchTransform, RandomCrop, RandomFlip, RandomGray
 from utils.memory.buffer import apply
+from utils.mixing import cutmix_data, rand_bbox
 
 __all__ = [
     "normalize",
@@ -79,26 +79,6 @@ class strong_aug:  # the name that files import
 
     def __call__(self, x: torch.Tensor, flag: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.stack([self.view(image) for image in x]), torch.stack([self.view(image) for image in x])
-
-
-def rand_bbox(size, lam: float) -> tuple[int, int, int, int]:
-    """(x1, y1, x2, y2) of a box at a random place that covers 1 - lam of an image of shape (..., W, H), cut at its edge."""
-    width, height = size[-2], size[-1]
-    side = np.sqrt(1.0 - lam)
-    half_w, half_h = int(width * side) // 2, int(height * side) // 2
-    x, y = np.random.randint(width), np.random.randint(height)
-    return max(x - half_w, 0), max(y - half_h, 0), min(x + half_w, width), min(y + half_h, height)
-
-
-def cutmix_data(x: torch.Tensor, y: torch.Tensor, alpha: float = 1.0, cutmix_prob: float = 0.5):
-    """(images, labels a, labels b, share of a): with `cutmix_prob` a box of another image is pasted in (arXiv 1905.04899)."""
-    if alpha <= 0 or np.random.rand() > cutmix_prob:
-        return x, y, y, 1.0
-    order = torch.randperm(len(x), device=x.device)
-    x1, y1, x2, y2 = rand_bbox(x.shape, np.random.beta(alpha, alpha))
-    mixed = x.clone()
-    mixed[..., x1:x2, y1:y2] = x[order][..., x1:x2, y1:y2]
-    return mixed, y, y[order], 1.0 - (x2 - x1) * (y2 - y1) / (x.shape[-2] * x.shape[-1])
 
 
 class RepeatedTransform:

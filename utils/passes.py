@@ -1,10 +1,13 @@
-"""A pass over a task's training images as they are: no augmentation, normalised, in the order of the split."""
+"""Passes over images as they are: no augmentation, normalized, in the order of the split."""
 
 from collections.abc import Iterator
 
 import torch
 
 from utils.pair import Inputs, Pair
+from utils.settings import option
+
+EVAL_BYTES = 64 * 2**20  # of one batch of inputs
 
 
 def normalized(images: Inputs, normalization) -> Inputs:
@@ -19,3 +22,12 @@ def plain_batches(model, dataset, normalize: bool = True) -> Iterator[tuple[Inpu
     for images, labels in dataset.train_loader.plain():
         images = normalized(images, model.normalization_transform) if normalize else images
         yield images.to(model.device), labels.to(model.device)
+
+
+def eval_batch_size(loader, args) -> int:
+    """--eval_batch_size, or as many samples as EVAL_BYTES hold, at most 512."""
+    if option(args, "eval_batch_size"):
+        return args.eval_batch_size
+    first = loader.dataset[0][0] if len(loader.dataset) else torch.zeros(1)
+    parts = (first.image, first.text) if isinstance(first, Pair) else (first,)
+    return int(min(512, max(1, EVAL_BYTES // sum(t.numel() * 4 for t in parts))))
