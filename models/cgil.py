@@ -64,6 +64,28 @@ class CGIL(VLMModel):
         "align_with_ortholoss": True,
     }  # a small run
     SAMPLES = 256  # synthetic features of a class in each epoch
+    NOT_TRIED = dict.fromkeys(
+        (
+            "g_models",
+            "gr_mog_n_components",
+            "gr_mog_n_iters",
+            "general_context",
+            "generated_context",
+            "cocoop",
+            "align_chunk",
+            "future_scoring",
+            "future_keys",
+            "lambda_ortho_first_stage",
+            "optim_alignment_wd",
+            "diffusion_noise_quirk",
+            "diffusion_renoise_quirk",
+        ),
+        "acts with another flag's value, or is exact; tests/test_cgil.py",
+    ) | {
+        "diffusion_constants": "acts with diffusion alone; tests/test_diffusion.py",
+        "past_names_train_g": "acts with --train_only_current_prompts; tests/test_cgil_steps.py",
+        "cocoop_query": "acts with --cocoop; tests/test_cgil.py",
+    }
 
     @staticmethod
     def get_parser(parser):

@@ -65,6 +65,10 @@ class CluMo(FusedModel):
         "kmeans_iters": 3,
         "kmeans_batch": 8,
     }
+    NOT_TRIED = {
+        "n_text_keys": "streams of pictures alone have one question; tests/test_clumo.py",
+        "route": "the true task is known to evaluation only; tests/test_clumo.py compares both ways",
+    }
 
     @staticmethod
     def get_parser(parser):

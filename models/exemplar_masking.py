@@ -69,6 +69,27 @@ class ExemplarMasking(VLMModel):
         "fusion_layers": 2,
         "buffer_bytes_per_class": "2x",
     }
+    NOT_TRIED = {
+        "fusion_weights": "the shipped ones have sizes of their own; tests/test_clumo.py",
+        **dict.fromkeys(
+            ("fusion", "vilt_weights", "vilt_resolution"),
+            "no weights of ViLT are embedded; tests/test_vilt.py makes tiny ones",
+        ),
+        **dict.fromkeys(
+            (
+                "sum_beta",
+                "jpeg_quality",
+                "box_threshold",
+                "budget_fill",
+                "direction",
+                "text_rule",
+                "look_at",
+                "exemplar_aug",
+                "aug_p",
+            ),
+            "acts with another flag's value, or on texts; tests/test_exemplar_masking.py",
+        ),
+    }
 
     @staticmethod
     def get_parser(parser):

@@ -31,6 +31,7 @@ class FirstStageStarPrompt(VLMModel):
     COMPATIBILITY = ["class-il", "task-il"]
     trains_in_loop = False
     TOY_ARGS = {"num_samples_gr": 8, "num_epochs_gr": 2}
+    NOT_TRIED = {"gr_mog_n_iters": "EM on so few features settles at once; tests/test_starprompt.py"}
 
     @staticmethod
     def get_parser(parser):

@@ -25,6 +25,7 @@ class LinearProbe(VLMModel):
     trains_in_loop = False
     TOY_ARGS = {"probe_iters": 3}  # a small run in which every flag tells
     FUSES_TEXT = True
+    NOT_TRIED = {"probe_input": "needs a stream with texts that CLIP reads; tests/test_vlm_models.py"}
 
     @staticmethod
     def get_parser(parser):

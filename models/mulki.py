@@ -121,6 +121,19 @@ class MulKI(ClipTuning):
         "text_bank": "seen",
         "bank_size": 3,
     }
+    NOT_TRIED = dict.fromkeys(
+        (
+            "snd_scale",
+            "snd_threshold",
+            "lora_rank",
+            "lora_scale",
+            "cache_teacher",
+            "distill_data",
+            "reference",
+            "n_reference",
+        ),
+        "acts with another flag's value, or is exact where nothing is augmented; tests/test_mulki.py",
+    )
 
     @staticmethod
     def get_parser(parser):

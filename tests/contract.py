@@ -1,7 +1,7 @@
 """What the contract tests share: toy streams of every setting, a toy net, and runs of a method on them.
 
 A method is run with the flags of its own parser; those it requires get the values of REQUIRED, or small ones by type.
-A class may name better ones for a run of a fraction of a second: TOY_ARGS = {"fit_steps": 3}.
+TOY_ARGS of the class are arguments of these checks alone: TOY_ARGS = {"fit_steps": 3}.
 """
 
 import contextlib
@@ -203,7 +203,7 @@ def argv_of(name: str, stream: str) -> list[str]:
         elif action.required or action.dest in REQUIRED:
             argv += [action.option_strings[0], sample_value(action)]
     argv += [word for root in plugins._roots for word in ("--plugins", str(root))]
-    for flag, value in getattr(model_class(name), "TOY_ARGS", {}).items():
+    for flag, value in model_class(name).TOY_ARGS.items():
         argv += [f"--{flag}", str(value)]
     return [*argv, "--base_path", feature_folder().name] if uses_clip(name) else argv
 

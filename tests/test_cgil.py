@@ -290,6 +290,14 @@ def test_every_generator_runs_and_survives_a_checkpoint(build, kind, tmp_path):
     assert torch.equal(*draws)
 
 
+def test_a_mixture_has_the_components_that_are_asked_for(build):
+    for n in (1, 3):
+        model, dataset = build(g_models="mog", gr_mog_n_components=n)
+        train(model, dataset, 1)
+        assert model.generator.rows["weight"].shape[1] == n
+        assert model.generator.options == {"n_components": n, "n_iters": SMALL["gr_mog_n_iters"]}
+
+
 def test_habits_of_the_diffusion_are_flags(build):
     def drawn(**flags):
         model, dataset = build(g_models="diffusion", num_epochs_alignment=0, **flags)

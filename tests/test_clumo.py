@@ -1,11 +1,13 @@
 """CluMo: keys, selection, what is trained, distillation, growing head, routing, and forgetting against fine-tuning."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from backbone.clip import load_clip
-from backbone.fusion import UNSEEN, FusionTransformer, GrowingHead, make_fusion, question_mask
+from backbone.fusion import UNSEEN, FusionTransformer, GrowingHead, fusion_of, make_fusion, question_mask
 from models.utils import fused_model
 from models.utils.fused_model import Fused
 from tests import contract
@@ -350,6 +352,10 @@ def test_shipped_weights_are_those_of_the_tiny_clip(tmp_path):
     shipped, fresh = make_fusion(clip), make_fusion(clip, "none", width=16, layers=1, heads=2)
     assert shipped.sizes["width"] == 128 and fresh.sizes == {"width": 16, "layers": 1, "heads": 2}
     assert all(p.isfinite().all() for p in shipped.parameters())
+    for weights, kind in (("auto", shipped), ("none", fresh)):
+        flags = {"fusion_weights": weights} | {f"fusion_{k}": v for k, v in kind.sizes.items()}
+        own = fusion_of(clip, Namespace(**flags))
+        assert own.sizes == kind.sizes and torch.equal(own.cls, kind.cls) == (weights == "auto")
     state = torch.get_rng_state()
     assert torch.equal(make_fusion(clip).cls, shipped.cls) and torch.equal(torch.get_rng_state(), state)
     with pytest.raises(UserError, match="--fusion_width 64"):

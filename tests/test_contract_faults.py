@@ -89,6 +89,18 @@ class DeadFlag(Broken):
         return parser
 
 
+class ForgottenFlag(Broken):
+    NOT_TRIED = {"gone": "the flag that was meant has gone"}
+
+
+class NoReason(DeadFlag):
+    NOT_TRIED = {"nothing": "no"}
+
+
+class TriedNowhere(DeadFlag):
+    NOT_TRIED = {"nothing": "tests/test_pair.py tries it"}
+
+
 class Meddler(Broken):
     @staticmethod
     def get_parser(parser):
@@ -128,6 +140,9 @@ FAULTS = [
     (Wide, checks.forward_shape),
     (Spoilt, checks.finite),
     (DeadFlag, checks.every_flag_changes_something),
+    (ForgottenFlag, checks.what_is_not_tried_is_a_flag_with_a_reason),
+    (NoReason, checks.what_is_not_tried_is_a_flag_with_a_reason),
+    (TriedNowhere, checks.what_is_not_tried_is_a_flag_with_a_reason),
     (Meddler, checks.only_adds_flags_that_parse),
     (NoEndOfEpoch, checks.hook_order),
     (FitsAll, checks.refuses_a_setting_it_does_not_name),

@@ -7,6 +7,7 @@ import functools
 import math
 import re
 from argparse import Namespace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -25,91 +26,7 @@ from utils.errors import UserError
 from utils.flags import boolean
 from utils.settings import SETTINGS, SPLIT_SETTINGS, UNMASKED
 
-NOT_TRIED = {  # flags whose effect no toy run can show
-    "clip_backbone": "only one CLIP is embedded",
-    "clip_dtype": "half precision is for GPUs",
-    "clip_download": "tests have no network",
-    "domain_lr": "the toy streams have no domains; tests/test_clip_tuning.py",
-    "name_chunk": "exact; tests/test_clip_tuning.py",
-    "augment": "the toy streams do not augment; tests/test_mulki.py tries it",
-    **dict.fromkeys(
-        ["vqa_backbone", "fusion", "vilt_weights", "blip_weights", "blip_first", "vilt_resolution"],
-        "no weights of ViLT and BLIP are embedded; tests/test_vilt.py and tests/test_blip.py make tiny ones",
-    ),
-    "probe_input": "needs a stream with texts that CLIP reads; its own test has one",
-    # of one method: these use the fusion only where pictures come with questions; tests/test_prompt_baselines.py
-    **dict.fromkeys(
-        [
-            f"{name} {flag}"
-            for name in ("l2p", "dualprompt", "s-prompts")
-            for flag in (
-                "fusion_width",
-                "fusion_layers",
-                "fusion_heads",
-                "fusion_train",
-                "key_feature",
-                "query",
-                "vit",
-                "vit_pretrained",
-            )
-        ],
-        "tests/test_prompt_baselines.py",
-    ),
-    "fusion_weights": "the shipped ones have sizes of their own; tests/test_clumo.py",
-    "n_text_keys": "streams of pictures alone have one question; tests/test_clumo.py",
-    "route": "the true task is known to evaluation only; tests/test_clumo.py compares both ways",
-    # cgil: flags that act with another flag's value, or are exact; tests/test_cgil.py tries each
-    **dict.fromkeys(
-        [
-            "g_models",
-            "gr_mog_n_components",
-            "gr_mog_n_iters",
-            "general_context",
-            "generated_context",
-            "cocoop",
-            "align_chunk",
-            "future_scoring",
-            "future_keys",
-            "lambda_ortho_first_stage",
-            "optim_alignment_wd",
-            "diffusion_noise_quirk",
-            "diffusion_renoise_quirk",
-            "diffusion_constants",
-            "past_names_train_g",
-            "cocoop_query",
-        ],
-        "tests/test_cgil.py",
-    ),
-    # exemplar-masking: flags that act with another flag's value, or on texts
-    **dict.fromkeys(
-        [
-            "sum_beta",
-            "jpeg_quality",
-            "box_threshold",
-            "budget_fill",
-            "direction",
-            "text_rule",
-            "look_at",
-            "exemplar-masking exemplar_aug",
-            "exemplar-masking aug_p",
-        ],
-        "tests/test_exemplar_masking.py",
-    ),
-    # mulki: these act with another flag's value, or are exact where nothing is augmented (cache_teacher)
-    **dict.fromkeys(
-        [
-            "snd_scale",
-            "snd_threshold",
-            "lora_rank",
-            "lora_scale",
-            "cache_teacher",
-            "mulki distill_data",
-            "mulki reference",
-            "mulki n_reference",
-        ],
-        "tests/test_mulki.py",
-    ),
-}
+ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {
     "prompt_template": "an image of a {}.",
     "rel": "vv",
@@ -321,10 +238,19 @@ def single_last_batch(name: str) -> None:
         assert sizes[-1] == 1 and set(sizes[:-1]) == {contract.BATCH_SIZE}
 
 
+def what_is_not_tried_is_a_flag_with_a_reason(name: str) -> None:
+    flags = {action.dest for action in own_actions(name)}
+    for flag, reason in not_tried(name).items():
+        assert flag in flags, f"NOT_TRIED names --{flag}, which {name} does not have"
+        assert len(reason.split()) >= 3, f"NOT_TRIED says nothing about --{flag}"
+        for path in re.findall(r"tests/\w+\.py", reason):
+            assert flag in (ROOT / path).read_text(), f"{path} does not mention --{flag}"
+
+
 def every_flag_changes_something(name: str) -> None:
-    base, no_value = effect(trained(name)), []
+    base, no_value, reasons = effect(trained(name)), [], not_tried(name)
     for action in own_actions(name):
-        if action.dest in NOT_TRIED or f"{name} {action.dest}" in NOT_TRIED:
+        if action.dest in reasons:
             continue
         values = other_values(action, getattr(trained(name).args, action.dest))
         if not values:
@@ -362,6 +288,7 @@ CHECKS = [
     evaluation_leaves_the_state,
     unequal_tasks_are_measured,
     single_last_batch,
+    what_is_not_tried_is_a_flag_with_a_reason,
     every_flag_changes_something,
 ]
 
@@ -408,6 +335,12 @@ def bytes_beside_the_net(model: nn.Module) -> int:
         elif hasattr(value, "__dict__"):  # a buffer's strategy notes which place holds what; the samples are charged
             todo += [v for k, v in vars(value).items() if k != "sample_selection_fn"]
     return sum(size for place, size in storages.items() if place[0] not in own) + sum(arrays.values())
+
+
+def not_tried(name: str) -> dict[str, str]:
+    """Flags whose effect these checks cannot see, with the reasons that the class and its bases give."""
+    classes = reversed(contract.model_class(name).__mro__)
+    return {flag: reason for cls in classes for flag, reason in vars(cls).get("NOT_TRIED", {}).items()}
 
 
 def other_values(action, value) -> list[str]:

@@ -1,5 +1,6 @@
 """MulKI and the tuning of whole CLIPs: relations, weights of teachers, means of weights and resume, against slow forms."""
 
+import math
 import os
 import signal
 
@@ -56,6 +57,13 @@ def test_names_of_past_tasks_are_taught_by_both_or_by_the_previous_model():
         losses[who] = model.relate_to_bank(model.image_rows(model.net, pixels), model.teach(pixels, None)).item()
     assert losses["previous"] == pytest.approx(0, abs=1e-6), "the student starts as the previous model"
     assert losses["both"] > 1e-5
+
+
+def test_flags_of_the_snd_rule_reach_the_shares():
+    model, inputs, *_ = begun(1, teacher_weight="snd", snd_scale=3.0, snd_threshold=0.4, w_min=0.0)
+    X = unit(2, 5, model.net.embed_dim)
+    second = [1 / (1 + math.exp(-3.0 * (float((a - b).norm()) - 0.4))) for a, b in zip(*X, strict=True)]
+    assert model.shares(X, None, None, None)[1].tolist() == pytest.approx(second, rel=1e-5)
 
 
 def test_in_the_first_task_the_teachers_are_one_and_agree_with_the_student():

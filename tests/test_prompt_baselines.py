@@ -69,7 +69,10 @@ def test_prompts_in_a_vit_are_tokens_behind_the_class_token(vit):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_vit_of_timm_serves_pictures_but_not_questions(name, vit, monkeypatch):
+    asked = []
+
     def made(which, pretrained):
+        asked.append(pretrained)
         return PromptedTimm(
             VisionTransformer(img_size=8, patch_size=4, embed_dim=12, depth=3, num_heads=3, num_classes=0), which
         )
@@ -77,6 +80,8 @@ def test_a_vit_of_timm_serves_pictures_but_not_questions(name, vit, monkeypatch)
     monkeypatch.setattr(prompt_model, "prompted_timm", made)
     toy = contract.run(name, "toy-class-il", vit="timm:toy")
     assert contract.logits(toy).isfinite().all() and toy.model.net.n_layers == 3
+    contract.build(name, "toy-class-il", vit="timm:toy", vit_pretrained=0)
+    assert asked == [True, False]
     with pytest.raises(UserError, match="--vit looks at pictures alone"):
         contract.build(name, "toy-pairs", vit="timm:toy")
     with pytest.raises(UserError, match="no plain vision transformer"):

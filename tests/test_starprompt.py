@@ -40,6 +40,15 @@ def build(tmp_path):
     return make
 
 
+def test_em_steps_and_components_are_those_of_the_flags(build):
+    features, weights = {0: torch.randn(40, 6, generator=torch.Generator().manual_seed(0))}, []
+    for steps in (1, 20):
+        model, _ = build(gr_mog_n_iters=steps, gr_mog_n_components=3)
+        model.mixtures.fit(features, torch.Generator().manual_seed(0))
+        weights.append(model.mixtures.rows["weight"])
+    assert weights[0].shape == (1, 3) and not torch.allclose(*weights)
+
+
 def test_prompt_is_one_vector_and_the_name(build):
     model, dataset = build()
     with torch.no_grad():

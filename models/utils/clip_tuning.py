@@ -101,6 +101,11 @@ class ClipTuning(VLMModel):
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     FROZEN_TOWER = False
     TOY_ARGS = {"lr": 0.001}
+    NOT_TRIED = {
+        "domain_lr": "the toy streams have no domains; tests/test_clip_tuning.py",
+        "augment": "the toy streams do not augment; tests/test_mulki.py",
+        "name_chunk": "exact, it bounds memory; tests/test_clip_tuning.py",
+    }
 
     @staticmethod
     def get_parser(parser: ArgumentParser) -> ArgumentParser:

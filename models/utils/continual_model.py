@@ -28,6 +28,8 @@ class ContinualModel(nn.Module):
     stream_at_hand = None  # the dataset, while get_model calls a constructor that has no parameter for it
     EVERY_CLASS = False  # True: each class of a task must have training images in it, in streams of domains too
     LEAST_IMAGES = 1  # training images of each class
+    TOY_ARGS: dict = {}  # arguments of the contract checks: a run on their toy streams is short, and every flag tells
+    NOT_TRIED: dict[str, str] = {}  # flags whose effect these checks cannot see: why; beside those of the base classes
     LOOKS_AHEAD = False  # True: tasks not yet seen are evaluated unless --eval_future 0 says otherwise
     work_loss: float | torch.Tensor | None = None  # of the last step of `work`: shown, and checked
 

@@ -92,6 +92,15 @@ class FusedModel(VLMModel):
     """`self.net.fusion` is the fusion transformer; `read` gives a batch of references or pictures as a Fused."""
 
     FUSES_TEXT = True
+    NOT_TRIED = {
+        "fusion_weights": "the shipped ones have sizes of their own; tests/test_clumo.py",
+        "blip_weights": "no weights of BLIP are embedded; tests/test_blip.py makes tiny ones",
+        "blip_first": "no weights of BLIP are embedded; tests/test_blip.py makes tiny ones",
+        **dict.fromkeys(
+            ("vqa_backbone", "vilt_weights", "vilt_resolution"),
+            "no weights of ViLT are embedded; tests/test_vilt.py makes tiny ones",
+        ),
+    }
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from backbone.clip import ClipImageEncoder
-from backbone.fusion import GrowingHead
+from backbone.fusion import SIZE_FLAGS, GrowingHead
 from backbone.hub import HubBackbone
 from backbone.hub_flags import chosen
 from backbone.prompted_vit import PromptedClip, prompted_timm
@@ -37,6 +37,11 @@ def add_prompt_args(parser: ArgumentParser) -> ArgumentParser:
 
 class PromptModel(FusedModel):
     """`prepare` gives (input, query) of a batch, `body` runs the network on an input with prompts or prefixes."""
+
+    NOT_TRIED = dict.fromkeys(
+        (*SIZE_FLAGS, "fusion_train", "key_feature", "query", "vit", "vit_pretrained"),
+        "the fusion is used where pictures come with questions; tests/test_prompt_baselines.py",
+    )
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         self.uses = "timm" if args.vit else "clip"

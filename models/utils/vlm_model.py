@@ -43,6 +43,11 @@ class VLMModel(ContinualModel):
     BUILDS_OWN_NET = True  # the dataset's default backbone is not made for it
     FROZEN_TOWER = True
     FUSES_TEXT = False  # features of a Pair are [image, text, image * text]: `backbone.clip_visual.fuse`
+    NOT_TRIED = {
+        "clip_backbone": "only one CLIP is embedded",
+        "clip_dtype": "half precision is for GPUs",
+        "clip_download": "tests have no network",
+    }
 
     @staticmethod
     def get_parser(parser: ArgumentParser) -> ArgumentParser:
