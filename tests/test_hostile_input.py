@@ -186,6 +186,14 @@ def test_images(tmp_path, name):
         assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize("kind", ["PCX", "TGA", "ICO", "SGI", "PDF", "EPS"])
+def test_images_of_other_kinds_under_a_known_name(tmp_path, kind):
+    """They are whole, but what reads them is little used and may start programs."""
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "i.png", format=kind)
+    with pytest.raises(UserError, match="i.png cannot be read"):
+        FileSamples([tmp_path / "i.png"], [0]).open(0)
+
+
 def test_a_bomb_in_a_folder(start_folder, refused_run):
     root = start_folder(["a", "b"])
     (root / "train" / "b" / "0.png").write_bytes(HOSTILE_IMAGES["bomb.png"])

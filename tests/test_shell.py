@@ -107,10 +107,13 @@ def test_ctrl_c_before_training(seconds, tmp_path):
     assert len(told.splitlines()) == 1 and told.startswith("stopped by signal 2"), told
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_second_signal_quits_at_once(first, tmp_path):
-    """The first waits for the end of the step, here a minute long."""
-    run = started(*FAULTY, "--how", "sleeps", "--results_path", str(tmp_path / "runs"), "--base_path", str(tmp_path))
+@pytest.mark.parametrize(
+    "first, how",
+    [(signal.SIGINT, "sleeps"), (signal.SIGTERM, "sleeps"), (signal.SIGHUP, "sleeps"), (signal.SIGINT, "computes")],
+)
+def test_the_second_signal_quits_at_once(first, how, tmp_path):
+    """The first waits for the end of the step, here a minute long, or one product of which Python sees nothing."""
+    run = started(*FAULTY, "--how", how, "--results_path", str(tmp_path / "runs"), "--base_path", str(tmp_path))
     while "step 2" not in run.stdout.readline():
         assert run.poll() is None
     run.send_signal(first)
@@ -175,8 +178,8 @@ def test_a_fault_in_a_plugin_ends_in_the_file_that_is_at_fault(tmp_path, capfd):
     code = main.main([*FAULTY, "--results_path", str(tmp_path / "runs"), "--base_path", str(tmp_path)])
     lines = capfd.readouterr().err.splitlines()
     file = PLUGINS / "models" / "drop_faulty.py"
-    assert code == 1 and lines[0].startswith("Traceback") and f'  File "{file}", line 24, in go_wrong' in lines
-    assert lines[-1] == f"error: the plug-in {file} failed in line 24, go_wrong: ZeroDivisionError: division by zero"
+    assert code == 1 and lines[0].startswith("Traceback") and f'  File "{file}", line 26, in go_wrong' in lines
+    assert lines[-1] == f"error: the plug-in {file} failed in line 26, go_wrong: ZeroDivisionError: division by zero"
     assert newest_record(tmp_path / "runs")[-1]["status"] == "failed"
 
 

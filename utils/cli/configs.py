@@ -36,8 +36,7 @@ DEFAULT_ARGS: dict[str, dict[str, object]] = {}
 def dataset_defaults(dataset_class: type) -> dict:
     """Flag defaults that the class itself declares, by the DEFAULTS table or by methods in the older style."""
     values = dict(getattr(dataset_class, "DEFAULTS", {}))
-    for kind in reversed(dataset_class.__mro__):  # a set that subclasses another has its defaults
-        values |= DEFAULT_ARGS.get(registry.canonical(vars(kind).get("NAME") or ""), {})
+    values |= DEFAULT_ARGS.get(registry.canonical(dataset_class.NAME), {})
     for flag, method in METHOD_OF_FLAG.items():
         function = inspect.getattr_static(dataset_class, method, None)
         if flag in values or function is None or getattr(function, "abstract_default", False):

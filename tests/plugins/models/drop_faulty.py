@@ -2,6 +2,8 @@
 
 import time
 
+import torch
+
 from models.utils.continual_model import ContinualModel
 
 
@@ -11,7 +13,7 @@ class DropFaulty(ContinualModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--how", type=str, default="divides", choices=["divides", "sleeps"])
+        parser.add_argument("--how", type=str, default="divides", choices=["divides", "sleeps", "computes"])
         return parser
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
@@ -23,4 +25,6 @@ class DropFaulty(ContinualModel):
         if self.args.how == "divides":
             return len(inputs) / 0
         print("step 2", flush=True)
+        if self.args.how == "computes":
+            return torch.ones(9000, 9000) @ torch.ones(9000, 9000)
         time.sleep(60)
