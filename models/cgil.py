@@ -82,7 +82,7 @@ class CGIL(VLMModel):
         ),
         "acts with another flag's value, or is exact; tests/test_cgil.py",
     ) | {
-        "diffusion_constants": "acts with diffusion alone; tests/test_diffusion.py",
+        "diffusion_constants": "acts with diffusion alone; tests/test_cgil.py",
         "past_names_train_g": "acts with --train_only_current_prompts; tests/test_cgil_steps.py",
         "cocoop_query": "acts with --cocoop; tests/test_cgil.py",
     }

@@ -308,6 +308,7 @@ def test_habits_of_the_diffusion_are_flags(build):
     assert torch.equal(usual, drawn(diffusion_noise_quirk=True, diffusion_renoise_quirk=True))
     assert not torch.allclose(usual, drawn(diffusion_noise_quirk=False))
     assert not torch.allclose(usual, drawn(diffusion_renoise_quirk=False))
+    assert not torch.allclose(usual, drawn(diffusion_constants="common"))
 
 
 class Domains(Pictures):
