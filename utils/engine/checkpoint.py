@@ -134,9 +134,9 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
         ) from error
 
 
-def load_run(path: str | os.PathLike, *, model: str | None) -> dict:
+def load_run(path: str | os.PathLike, *, model: str | None, device: torch.device | str = "cpu") -> dict:
     """The state of a run, as `Run.state` makes it; UserError for a file that holds something else."""
-    state = load(path, model=model)
+    state = load(path, model=model, device=device)
     if not _is_run(state):
         raise UserError(f"{path} holds no whole state of a run; use an older one, or start over")
     return state

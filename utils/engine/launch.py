@@ -251,7 +251,7 @@ def load_checkpoint(model, args: Namespace) -> None:
     if path.suffix != ".safetensors":
         load_foreign(model, args, path)
         return
-    state = checkpoint.load_run(path, model=model.NAME)
+    state = checkpoint.load_run(path, model=model.NAME, device=model.device)
     checkpoint.restore(model, state["model"])
     next_task = state["position"]["task"] + 1
     if args.start_from is None and not args.inference_only and state["position"]["phase"] == "done":

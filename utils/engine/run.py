@@ -130,7 +130,9 @@ class Run:
 
     def saved(self, name: str) -> dict | None:
         path = self.folder / "ckpt" / name if self.folder else None
-        return checkpoint.load_run(path, model=self.model.NAME) if path and path.exists() else None
+        if path is None or not path.exists():
+            return None
+        return checkpoint.load_run(path, model=self.model.NAME, device=self.model.device)
 
     # signals
 
