@@ -195,7 +195,6 @@ class ExemplarMasking(VLMModel):
         return found
 
     def run_net(self, tokens: Tokens, parameters=None) -> torch.Tensor:
-        self.forward_counter.images += len(tokens.ids)
         return functional_call(self.net, parameters, (tokens,)) if parameters else self.net(tokens)
 
     def replayed(self, rows: torch.Tensor, fresh: Tokens) -> tuple[Tokens, torch.Tensor]:
@@ -209,7 +208,6 @@ class ExemplarMasking(VLMModel):
             found = swap(found, other, use) if kind == "swap" else mix_patches(found, other, use, longest)
         elif kind == "background" and fresh.patches.shape[1] and self.args.exemplar_codec in MASKING:
             lent = fresh.rows(torch.arange(len(rows)) % len(fresh.ids))
-            self.forward_counter.images += len(rows)
             spare = ~image_mask(self.attend(lent)[1].image, lent.seen)  # by attention whatever --mask_rule says
             found = background(found, self.net.in_bytes(lent.patches).cpu(), spare.cpu(), use)
         elif kind == "token_drop":
@@ -221,6 +219,7 @@ class ExemplarMasking(VLMModel):
     def attend(self, tokens: Tokens):
         """(features, attention) by which exemplars are chosen and masked."""
         args = self.args
+        self.forward_counter.add(tokens)
         return self.net.attend(tokens, args.attn_source, args.attn_layer, args.attn_heads)
 
     # training
@@ -290,7 +289,6 @@ class ExemplarMasking(VLMModel):
         features, masks = [], []
         for rows in torch.arange(len(tokens.ids), device=tokens.ids.device).split(ROWS):
             part = tokens.rows(rows)
-            self.forward_counter.images += len(rows)
             found, attention = self.attend(part)
             features.append(found)
             masks.append((*self.memory.masks(attention, part), attention.image))
@@ -302,7 +300,7 @@ class ExemplarMasking(VLMModel):
         return self.answer(self.features(self.tokens(x)), self.args.predict)
 
     def features(self, tokens: Tokens) -> torch.Tensor:
-        self.forward_counter.images += len(tokens.ids)
+        self.forward_counter.add(tokens)
         return self.net.features(tokens)
 
     def answer(self, features, by: str):

@@ -15,9 +15,11 @@ from unittest import mock
 
 import torch
 from torch import nn
+from torch.func import debug_unwrap
 
 import main
 from backbone import MammothBackbone, ReturnTypes, answer
+from backbone.multimodal import MultimodalNet
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.gcl_dataset import GCLDataset
 from datasets.utils.samples import ArraySamples
@@ -225,6 +227,7 @@ class Toy:
     rows: dict = field(default_factory=dict)  # score matrices
     calls: list = field(default_factory=list)  # (hook, current_task, what it was called with) in order
     losses: list = field(default_factory=list)
+    images: int = 0  # that entered the first layer of the network, or of a copy of it, while this was trained
 
 
 def build(name: str, stream: str | None = None, trained: bool = False, **flags) -> Toy:
@@ -243,7 +246,10 @@ def build(name: str, stream: str | None = None, trained: bool = False, **flags) 
         made.append(toy)
         if trained:
             listen(toy)
-            toy.summary = real(model, dataset, args, record, resume)
+            before = model.image_forwards  # a constructor may encode reference images
+            with counted_images() as entered:
+                toy.summary = real(model, dataset, args, record, resume)
+            toy.images = before + len(entered)
             unlisten(toy)
             model.eval()
         return toy.summary
@@ -251,6 +257,27 @@ def build(name: str, stream: str | None = None, trained: bool = False, **flags) 
     with toys(), contextlib.redirect_stdout(io.StringIO()), mock.patch.object(training, "train", train):
         main.run(cli.parse(argv))
     return made[0]
+
+
+@contextlib.contextmanager
+def counted_images() -> Iterator[list]:
+    """A list that grows by one item for each image that enters a layer of three channels, under vmap, too."""
+    entered, conv, embed = [], nn.Conv2d.forward, MultimodalNet.embed_patches
+
+    def forward(layer, x):
+        if layer.in_channels == 3:
+            entered.extend([1] * (debug_unwrap(x).numel() // x[0].numel()))
+        return conv(layer, x)
+
+    def embed_patches(net, patches):  # by a matrix product
+        entered.extend([1] * len(patches))
+        return embed(net, patches)
+
+    with (
+        mock.patch.object(nn.Conv2d, "forward", forward),
+        mock.patch.object(MultimodalNet, "embed_patches", embed_patches),
+    ):
+        yield entered
 
 
 HOOKS = ("begin_task", "begin_epoch", "observe", "end_epoch", "end_task", "forward", "end_eval")

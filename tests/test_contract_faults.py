@@ -127,6 +127,11 @@ class Spoilt(Broken):
         self.register_buffer("statistics", torch.tensor([math.nan]))
 
 
+class Uncounted(Broken):
+    def forward(self, x):
+        return self.net.forward(x)
+
+
 FAULTS = [
     (AddsPosition, checks.shuffled_batch_gives_shuffled_outputs),
     (AddsPosition, checks.batch_of_one_equals_batch_of_many),
@@ -147,6 +152,7 @@ FAULTS = [
     (NoEndOfEpoch, checks.hook_order),
     (FitsAll, checks.refuses_a_setting_it_does_not_name),
     (FewImages, checks.single_last_batch),
+    (Uncounted, checks.images_are_counted),
 ]
 
 

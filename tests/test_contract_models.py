@@ -270,6 +270,15 @@ def every_flag_changes_something(name: str) -> None:
         pytest.skip(f"no other value is known for {', '.join(no_value)}: add one to TEXTS")
 
 
+def images_are_counted(name: str) -> None:
+    toy = trained(name)
+    assert toy.summary["image_forwards"] == toy.images
+    before, inputs = toy.model.image_forwards, images_of(toy)[0]
+    with contract.counted_images() as entered:
+        logits(toy, inputs)
+    assert toy.model.image_forwards - before == len(entered) > 0
+
+
 CHECKS = [
     described,
     runs_in_every_setting_it_names,
@@ -289,6 +298,7 @@ CHECKS = [
     unequal_tasks_are_measured,
     single_last_batch,
     what_is_not_tried_is_a_flag_with_a_reason,
+    images_are_counted,
     every_flag_changes_something,
 ]
 

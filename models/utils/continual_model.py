@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn, optim
+from torch.func import debug_unwrap
 
 from utils.batch_transforms import apply_each, compile_transform
 from utils.conf import get_device
@@ -59,14 +60,12 @@ class ContinualModel(nn.Module):
         self.run = None  # set by the loop while it trains
         self.work_done: dict[str, int] = {}  # finished steps of long work inside end_task
         self.forward_counter = ForwardCounter()
-        self.net = backbone
+        self.count_forwards()
 
-    def __setattr__(self, name: str, value) -> None:
-        """A network put in place of `net` is counted as well."""
-        super().__setattr__(name, value)
-        if name == "net" and isinstance(value, nn.Module) and "forward_counter" in vars(self):
-            if self.forward_counter not in value._forward_pre_hooks.values():
-                value.register_forward_pre_hook(self.forward_counter)
+    def count_forwards(self) -> None:
+        """Count the images that `net` is called with; called again wherever a method may have put another in its place."""
+        if isinstance(self.net, nn.Module) and self.forward_counter not in self.net._forward_pre_hooks.values():
+            self.net.register_forward_pre_hook(self.forward_counter)
 
     # hooks
 
@@ -126,13 +125,6 @@ class ContinualModel(nn.Module):
         return 5
 
     # what a checkpoint and the record ask
-
-    def extra_state(self) -> dict:
-        """State that neither the state_dict nor plain attributes hold."""
-        return {}
-
-    def load_extra_state(self, state: dict) -> None:
-        """The inverse of extra_state."""
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes kept between tasks besides the network, by attribute."""
@@ -263,6 +255,7 @@ class ContinualModel(nn.Module):
             self.opt.zero_grad(set_to_none=True)
             self.opt = self.get_optimizer()
         self.begin_task(dataset)
+        self.count_forwards()
 
     def _keeps_optimizer(self) -> bool:
         return hasattr(self, "scheduler") and getattr(self, "custom_scheduler", None) is not None
@@ -321,6 +314,7 @@ class ContinualModel(nn.Module):
 
     def meta_end_task(self, dataset) -> None:
         self.end_task(dataset)
+        self.count_forwards()
         self._current_task += 1
 
     def autolog_wandb(self, locals: dict, extra: dict | None = None) -> None:
@@ -365,7 +359,14 @@ class ForwardCounter:
         self.images = 0
 
     def __call__(self, module: nn.Module, inputs: tuple) -> None:
-        self.images += len(inputs[0]) if inputs else 0
+        if inputs:
+            self.add(inputs[0])
+
+    def add(self, batch) -> None:
+        """Count a batch: a tensor, a Pair, or a tuple of tensors such as Tokens; under vmap all samples of its batch."""
+        first = batch[0] if isinstance(batch, tuple) else getattr(batch, "image", batch)
+        whole = debug_unwrap(first) if isinstance(first, torch.Tensor) else first
+        self.images += len(first) if whole is first else len(first) * whole.numel() // first.numel()
 
     def __deepcopy__(self, memo: dict) -> "ForwardCounter":
         return self

@@ -183,6 +183,7 @@ class FusedModel(VLMModel):
             return self.read_rows(x)
         image, tokens = (x.image, x.text) if isinstance(x, Pair) else (x, self.null.expand(len(x), -1))
         tokens = tokens.to(self.device)
+        self.forward_counter.add(image)
         states = self.net.image_tokens(image).float(), self.net.text_tokens(tokens).float()
         return self.fused(*states, tokens, None)
 

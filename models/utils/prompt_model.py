@@ -59,6 +59,8 @@ class PromptModel(FusedModel):
                     "none: leave the flag out"
                 )
             self.net.tower = None if isinstance(self.net, HubBackbone) else PromptedClip(self.net)
+            if self.net.tower is not None:
+                self.net.tower.register_forward_pre_hook(self.forward_counter)
         if self.dataset.HAS_TEXT:
             if args.vit:
                 raise UserError(f"--vit looks at pictures alone, {self.dataset.NAME} has questions: leave the flag out")
@@ -118,6 +120,8 @@ class PromptModel(FusedModel):
             return batch, normalize(torch.cat([normalize(part, dim=1) for part in parts], dim=1), dim=1)
         x = getattr(x, "image", x)
         if query is None:
+            if self.uses == "clip":
+                self.forward_counter.add(x)
             with torch.no_grad():
                 query = self.net(x) if self.uses == "timm" else self.net.encode_image(x).float()
         return x, normalize(query, dim=1)

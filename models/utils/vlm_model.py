@@ -125,10 +125,12 @@ class VLMModel(ContinualModel):
 
     def encode(self, x: Inputs) -> torch.Tensor:
         """Raw image features (B, D), with the text where the method fuses it; features pass through."""
-        if not isinstance(x, Pair):
-            return x if x.dim() == 2 else self.net.encode_image(x).float()
-        features = self.net.encode_image(x.image).float()
-        return features if self.looks_at == "image" else self.with_text(features, x.text)
+        images = x.image if isinstance(x, Pair) else x
+        if images.dim() == 2:
+            return images
+        self.forward_counter.add(images)
+        features = self.net.encode_image(images).float()
+        return features if not isinstance(x, Pair) or self.looks_at == "image" else self.with_text(features, x.text)
 
     def with_text(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Fused features (B, 3D) of image features and token ids (B, L), or those of the text alone (B, D)."""

@@ -50,17 +50,6 @@ class Buffer:
         self.strategy_name = sample_selection_strategy
         self.sample_selection_fn = STRATEGIES[sample_selection_strategy](self, **kwargs)
 
-    def __getattr__(self, name: str):
-        if name in ATTRIBUTES and name in self.__dict__.get("data", {}):
-            return self.data[name]
-        raise AttributeError(f"the buffer holds no '{name}'")
-
-    def __setattr__(self, name: str, value) -> None:
-        if name in ATTRIBUTES:
-            self.data[name] = value
-        else:
-            super().__setattr__(name, value)
-
     def __len__(self) -> int:
         return self.sample_selection_fn.filled()
 
@@ -336,3 +325,19 @@ def apply(transform, images: Inputs) -> Inputs:
 
     whole = isinstance(transform, BatchTransform) or getattr(transform, "takes_batches", False)
     return transform(images) if whole else apply_each(transform, images)
+
+
+def column(name: str) -> property:
+    """An attribute of the buffer that is a column of its data."""
+
+    def get(buffer: Buffer) -> Inputs:
+        if name not in buffer.data:
+            raise AttributeError(f"the buffer holds no '{name}'")
+        return buffer.data[name]
+
+    return property(get, lambda buffer, value: buffer.data.__setitem__(name, value))
+
+
+for _name in ATTRIBUTES:
+    setattr(Buffer, _name, column(_name))
+del _name
