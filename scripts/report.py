@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts import records
 from scripts.records import interval
 from utils.cli import shell
-from utils.engine.record import VOLATILE, VOLATILE_PREFIX, disk_errors, format_table
+from utils.engine.record import VOLATILE, VOLATILE_PREFIX, format_table
 from utils.engine.report import TITLES, human
-from utils.errors import UserError
+from utils.errors import UserError, disk_errors
 from utils.escape import clean, in_html, on_figure
 
 SEEDS = {"seed", "picture_seed", "class_order_seed", "class_order"}  # runs that differ in these alone are repeats

@@ -430,7 +430,7 @@ def test_killed_inside_long_work(pictures, tmp_path, place):
     ]
     for row in rows[0] + rows[1]:
         row.pop("image_forwards", None)
-        row["summary"].pop("image_forwards", None)  # features on disk are not computed again
+        row["summary"].pop("image_forwards", None)  # all these runs share features on disk
     assert rows[0] == rows[1]
 
 

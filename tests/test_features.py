@@ -412,3 +412,46 @@ def test_changed_samples_have_another_fingerprint(tmp_path):
     first, again = (FileSamples([path], [0]).fingerprint for _ in range(2))
     path.write_bytes(b"longer")
     assert first == again != FileSamples([path], [0]).fingerprint
+
+
+# counts of a run that goes on
+
+
+@pytest.mark.parametrize("mode", ["disk", "ram"])
+def test_a_run_that_goes_on_counts_what_the_uninterrupted_one_would(mode, tmp_path):
+    """Ten rows were there before the run; it is killed after it asked for 20 more, saved at half of them."""
+
+    def process(state: dict, upto: int) -> FeatureStore:
+        store = FeatureStore(tmp_path, mode)
+        store.keep_ledger(tmp_path / "ledger")
+        store.load_asked(state)
+        store.rows(Samples(), torch.arange(upto), Encoder())
+        return store
+
+    if mode == "disk":
+        FeatureStore(tmp_path).rows(Samples(), torch.arange(10), Encoder())
+    free = 10 if mode == "disk" else 0
+    saved = process({}, 20)
+    assert saved.forwards == 20 - free
+    assert process({}, 30).forwards == 30 - free  # killed: nothing of it was saved
+    again = process(saved.asked(), 5)
+    assert again.forwards == 0, "these were counted before the saved moment"
+    again.rows(Samples(), torch.arange(40), Encoder())
+    assert again.forwards == 20, "half of them lie on disk" if mode == "disk" else "all of them are encoded"
+
+
+def test_rows_that_another_process_left_meanwhile_are_not_counted(tmp_path):
+    store = FeatureStore(tmp_path)
+    store.rows(Samples(), torch.arange(5), Encoder())
+    FeatureStore(tmp_path).rows(Samples(), torch.arange(20), Encoder())
+    store.rows(Samples(), torch.arange(20, 25), Encoder())
+    store.rows(Samples(), torch.arange(25), Encoder())
+    assert store.forwards == 5 + 5
+
+
+def test_rows_asked_for_are_told_of_tables_that_are_not_open(tmp_path):
+    first, again = FeatureStore(tmp_path), FeatureStore(tmp_path)
+    first.rows(Samples(), torch.arange(N - 1), Encoder())
+    again.load_asked(first.asked())
+    assert again.asked() == first.asked()
+    assert list(features.unpacked(*first.asked().values(), N)) == [True] * (N - 1) + [False]

@@ -179,11 +179,49 @@ def test_forward_passes_count_over_all_processes_of_a_run():
     with contract.toys():
         models = [contract.build("clumo", "toy-pairs").model for _ in range(2)]
     killed, resumed = (Run(m, m.args, None, {}) for m in models)
-    models[0].store.forwards, models[0].questions.forwards, models[0].forward_counter.images = 30, 7, 5
+    models[0].store.not_kept, models[0].questions.not_kept, models[0].forward_counter.images = 30, 7, 5
     saved = killed.state({"task": 0})
-    models[1].store.forwards = 2  # before the saved state was read
+    models[1].store.not_kept = 2  # before the saved state was read
     resumed.restore(saved)
     assert resumed.forwards() == killed.forwards() == {"image_forwards": 35, "question_forwards": 7}
-    models[1].store.forwards += 3
+    models[1].store.not_kept += 3
     models[1].forward_counter.images += 1
     assert resumed.forwards() == {"image_forwards": 39, "question_forwards": 7}
+
+
+@pytest.mark.parametrize("features", ["disk", "ram"])
+@pytest.mark.parametrize("name", ["cgil", "clumo", "l2p"])
+def test_a_killed_run_counts_the_images_of_the_uninterrupted_one(name, features, tmp_path):
+    """Each killed process leaves features on disk, or takes them with it; neither changes what the run is charged for."""
+
+    def run(base: str, autosave: str) -> int:
+        stream = "toy-pairs" if name == "clumo" else "toy-class-il"
+        argv = contract.argv_of(name, stream)
+        for flag, value in (("--base_path", base), ("--disable_log", "0")):
+            argv[argv.index(flag) + 1] = str(tmp_path / base) if flag == "--base_path" else value
+        import main
+
+        with contract.toys():
+            return main.main(
+                [
+                    *argv,
+                    "--results_path",
+                    str(tmp_path / base / "runs"),
+                    "--autosave",
+                    autosave,
+                    "--resume",
+                    "auto",
+                    "--features",
+                    features,
+                ]
+            )
+
+    assert in_child(lambda: run("whole", "60")) == 0
+    for moment, count in (("step", 2), ("end_task", 1), ("evaluation", 3), ("step", 4), ("end_task", 1)):
+        in_child(lambda m=moment, c=count: (killed_at(m, c), run("killed", "0.0001")))
+    assert in_child(lambda: run("killed", "60")) == 0
+    rows = [
+        [comparable(r) for r in newest_record(tmp_path / p / "runs") if r["type"] in {"task", "end"}]
+        for p in ("whole", "killed")
+    ]
+    assert rows[0] == rows[1] and rows[0][-1]["summary"]["image_forwards"] > 80

@@ -1,5 +1,8 @@
 """The two ways a run can end early on purpose, and lack of memory; `main.py` turns them into exit codes."""
 
+import contextlib
+import errno
+import os
 import re
 
 LONG_WORD = re.compile(r"[^\s/]{256,}")  # longer than any part of a path
@@ -46,3 +49,14 @@ def memory_ran_out(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and any(words in str(error) for words in refused))
     )
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike, remedy: str = "choose another --results_path"):
+    """Turn what a disk can refuse into one line with the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UserError(f"no space left for {path}; free some or {remedy}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; {remedy}") from error

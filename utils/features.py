@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, disk_errors
 
 FULL, HALF = "<f4", "<f2"  # numpy's types of the numbers that a store keeps
 BATCH_SIZE = 64  # images per call of an encoder that names no batch size of its own
@@ -40,13 +40,17 @@ class Table:
         self.segment_of = np.full(n_rows, -1, dtype=np.int32)  # -1: not known yet
         self.place_of = np.zeros(n_rows, dtype=np.int64)
         self.earlier = np.zeros(n_rows, dtype=bool)  # computed by another run or process
-        self.served = np.zeros(n_rows, dtype=bool)  # asked for so far
+        self.served = np.zeros(n_rows, dtype=bool)  # asked for by this process
+        self.asked = np.zeros(n_rows, dtype=bool)  # rows that this run has asked for
+        self.before = self.asked.copy()  # ... by the moment that it goes on from
+        self.free = np.zeros(n_rows, dtype=bool)  # rows that were there before it, or that others encoded meanwhile
         self.refresh()
 
     def refresh(self) -> None:
         """Take up the segments that other processes, or earlier runs, have left in the folder."""
         if self.folder is None or not self.folder.is_dir():
             return
+        unknown = self.segment_of < 0
         for path in sorted(self.folder.iterdir()):
             try:
                 if path.name.startswith("tmp-") and time.time() - path.stat().st_mtime > STALE_S:
@@ -59,6 +63,7 @@ class Table:
                 warnings.warn(
                     f"features in {path} cannot be read ({error.strerror}); they are computed again", stacklevel=2
                 )
+        self.free |= unknown & (self.segment_of >= 0) & ~self.asked
         self._merge()
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
@@ -133,7 +138,7 @@ class Table:
             (self.folder / f"{name}.rows").unlink(missing_ok=True)
         self.segments = {}
         self.segment_of[:] = -1
-        self.earlier[:] = False
+        self.earlier[:] = self.free[:] = False
 
     def serve(self, rows: np.ndarray) -> int:
         """Note rows as asked for; how many of them are news and from an earlier run."""
@@ -175,9 +180,49 @@ class FeatureStore:
             raise UserError("features on disk need a folder: give one, or use --features ram")
         self.root, self.mode = (Path(root).expanduser() if root is not None else None), mode
         self.progress = progress
-        self.forwards = 0  # images that went through an encoder
+        self.not_kept = 0  # images that went through an encoder for one call alone
         self.reused = 0  # images whose features are from an earlier run
         self.tables: dict[str, Table] = {}
+        self.ledger: Path | None = None
+        self.asked_before: dict[str, bytes] = {}  # by table: rows asked for, of tables that are not open yet
+
+    @property
+    def forwards(self) -> int:
+        """Images that went through an encoder since the run began or the moment it goes on from, also those that a process
+        killed after that moment has left on disk."""
+        return self.not_kept + sum(int((t.asked & ~t.free & ~t.before).sum()) for t in self.tables.values())
+
+    def keep_ledger(self, folder: Path) -> None:
+        """Note in `folder` which rows of each table were there before this run, so that a process which goes on with it
+        counts what the uninterrupted run would have."""
+        self.ledger = folder
+        for key, table in self.tables.items():
+            self._note(key, table)
+
+    def asked(self) -> dict[str, bytes]:
+        """Rows of each table that this run has asked for, as packed bits."""
+        return self.asked_before | {key: np.packbits(table.asked).tobytes() for key, table in self.tables.items()}
+
+    def load_asked(self, state: dict[str, bytes]) -> None:
+        """The inverse of `asked`."""
+        self.asked_before = dict(state)
+        for key, table in self.tables.items():
+            table.before = unpacked(state.get(key, b""), len(table.asked))
+            table.asked = table.before.copy()
+
+    def _note(self, key: str, table: Table) -> None:
+        """Take `free` from the ledger, or write it there where this run has no note of the table yet."""
+        if self.ledger is None or self.mode not in ("disk", "verify"):
+            return
+        path = self.ledger / f"{key[:32]}.known"
+        with disk_errors(path, "save to another folder"):
+            if path.exists():
+                table.free = unpacked(path.read_bytes(), len(table.free))
+                return
+            self.ledger.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(np.packbits(table.free).tobytes())
+            os.replace(temporary, path)
 
     def rows(self, samples, rows: Tensor, encoder, desc: str = "features") -> Tensor:
         """Features (len(rows), D) on the CPU, fp32 or what the encoder names as its precision, in the order asked; what
@@ -197,6 +242,9 @@ class FeatureStore:
             table.refresh()
         if self.mode == "verify" and table.earlier[wanted].any():
             self._verify(table, samples, np.unique(wanted[table.earlier[wanted]]), encoder)
+        table.asked[wanted] = True
+        if self.mode == "off":
+            self.not_kept += int(table.asked.sum())
         if len(self._missing(table, wanted)):
             self._compute(table, samples, self._missing(table, wanted), encoder, desc)
         self.reused += table.serve(wanted)
@@ -208,7 +256,10 @@ class FeatureStore:
         key = hashlib.sha256(f"{encoder.key}\n{encoder.dim}\n{samples.fingerprint}{wide}".encode()).hexdigest()
         if key not in self.tables:
             folder = self.root / key[:32] if self.mode in ("disk", "verify") else None
-            self.tables[key] = Table(len(samples), encoder.dim, folder, precision)
+            table = self.tables[key] = Table(len(samples), encoder.dim, folder, precision)
+            self._note(key, table)
+            table.before = unpacked(self.asked_before.get(key, b""), len(samples))
+            table.asked = table.before.copy()
         return self.tables[key]
 
     def _verify(self, table: Table, samples, rows: np.ndarray, encoder) -> None:
@@ -217,7 +268,7 @@ class FeatureStore:
         self._compute(again, samples, rows, encoder, "verifying features")
         kept, new = (t.gather(rows).astype(np.float64).reshape(len(rows), -1) for t in (table, again))
         wrong = np.linalg.norm(kept - new, axis=1) > VERIFIED * np.linalg.norm(new, axis=1)
-        table.earlier[rows] = False
+        table.earlier[rows] = table.free[rows] = False
         if wrong.any():
             folder, n = table.folder, int(wrong.sum())
             warnings.warn(
@@ -247,7 +298,6 @@ class FeatureStore:
                     ahead = reader.submit(samples.images, torch.from_numpy(batches[number + 1]))
                 with np.errstate(over="ignore"):  # what is too large for the precision is told below
                     features = np.asarray(encoder(images).float().cpu()).astype(table.record["x"].base, copy=False)
-                self.forwards += len(batch)
                 if not np.isfinite(features).all():
                     raise UserError(
                         "the encoder gave features that are not finite; use a wider type (--clip_dtype fp32)"
@@ -258,6 +308,12 @@ class FeatureStore:
                     table.append(*map(np.concatenate, zip(*done, strict=True)))
                     done, started = [], time.monotonic()
                 bar.update(len(batch))
+
+
+def unpacked(bits: bytes, n: int) -> np.ndarray:
+    """The first `n` of packed bits; those that are missing are off."""
+    packed = np.frombuffer(bits.ljust(-(-n // 8), b"\0"), dtype=np.uint8)
+    return np.unpackbits(packed, count=n).astype(bool)
 
 
 class Sources:

@@ -19,8 +19,7 @@ import torch
 from safetensors import safe_open
 
 from utils.engine.module_state import capture, restore
-from utils.engine.record import disk_errors
-from utils.errors import UserError
+from utils.errors import UserError, disk_errors
 from utils.pair import Pair
 
 __all__ = ["SCHEMA", "capture", "load", "restore", "rng_state", "save", "set_rng_state"]

@@ -1,6 +1,5 @@
 """The record of a run: one folder per run, one JSON object per line, each line on disk before the run goes on."""
 
-import contextlib
 import errno
 import fcntl
 import functools
@@ -19,7 +18,7 @@ import numpy as np
 
 from utils import to_parsable_obj
 from utils.engine.record_schema import wrong_line
-from utils.errors import UserError
+from utils.errors import UserError, disk_errors
 from utils.escape import on_figure
 
 SCHEMA = 1  # of the lines of record.jsonl
@@ -200,17 +199,6 @@ def _try_lock(fd: int, kind: int) -> bool:
         return True
     except BlockingIOError:
         return False
-
-
-@contextlib.contextmanager
-def disk_errors(path: str | os.PathLike, remedy: str = "choose another --results_path"):
-    """Turn what a disk can refuse into one line with the path and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise UserError(f"no space left for {path}; free some or {remedy}") from error
-        raise UserError(f"cannot write {path}: {error.strerror}; {remedy}") from error
 
 
 def read_record(path: str | os.PathLike) -> list[dict]:

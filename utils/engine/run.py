@@ -17,6 +17,7 @@ from utils.engine import record as results
 from utils.engine.accounting import Stopwatch
 from utils.engine.module_state import SKIP
 from utils.errors import Interrupted, UserError
+from utils.features import FeatureStore
 
 MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 
@@ -36,6 +37,10 @@ class Run:
         self.polled = False  # inside the batch loop, which looks at `signal` itself
         self.position = {"task": 0, "phase": "begin", "epoch": 0, "batch": 0}
         self.loop_state: dict = {}  # what the loop itself has to remember: schedule, early stopping
+        self.stores = {name: v for name, v in vars(model).items() if isinstance(v, FeatureStore)}
+        if self.folder and args.autosave:
+            for store in self.stores.values():
+                store.keep_ledger(self.folder / "ckpt" / "features")
 
     @property
     def wall_s(self) -> float:
@@ -69,6 +74,7 @@ class Run:
             "loop": self.loop_state,
             "wall_s": self.wall_s,
             "forwards": self.forwards(),
+            "asked": {name: store.asked() for name, store in self.stores.items()},
             "args": {k: v for k, v in vars(self.args).items() if isinstance(v, (int, float, str, bool, type(None)))},
             "class_order": None
             if getattr(self.args, "class_order", None) is None
@@ -126,6 +132,8 @@ class Run:
         self.loop_state = state["loop"]
         self.position = state["position"]
         self.seconds_before = max(self.seconds_before, state["wall_s"])
+        for name, store in self.stores.items():
+            store.load_asked(state.get("asked", {}).get(name, {}))
         self.forwards_before = {n: count - getattr(self.model, n) for n, count in state.get("forwards", {}).items()}
         checkpoint.set_rng_state(state["rng"])
 

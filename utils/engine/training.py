@@ -87,6 +87,8 @@ def _skip_to(model, dataset, first: int, replay_hooks: bool) -> None:
         if replay_hooks:
             model.meta_begin_task(dataset)
             model.meta_end_task(dataset)
+        elif hasattr(model, "change_transform"):
+            model.change_transform(dataset)  # of test sets that will be looked at again
 
 
 def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
@@ -96,19 +98,7 @@ def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
     run.watch.phases.clear()
     run.position = {"task": task, "phase": "train", "epoch": 0, "batch": 0}
     run.loop_state = {}
-    if saved is None or model.touches_task_start():
-        with run.watch.phase("begin_task"):
-            model.meta_begin_task(dataset)  # replayed for its effect on the loaders when going on
-    if saved is not None:
-        model.opt = model.opt or model.get_optimizer()
-    scheduler = _scheduler(model, run.args)
-    if saved is not None:
-        run.restore(saved)
-        if scheduler is not None and "scheduler" in run.loop_state:
-            with one_line():
-                load_scheduler(scheduler, run.loop_state["scheduler"], "the schedule")
-        if hasattr(dataset.train_loader, "passes"):
-            dataset.train_loader.passes = run.loop_state.get("passes", 0)
+    scheduler = _begin(run, model, dataset) if saved is None else _go_on(run, model, dataset, saved)
     if run.position["phase"] == "train" and trains(model, run.args):
         with run.watch.phase("train"), run.polling():
             Fit(run, model, dataset, scheduler).run_task()
@@ -118,6 +108,31 @@ def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
         run.tick(phase="end")
     with run.watch.phase("end_task"):
         model.meta_end_task(dataset)
+
+
+def _begin(run: Run, model, dataset):
+    """Start a task; returns its scheduler."""
+    with run.watch.phase("begin_task"):
+        model.meta_begin_task(dataset)
+    return _scheduler(model, run.args)
+
+
+def _go_on(run: Run, model, dataset, saved: dict):
+    """Bring a task to the moment `saved` inside it; returns its scheduler."""
+    if model.touches_task_start():
+        with run.watch.phase("begin_task"):
+            model.meta_begin_task(
+                dataset
+            )  # for its effect on the loaders: all that it does to the model is overwritten
+    model.opt = model.opt or model.get_optimizer()
+    scheduler = _scheduler(model, run.args)
+    run.restore(saved)
+    if scheduler is not None and "scheduler" in run.loop_state:
+        with one_line():
+            load_scheduler(scheduler, run.loop_state["scheduler"], "the schedule")
+    if hasattr(dataset.train_loader, "passes"):
+        dataset.train_loader.passes = run.loop_state.get("passes", 0)
+    return scheduler
 
 
 def trains(model, args: Namespace) -> bool:
