@@ -160,6 +160,9 @@ class ExemplarMasking(VLMModel):
     def checkpoint_skip(self):
         return {"store", "encoder", "null", "preprocess", "tokenizer"}
 
+    def compiled_parts(self):
+        return [self.net]
+
     def change_transform(self, dataset):
         for split in (
             dataset.test_loaders[-1].dataset,

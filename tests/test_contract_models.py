@@ -279,6 +279,42 @@ def images_are_counted(name: str) -> None:
     assert toy.model.image_forwards - before == len(entered) > 0
 
 
+def bf16_reaches_the_network(name: str) -> None:
+    """-O 2, whatever the method calls and when: in the loop, in end_task, or in evaluation alone."""
+    base, precision = trained(name), torch.get_float32_matmul_precision()
+    try:
+        toy = run(name, code_optimization=2)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert effect(toy) != effect(base) and toy.images == toy.summary["image_forwards"]
+    assert all(map(math.isfinite, toy.losses)) and logits(toy).dtype == torch.float32
+    lasting = [key for key, tensor in toy.model.state_dict().items() if tensor.dtype == torch.bfloat16]
+    assert not lasting, f"-O 2 leaves {lasting} in bf16"
+
+
+def compiled_parts_are_called(name: str) -> None:
+    """-O 3: every module that is compiled is called, and in a region of bf16."""
+    compiled, called = [], {}
+
+    def compile_(module):
+        compiled.append(module)
+
+        def call(*args, **kwargs):
+            called[id(module)] = torch.is_autocast_enabled("cpu")
+            return module._call_impl(*args, **kwargs)
+
+        module._compiled_call_impl = call
+
+    precision = torch.get_float32_matmul_precision()
+    try:
+        with mock.patch.object(nn.Module, "compile", compile_):
+            toy = run(name, code_optimization=3)
+        logits(toy)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert compiled and {id(module): True for module in compiled} == called
+
+
 CHECKS = [
     described,
     runs_in_every_setting_it_names,
@@ -299,6 +335,8 @@ CHECKS = [
     single_last_batch,
     what_is_not_tried_is_a_flag_with_a_reason,
     images_are_counted,
+    bf16_reaches_the_network,
+    compiled_parts_are_called,
     every_flag_changes_something,
 ]
 

@@ -253,6 +253,8 @@ class FeatureStore:
     def _table(self, samples, encoder) -> Table:
         precision = getattr(encoder, "precision", FULL)
         wide = "" if precision == FULL else f"\n{precision}"
+        if hasattr(getattr(encoder, "net", getattr(encoder, "backbone", None)), "bf16_products"):
+            wide += "\nbf16 products"
         key = hashlib.sha256(f"{encoder.key}\n{encoder.dim}\n{samples.fingerprint}{wide}".encode()).hexdigest()
         if key not in self.tables:
             folder = self.root / key[:32] if self.mode in ("disk", "verify") else None

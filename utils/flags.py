@@ -273,7 +273,7 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
         "--code_optimization",
         type=number(int, 0, 3),
         default=0,
-        help="1 TF32 products, 2 also bf16 autocast, 3 also torch.compile of the backbone",
+        help="1 TF32 products, 2 also bf16 products in the network, 3 also torch.compile of what is called as a whole",
     )
     add("--savecheck", choices=["last", "task"], help="keep a checkpoint at the end, or after each task")
     add("--ckpt_name", type=file_name, help="prefix of kept checkpoints")

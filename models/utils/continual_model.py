@@ -13,6 +13,7 @@ from utils.batch_transforms import apply_each, compile_transform
 from utils.conf import get_device
 from utils.errors import UserError
 from utils.pair import Inputs
+from utils.precision import mix
 
 
 class ContinualModel(nn.Module):
@@ -60,12 +61,21 @@ class ContinualModel(nn.Module):
         self.run = None  # set by the loop while it trains
         self.work_done: dict[str, int] = {}  # finished steps of long work inside end_task
         self.forward_counter = ForwardCounter()
-        self.count_forwards()
+        self.prepare_net()
 
-    def count_forwards(self) -> None:
-        """Count the images that `net` is called with; called again wherever a method may have put another in its place."""
-        if isinstance(self.net, nn.Module) and self.forward_counter not in self.net._forward_pre_hooks.values():
+    def prepare_net(self) -> None:
+        """Count the images that `net` is called with, and with -O 2 make its products in bf16; called again wherever a
+        method may have put another in its place."""
+        if not isinstance(self.net, nn.Module):
+            return
+        if self.forward_counter not in self.net._forward_pre_hooks.values():
             self.net.register_forward_pre_hook(self.forward_counter)
+        if (getattr(self.args, "code_optimization", None) or 0) >= 2:
+            mix(self.net, self.device)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What -O 3 compiles: modules that the method calls as a whole; none means that -O 3 is refused."""
+        return [] if self.net is None else [self.net]
 
     # hooks
 
@@ -255,7 +265,7 @@ class ContinualModel(nn.Module):
             self.opt.zero_grad(set_to_none=True)
             self.opt = self.get_optimizer()
         self.begin_task(dataset)
-        self.count_forwards()
+        self.prepare_net()
 
     def _keeps_optimizer(self) -> bool:
         return hasattr(self, "scheduler") and getattr(self, "custom_scheduler", None) is not None
@@ -314,7 +324,7 @@ class ContinualModel(nn.Module):
 
     def meta_end_task(self, dataset) -> None:
         self.end_task(dataset)
-        self.count_forwards()
+        self.prepare_net()
         self._current_task += 1
 
     def autolog_wandb(self, locals: dict, extra: dict | None = None) -> None:
@@ -365,7 +375,8 @@ class ForwardCounter:
     def add(self, batch) -> None:
         """Count a batch: a tensor, a Pair, or a tuple of tensors such as Tokens; under vmap all samples of its batch."""
         first = batch[0] if isinstance(batch, tuple) else getattr(batch, "image", batch)
-        whole = debug_unwrap(first) if isinstance(first, torch.Tensor) else first
+        plain = torch.compiler.is_compiling() or not isinstance(first, torch.Tensor)
+        whole = first if plain else debug_unwrap(first)
         self.images += len(first) if whole is first else len(first) * whole.numel() // first.numel()
 
     def __deepcopy__(self, memo: dict) -> "ForwardCounter":

@@ -137,6 +137,9 @@ class FusedModel(VLMModel):
             here |= {f"net.{name}" for name, _ in self.net.named_children() if name not in kept}
         return {"store", "questions", "sources", "encoder", "null", *here}
 
+    def compiled_parts(self):
+        return [self.net.fusion]
+
     @property
     def question_forwards(self) -> int:
         """Distinct questions that went through the text tower."""

@@ -72,17 +72,19 @@ class PromptModel(FusedModel):
         elif not args.vit:
             self.encoder = ClipImageEncoder(self.net)  # of the queries
             self.net.fusion.requires_grad_(False)
-        network = {
-            "timm": self.net,
-            "clip": getattr(self.net, "tower", None),
-            "fused": getattr(self.net, "fusion", None),
-        }
-        self.width = network[self.uses].width
-        self.n_layers = network[self.uses].n_layers
+        (network,) = self.compiled_parts()
+        self.width, self.n_layers = network.width, network.n_layers
         self.head = GrowingHead(self.width, self.num_classes).to(self.device)
         self.register_buffer(
             "current", torch.zeros(0, dtype=torch.bool, device=self.device)
         )  # rows of the task's answers
+
+    def compiled_parts(self):
+        return [
+            {"timm": self.net, "clip": getattr(self.net, "tower", None), "fused": getattr(self.net, "fusion", None)}[
+                self.uses
+            ]
+        ]
 
     @property
     def query_dim(self) -> int:

@@ -84,6 +84,9 @@ class VLMModel(ContinualModel):
     def checkpoint_skip(self) -> set[str]:
         return {"net", "store", "encoder"} if self.FROZEN_TOWER else {"store", "encoder"}
 
+    def compiled_parts(self):
+        return [self.net.clip.visual]
+
     @property
     def image_forwards(self) -> int:
         return self.store.forwards + self.forward_counter.images

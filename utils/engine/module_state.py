@@ -26,6 +26,7 @@ from utils.pair import Pair
 # a name is held all the same if it has parameters (a loss that learns).
 SKIP = frozenset(
     ["args", "dataset", "loss", "transform", "original_transform", "normalization_transform", "device", "eval_dataset"]
+    + ["bf16_products"]  # hooks of utils.precision
 )
 GROWING = {"Linear", "Embedding", "ParameterList", "ParameterDict"}  # of torch.nn: may have changed shape in training
 LEAVES = {type(None), bool, int, float, str, bytes, range, torch.dtype, torch.device, torch.Size, Pair}

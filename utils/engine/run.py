@@ -126,7 +126,7 @@ class Run:
         """Put model, counters and random states back to a saved moment."""
         checkpoint.restore(self.model, state["model"], self.skipped())
         self.model.to(self.model.device)
-        self.model.count_forwards()
+        self.model.prepare_net()
         self.rows.clear()
         self.rows.update(state["rows"])
         self.loop_state = state["loop"]

@@ -1,18 +1,17 @@
 """The loop: tasks, epochs, batches; what is measured after each task; how a run starts, ends and goes on."""
 
-import contextlib
 import copy
 import sys
 from argparse import Namespace
 
 import numpy as np
-import torch
 
 from utils.engine import metrics, report
 from utils.engine.evaluate import evaluate_mixed, evaluate_tasks
 from utils.engine.run import MID_TASK, TASK_END, LossGuard, Run
 from utils.engine.state_names import load_scheduler, one_line
 from utils.errors import Interrupted, UserError
+from utils.precision import set_speed
 from utils.progress import progress
 from utils.schedulers import get_scheduler
 from utils.settings import SPLIT_SETTINGS, option
@@ -225,8 +224,7 @@ class Fit:
         names = getattr(self.loader.dataset, "extra_return_fields", []) if hasattr(self.loader, "dataset") else []
         extras = {name: value.to(device) for name, value in zip(names, data[3:], strict=False)}
         extras = {n: v.long() if "label" in n or "target" in n else v for n, v in extras.items()}
-        with autocast(self.args, device):
-            result = self.model.meta_observe(inputs, labels, not_aug, epoch=epoch, **extras)
+        result = self.model.meta_observe(inputs, labels, not_aug, epoch=epoch, **extras)
         return result["loss"] if isinstance(result, dict) else result
 
     def tick(self, epoch: int, batch: int) -> None:
@@ -263,21 +261,6 @@ class Fit:
             report.print_epoch(row)
             if self.run.record:
                 self.run.record.epoch(row)
-
-
-def autocast(args: Namespace, device: torch.device):
-    """bf16 with -O 2 and above; else nothing, since even a disabled autocast costs something in every step."""
-    on = option(args, "code_optimization", 0) >= 2
-    return torch.autocast(device.type, dtype=torch.bfloat16) if on else contextlib.nullcontext()
-
-
-def set_speed(args: Namespace, model) -> None:
-    """-O: 1 TF32 matrix products, 2 also bf16 autocast, 3 also a compiled backbone."""
-    level = option(args, "code_optimization", 0)
-    if level >= 1:
-        torch.set_float32_matmul_precision("high" if level == 1 else "medium")
-    if level >= 3 and model.net is not None:
-        model.net.compile()
 
 
 def _forward_baseline(run: Run, model, dataset) -> None:
