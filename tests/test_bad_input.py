@@ -264,7 +264,8 @@ def test_disk_that_fills_up_in_mid_run(start, tmp_path, monkeypatch):
     (kept,) = (tmp_path / "runs").glob("*/*/*/ckpt/task.safetensors")
     assert checkpoint.load(kept, model="er")["position"]["task"] == 1, "the checkpoint of the second task stays"
     rows = newest_record(tmp_path / "runs")
-    assert [r["type"] for r in rows] == ["start", "task", "task", "task", "end"] and rows[-1]["status"] == "failed"
+    types = [r["type"] for r in rows]  # the file is written beside the fourth task, which may be over before it fails
+    assert types in ([["start", *["task"] * n, "end"] for n in (3, 4)]) and rows[-1]["status"] == "failed"
     assert start(*again)[0] == 0 and start(*ER, runs=tmp_path / "whole")[0] == 0
     assert comparable(newest_record(tmp_path / "runs")[-1]) == comparable(newest_record(tmp_path / "whole")[-1])
 
@@ -283,9 +284,10 @@ def spoilt(path: Path, how: str) -> None:
     elif how == "no safetensors":
         path.write_bytes(b"\x80\x04pickle")
     else:
-        old, new = {"newer": (b'"schema":"1"', b'"schema":"9"'), "another model": (b'"model":"er"', b'"model":"xy"')}[
-            how
-        ]
+        old, new = {
+            "newer": (f'"schema":"{checkpoint.SCHEMA}"'.encode(), b'"schema":"9"'),
+            "another model": (b'"model":"er"', b'"model":"xy"'),
+        }[how]
         assert content.count(old) == 1
         path.write_bytes(content.replace(old, new))
 
@@ -295,7 +297,7 @@ SAID = {
     "no safetensors": "is damaged or no checkpoint",
     "a list": "holds no whole state of a run",
     "no rows": "holds no whole state of a run",
-    "newer": "newer than 1 known here",
+    "newer": f"newer than {checkpoint.SCHEMA} known here",
     "another model": "is a checkpoint of model xy, not er",
 }
 

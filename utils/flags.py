@@ -277,7 +277,12 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     )
     add("--savecheck", choices=["last", "task"], help="keep a checkpoint at the end, or after each task")
     add("--ckpt_name", type=file_name, help="prefix of kept checkpoints")
-    add("--autosave", type=seconds, default=60.0, help="seconds between saves for --resume, 0 for none")
+    add(
+        "--autosave",
+        type=seconds,
+        default=60.0,
+        help="least seconds between saves for --resume; more where saving would take 2 %% of the time, 0 for none",
+    )
     add(
         "--resume",
         choices=["auto", "force"],

@@ -24,7 +24,9 @@ from utils.pair import Pair
 
 __all__ = ["SCHEMA", "capture", "load", "restore", "rng_state", "save", "set_rng_state"]
 
-SCHEMA = 1  # of the JSON structure; a file with a higher number is refused
+SCHEMA = 2  # of the JSON structure; a file with a higher number is refused
+SHARED_BYTES = 4096  # tensors from this size on are looked at for equal ones
+PEEK = 64  # bytes by which equal ones are looked for
 HEADER_STATE_BYTES = 2**24  # a longer structure becomes an entry of its own: safetensors caps headers at 100 MB
 STATE_ENTRY = "__state__"
 NATIVE = {
@@ -51,21 +53,57 @@ def save(path: str | os.PathLike, state, *, model: str, schema: int = SCHEMA) ->
 
     `state`: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict (any such keys), OrderedDict,
     Counter, defaultdict, deque, range, Pair, torch tensor, Parameter, dtype, device and Size, numpy array and scalar,
-    nested at will. A tensor met twice is written once and is one tensor again after loading; other sharing is not kept.
+    nested at will. A tensor met twice is written once and is one tensor again after loading; other names of its whole memory
+    share it again. Equal tensors are written once, too, and are as many as before after loading.
     Raises TypeError naming the place of a value of another kind.
     """
-    path = Path(path)
+    write(path, *pack(state), model=model, schema=schema)
+
+
+def pack(state, copy: bool = False) -> tuple[str, dict[str, torch.Tensor], dict[str, str]]:
+    """The structure of a state as JSON, its tensors by name, and which are equal to others; with `copy` as they are now."""
     entries: dict[str, torch.Tensor] = {}
     text = json.dumps(_encode(state, "state", entries, {}), separators=(",", ":"), allow_nan=False)
+    entries, same = distinct(entries)
+    if copy:
+        entries = {
+            name: torch.empty_like(t, device="cpu", requires_grad=False).copy_(t.detach())
+            for name, t in entries.items()
+        }
+    return text, entries, same
+
+
+def distinct(entries: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors without those that equal an earlier one bit for bit, and for each of these the name of that one."""
+    kept, same, alike = {}, {}, defaultdict(list)
+    for name, tensor in entries.items():
+        kept[name] = tensor
+        if tensor.numel() * tensor.element_size() < SHARED_BYTES or not tensor.is_contiguous():
+            continue
+        bits = tensor.detach().reshape(-1).view(torch.uint8)
+        peers = alike[tensor.dtype, tensor.shape, tensor.device, bits[: 2 * PEEK : 2].cpu().numpy().tobytes()]
+        twin = next((other for other, theirs in peers if torch.equal(bits, theirs)), None)
+        if twin is None:
+            peers.append((name, bits))
+        else:
+            same[name] = twin
+            del kept[name]
+    return kept, same
+
+
+def write(path: str | os.PathLike, text: str, entries: dict, same: dict, *, model: str, schema: int = SCHEMA) -> None:
+    """Write what `pack` gave."""
+    path = Path(path)
     if len(text) > HEADER_STATE_BYTES:
         entries[STATE_ENTRY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         text = ""
+    metadata = {"model": model, "schema": str(schema), "state": text, "same": json.dumps(same)}
     temporary = path.with_name(f"{path.name}.tmp")
     with disk_errors(path, "save to another folder"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
-                _write_safetensors(file, entries, {"model": model, "schema": str(schema), "state": text})
+                _write_safetensors(file, entries, metadata)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -123,7 +161,8 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
             if model is not None and owner != model:
                 raise UserError(f"{path} is a checkpoint of model {owner}, not {model}; pass --model {owner}")
             text = metadata["state"] or bytes(file.get_tensor(STATE_ENTRY).numpy()).decode()
-            return _decode(json.loads(text), file, torch.device(device), {})
+            same = json.loads(metadata.get("same", "{}"))
+            return _decode(json.loads(text), _Entries(file, same), torch.device(device), {})
     except (UserError, MemoryError):
         raise
     except Exception as error:  # what a damaged or crafted file says can fail in any library
@@ -131,6 +170,16 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
         raise UserError(
             f"{path} is damaged or no checkpoint ({type(error).__name__}: {reason}); use an older one, or start over"
         ) from error
+
+
+class _Entries:
+    """The tensors of an open file; `same` gives the name under which an equal one is stored."""
+
+    def __init__(self, file, same: dict[str, str]):
+        self.file, self.same = file, same
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return self.file.get_tensor(self.same.get(name, name))
 
 
 def load_run(path: str | os.PathLike, *, model: str | None, device: torch.device | str = "cpu") -> dict:
@@ -229,7 +278,7 @@ def fill_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
     return [name for name in weights if name not in own]
 
 
-def _encode(value, name: str, entries: dict[str, torch.Tensor], seen: dict[int, str]):
+def _encode(value, name: str, entries: dict[str, torch.Tensor], seen: dict):
     """Nested value to JSON: lists and finite numbers as they are, anything else as {kind: content}."""
     kind = type(value)
     if value is None or kind in (bool, int, str):
@@ -282,12 +331,17 @@ def _encode_items(value, name: str, entries: dict, seen: dict) -> list:
     ]
 
 
-def _encode_tensor(tensor: torch.Tensor, name: str, entries: dict, seen: dict[int, str]) -> dict:
+def _encode_tensor(tensor: torch.Tensor, name: str, entries: dict, seen: dict) -> dict:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise TypeError(f"{name} is a tensor without plain storage, which a checkpoint cannot hold")
-    if id(tensor) not in seen:
-        seen[id(tensor)] = _new_entry(tensor, name, entries)
-    what = {"entry": seen[id(tensor)]}
+    place = (
+        (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel()
+        else id(tensor)
+    )
+    if place not in seen:
+        seen[place] = _new_entry(tensor, name, entries)
+    what = {"entry": seen[place]}
     if tensor.dtype not in NATIVE:
         what |= {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     if isinstance(tensor, torch.nn.Parameter):
@@ -314,9 +368,12 @@ def _decode(value, file, device: torch.device, seen: dict[str, torch.Tensor]):
         return value
     ((tag, content),) = value.items()
     if tag == "tensor":
-        if content["entry"] not in seen:
-            seen[content["entry"]] = _decode_tensor(content, file.get_tensor(content["entry"]), device)
-        return seen[content["entry"]]
+        entry, kind = content["entry"], (content.get("parameter"), content.get("leaf"))
+        if entry not in seen:
+            seen[entry] = {kind: _decode_tensor(content, file.get_tensor(entry), device)}
+        elif kind not in seen[entry]:  # the same memory once as a parameter and once as a plain tensor
+            seen[entry][kind] = _as_kind(next(iter(seen[entry].values())).detach(), content)
+        return seen[entry][kind]
     if tag in SEQUENCES:
         return SEQUENCES[tag](_decode(v, file, device, seen) for v in content)
     if tag in MAPPINGS:
@@ -351,6 +408,10 @@ def _decode_tensor(what: dict, stored: torch.Tensor, device: torch.device) -> to
         tensor = tensor.view(_dtype(what["dtype"])).reshape(what["shape"])
     if what.get("moved"):
         tensor = tensor.to(device)
+    return _as_kind(tensor, what)
+
+
+def _as_kind(tensor: torch.Tensor, what: dict) -> torch.Tensor:
     if "parameter" in what:
         return torch.nn.Parameter(tensor, requires_grad=what["parameter"])
     return tensor.requires_grad_(what.get("leaf", False))

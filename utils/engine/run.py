@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+import warnings
 from argparse import Namespace
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,12 @@ from utils.conf import warn_once
 from utils.engine import checkpoint
 from utils.engine import record as results
 from utils.engine.accounting import Stopwatch
+from utils.engine.autosave import Saver, seconds_to_copy
 from utils.engine.module_state import SKIP
 from utils.errors import Interrupted, UserError
 from utils.features import FeatureStore
 
+STATE_PER_WEIGHTS = 5  # of what is trained with Adam and teachers
 MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 
 
@@ -32,7 +35,8 @@ class Run:
         self.reused = 0  # images whose features came from earlier runs, as far as the record says
         self.watch = Stopwatch()
         self.started, self.seconds_before = time.perf_counter(), 0.0
-        self.last_save = time.monotonic()
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.saver = Saver(args.autosave if record else 0.0, seconds_to_copy(STATE_PER_WEIGHTS * weights))
         self.signal: int | None = None
         self.polled = False  # inside the batch loop, which looks at `signal` itself
         self.position = {"task": 0, "phase": "begin", "epoch": 0, "batch": 0}
@@ -90,17 +94,23 @@ class Run:
         if self.record is None or not self.args.autosave:
             return
         with self.watch.phase("save"):
-            checkpoint.save(self.folder / "ckpt" / name, self.state(position), model=self.model.NAME)
-        self.last_save = time.monotonic()
+            self.saver.start(self.folder / "ckpt" / name, self.state(position), self.model.NAME)
 
     def tick(self, **position) -> None:
         """A safe point: save if it is time, stop if asked to."""
         self.position = self.position | position
-        due = self.args.autosave and time.monotonic() - self.last_save >= self.args.autosave
-        if due or (self.signal and self.args.save_after_interrupt):
+        if self.saver.due() or (self.signal and self.args.save_after_interrupt):
             self.save(MID_TASK, self.position)
         if self.signal:
+            self.saver.wait()
             raise Interrupted(self.signal)
+
+    def leave(self) -> None:
+        """Wait for the file that is being written; its error is a warning, since the run ends for another reason."""
+        try:
+            self.saver.wait()
+        except (UserError, OSError) as error:
+            warnings.warn(f"the last checkpoint was not written: {error}", stacklevel=2)
 
     def keep(self, task: int, last: bool) -> None:
         """The checkpoints that --savecheck asks for."""
@@ -115,6 +125,7 @@ class Run:
         prefix = f"{self.args.ckpt_name}_" if self.args.ckpt_name else ""
         stamp = self.folder.name if self.folder else str(os.getpid())
         end = "joint" if getattr(self.args, "joint", False) else "last" if mode == "last" else str(task)
+        self.saver.wait()
         path = folder / f"{prefix}{self.args.model}_{self.args.dataset}_{stamp}_{end}.safetensors"
         checkpoint.save(
             path, self.state({"task": task, "phase": "done", "epoch": 0, "batch": 0}), model=self.model.NAME

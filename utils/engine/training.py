@@ -41,6 +41,7 @@ def train(model, dataset, args: Namespace, record=None, resume: bool = False) ->
             record.end({"status": "failed", "error": f"{type(error).__name__}: {error}", "summary": {}})
         raise
     finally:
+        run.leave()
         model.run = None
 
 
@@ -68,7 +69,9 @@ def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
         run.keep(task, last=task == last)
         run.save(TASK_END, {"task": task, "phase": "done", "epoch": 0, "batch": 0})
         if run.signal:
+            run.saver.wait()
             raise Interrupted(run.signal)
+    run.saver.wait()
     return _finish(run, model, dataset)
 
 

@@ -1,0 +1,72 @@
+"""Checkpoints written beside the training: a snapshot in the training thread, the file in a thread of its own."""
+
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from utils.engine import checkpoint
+
+SHARE = 0.02  # of a run's time that snapshots may take
+PROBE = 2**22  # floats that are copied to find out how fast copies are here
+AS_ASKED_S = 1.0  # shorter intervals than this are kept as asked for: they are for tests of killed runs
+
+
+def seconds_to_copy(n_bytes: float) -> float:
+    """What a snapshot of this size is expected to take; measured where it may matter."""
+    if n_bytes < 16 * PROBE:
+        return n_bytes / 1e9
+    source, began = torch.zeros(PROBE), time.monotonic()
+    source.clone()
+    return 2 * (time.monotonic() - began) * n_bytes / (4 * PROBE)
+
+
+class Saver:
+    """Writes one file at a time. What goes wrong in the thread is raised by the next call of `check`, `start` or `wait`."""
+
+    def __init__(self, interval: float, expected_s: float = 0.0):
+        self.interval = interval
+        self.began = self.last = time.monotonic()  # when the newest snapshot was made
+        self.cost_s, self.spent_s = expected_s, 0.0  # what it took of the training thread, and all of them
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def due(self) -> bool:
+        """Whether it is time for another snapshot: after the interval, or later where they would take more than SHARE."""
+        self.check()
+        if not self.interval or (self.thread is not None and self.thread.is_alive()):
+            return False
+        now, stretched = time.monotonic(), self.interval >= AS_ASKED_S
+        affordable = self.spent_s + self.cost_s <= SHARE * (now - self.began)
+        return now - self.last >= self.interval and (affordable or not stretched)
+
+    def start(self, path: Path, state, model: str) -> None:
+        """Copy the tensors of `state` and write them while training goes on."""
+        self.wait()
+        began = time.monotonic()
+        packed = checkpoint.pack(state, copy=True)
+        self.thread = threading.Thread(target=self._write, args=(path, packed, model), name="autosave", daemon=True)
+        self.thread.start()
+        self.last = time.monotonic()
+        self.cost_s = self.last - began
+        self.spent_s += self.cost_s
+
+    def _write(self, path: Path, packed: tuple, model: str) -> None:
+        try:
+            checkpoint.write(path, *packed, model=model)
+        except BaseException as error:  # raised in the training thread
+            self.error = error
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread."""
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def wait(self) -> None:
+        """Until the file is whole on disk."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.check()
