@@ -197,13 +197,45 @@ def test_empty_class_of_a_late_task(refused, tmp_path):
     assert "no training image of class nine" in refused(*SGD, base=base)
 
 
-def test_broken_image_stops_the_run_in_one_line(start, tmp_path):
-    fabricate.image_folder(tmp_path / "p", ["a", "b"], 4, 1, (12, 10))
-    path = tmp_path / "p/train/b/2.png"
-    path.write_bytes(path.read_bytes()[:60])
-    code, told = start(
+def test_broken_images_are_named_before_training(start, tmp_path):
+    fabricate.image_folder(tmp_path / "p", ["a", "b"], 8, 1, (12, 10))
+    argv = [
         "--model",
         "sgd",
+        "--dataset",
+        "seq-folder",
+        "--folder_path",
+        str(tmp_path / "p"),
+        "--n_tasks",
+        "1",
+        "--image_size",
+        "32",
+        "--lr",
+        "0.1",
+        "--n_epochs",
+        "1",
+        "--backbone",
+        "resnet18",
+    ]
+    bad = sorted((tmp_path / "p/train").rglob("*.png"))[2:14]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:60])
+    code, told = start(*argv)
+    assert code == 2 and len(told) == 1 and told[0].startswith("error: 12 of 18 images cannot be read: ")
+    assert [str(path) in told[0] for path in bad] == [True] * 10 + [False] * 2 and " and 2 more: replace" in told[0]
+    assert not newest_record(tmp_path / "runs"), "no run has begun"
+
+
+def test_an_image_that_breaks_during_the_run_stops_it_in_one_line(start, tmp_path, monkeypatch):
+    fabricate.image_folder(tmp_path / "p", ["a", "b"], 4, 1, (12, 10))
+    path = tmp_path / "p/train/b/2.png"
+    begin = Er.begin_task
+    monkeypatch.setattr(Er, "begin_task", lambda *args: (path.write_bytes(path.read_bytes()[:60]), begin(*args)))
+    code, told = start(
+        "--model",
+        "er",
+        "--buffer_size",
+        "9",
         "--dataset",
         "seq-folder",
         "--folder_path",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torchvision import transforms as T
 
 from datasets.utils.fetch import base_path
+from datasets.utils.image_check import check_images, files_of
 from datasets.utils.labels import drop_labels, noisy_targets, validation_mask
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import Samples, as_samples, fingerprint_of
@@ -174,6 +175,9 @@ class ContinualDataset:
         noisy_targets(self, train, 0)
         if option(self.args, "validation"):
             validation_mask(train, self.args.validation, 0)
+        files = [path for part in (True, False) for path in files_of(self.samples(part))]
+        if files:
+            check_images(files, base_path(self.args) / "features", not option(self.args, "non_verbose", False))
 
     @property
     def current_task(self) -> int:
