@@ -132,6 +132,18 @@ class Uncounted(Broken):
         return self.net.forward(x)
 
 
+class FitsTestStatistics(Broken):
+    def end_task(self, dataset):
+        images = torch.cat([batch[0] for batch in dataset.test_loaders[-1]])
+        self.net.norm.running_mean += images.mean()
+
+
+class LooksAhead(Broken):
+    def begin_task(self, dataset):
+        images = dataset.samples(True).data
+        self.net.classifier.bias.data += images.float().mean() / 1000
+
+
 FAULTS = [
     (AddsPosition, checks.shuffled_batch_gives_shuffled_outputs),
     (AddsPosition, checks.batch_of_one_equals_batch_of_many),
@@ -153,6 +165,8 @@ FAULTS = [
     (FitsAll, checks.refuses_a_setting_it_does_not_name),
     (FewImages, checks.single_last_batch),
     (Uncounted, checks.images_are_counted),
+    (FitsTestStatistics, checks.learns_from_nothing_it_may_not_see),
+    (LooksAhead, checks.learns_from_nothing_it_may_not_see),
 ]
 
 

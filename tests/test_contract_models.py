@@ -315,6 +315,48 @@ def compiled_parts_are_called(name: str) -> None:
     assert compiled and {id(module): True for module in compiled} == called
 
 
+def learns_from_nothing_it_may_not_see(name: str) -> None:
+    """What two tasks leave does not change with test images, images of later tasks, or names of later classes."""
+    stream = STREAMS[settings_of(name)[0]]
+    flags = {"stop_after": 1} if stream.N_TASKS > 1 else {}
+    base = run(name, **flags)
+    inputs, seen = images_of(base)[0], base.model.n_seen_classes
+    expected = logits(base, inputs)[:, :seen]
+    with mock.patch.object(stream, "load", noisy(stream.load, base.dataset.get_offsets(1)[1])):
+        toy = run(name, **flags)
+    assert not torch.equal(images_of(toy)[0], inputs), "the test images were replaced"
+    assert torch.equal(logits(toy, inputs)[:, :seen], expected), "it depends on test images or on images of later tasks"
+    for (key, a), b in zip(base.model.net.state_dict().items(), toy.model.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b), f"{key} depends on test images or on images of later tasks"
+    if contract.uses_clip(name) and seen < base.dataset.N_CLASSES and name not in KNOWS_ALL_NAMES:
+        others = [
+            *stream.CLASS_NAMES[:seen],
+            *["house", "ring", "crown", "train", "drum"][: base.dataset.N_CLASSES - seen],
+        ]
+        with mock.patch.object(stream, "CLASS_NAMES", others):
+            toy = run(name, **flags)
+        gap = (logits(toy, inputs)[:, :seen] - expected).abs().max()
+        assert gap <= 1e-4, "it depends on names of later classes"  # names are encoded in other batches
+
+
+KNOWS_ALL_NAMES = {"rail"}  # it asks the zero-shot classifier over all names whether an image is of a known domain
+
+
+def noisy(load, first_later: int):
+    """`load` with noise for test images and for training images of tasks after the second."""
+
+    def loaded(dataset, train: bool):
+        samples = load(dataset, train)
+        ids = getattr(samples, "task_ids", None)
+        later = samples.targets >= first_later if ids is None else ids > 1
+        later = later if train else torch.ones_like(samples.targets, dtype=torch.bool)
+        noise = torch.randint(0, 256, samples.data.shape, generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
+        samples.data = torch.where(later.view(-1, *[1] * (samples.data.dim() - 1)), noise, samples.data)
+        return samples
+
+    return loaded
+
+
 CHECKS = [
     described,
     runs_in_every_setting_it_names,
@@ -337,6 +379,7 @@ CHECKS = [
     images_are_counted,
     bf16_reaches_the_network,
     compiled_parts_are_called,
+    learns_from_nothing_it_may_not_see,
     every_flag_changes_something,
 ]
 
