@@ -9,13 +9,14 @@ Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
 """
 
 from models.utils.vlm_model import VLMModel, add_vlm_args
-from utils.flags import boolean
+from utils.flags import LOOP_FLAGS, boolean
 
 
 class Clip(VLMModel):
     NAME = "clip"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     trains_in_loop = False
+    IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "")
 
     @staticmethod
     def get_parser(parser):

@@ -26,6 +26,7 @@ class GDumb(ContinualModel):
     NAME = "gdumb"
     COMPATIBILITY = ["class-il", "task-il"]
     TOY_ARGS = {"fitting_epochs": 3}
+    IDLE_FLAGS = {"lr": "maxlr", "lr_scheduler": "minlr"}
 
     @staticmethod
     def get_parser(parser):

@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy, normalize
 
 from models.utils.vlm_model import VLMModel, add_vlm_args
 from utils.errors import UserError
-from utils.flags import boolean, positive, positive_int
+from utils.flags import LOOP_FLAGS, boolean, positive, positive_int
 
 
 class LinearProbe(VLMModel):
     NAME = "linear-probe"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "")
     TOY_ARGS = {"probe_iters": 3}  # a small run in which every flag tells
     FUSES_TEXT = True
     NOT_TRIED = {"probe_input": "needs a stream with texts that CLIP reads; tests/test_vlm_models.py"}

@@ -11,13 +11,14 @@ import torch
 from torch.nn.functional import normalize
 
 from models.utils.vlm_model import VLMModel, add_vlm_args
-from utils.flags import fraction
+from utils.flags import LOOP_FLAGS, fraction
 
 
 class Ncm(VLMModel):
     NAME = "ncm"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "")
     TOY_ARGS = {"text_weight": 0.5}  # a small run in which every flag tells
 
     @staticmethod

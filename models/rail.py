@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from models.utils.vlm_model import VLMModel, add_vlm_args
-from utils.flags import fraction, natural, positive
+from utils.flags import LOOP_FLAGS, fraction, natural, positive
 from utils.free_memory import require
 from utils.randomness import generator
 
@@ -32,6 +32,7 @@ class Rail(VLMModel):
     NAME = "rail"
     COMPATIBILITY = ["class-il", "task-il"]
     trains_in_loop = False
+    IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "")
     TOY_ARGS = {"rp_size": 32}
 
     @staticmethod

@@ -13,13 +13,14 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from models.utils.vlm_model import VLMModel, add_vlm_args
-from utils.flags import positive
+from utils.flags import LOOP_FLAGS, positive
 
 
 class Ridge(VLMModel):
     NAME = "ridge"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "")
     FUSES_TEXT = True
 
     @staticmethod

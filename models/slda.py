@@ -15,13 +15,14 @@ import torch
 from torch.nn.functional import normalize
 
 from models.utils.vlm_model import VLMModel, add_vlm_args
-from utils.flags import boolean, fraction
+from utils.flags import LOOP_FLAGS, boolean, fraction
 
 
 class Slda(VLMModel):
     NAME = "slda"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
+    IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "")
     FUSES_TEXT = True
 
     @staticmethod

@@ -227,7 +227,7 @@ def unequal_tasks_are_measured(name: str) -> None:
 
 
 def single_last_batch(name: str) -> None:
-    toy = run(name, n_epochs=1) if contract.model_class(name).trains_in_loop else trained(name)
+    toy = run(name, n_epochs=1) if "n_epochs" not in contract.model_class(name).IDLE_FLAGS else trained(name)
     assert all(map(math.isfinite, toy.losses)) and logits(toy).isfinite().all()
     if toy.model.trains_in_loop:
         sizes = [
@@ -339,6 +339,23 @@ def learns_from_nothing_it_may_not_see(name: str) -> None:
         assert gap <= 1e-4, "it depends on names of later classes"  # names are encoded in other batches
 
 
+LOOP_VALUES = {"lr": "0.013", "n_epochs": "3", "batch_size": "3", "optimizer": "adamw"}
+
+
+def flags_of_the_loop_act_or_are_refused(name: str) -> None:
+    cls = contract.model_class(name)
+    for flag, value in (LOOP_VALUES | {"backbone": "toy-net"}).items():
+        if flag == "backbone" and not getattr(cls, "BUILDS_OWN_NET", False):
+            continue  # the toy streams' only network
+        if flag == "backbone" or flag in cls.IDLE_FLAGS:
+            with pytest.raises(UserError, match=f"--{flag} changes nothing with {name}: ") as refusal:
+                run(name, **{flag: value})
+            assert "\n" not in str(refusal.value)
+        else:
+            value = "sgd" if flag == "optimizer" and trained(name).args.optimizer != "sgd" else value
+            assert effect(run(name, **{flag: value})) != effect(trained(name)), f"--{flag} {value} changes nothing"
+
+
 KNOWS_ALL_NAMES = {"rail"}  # it asks the zero-shot classifier over all names whether an image is of a known domain
 
 
@@ -380,6 +397,7 @@ CHECKS = [
     bf16_reaches_the_network,
     compiled_parts_are_called,
     learns_from_nothing_it_may_not_see,
+    flags_of_the_loop_act_or_are_refused,
     every_flag_changes_something,
 ]
 

@@ -27,6 +27,7 @@ class ContinualModel(nn.Module):
     COMPATIBILITY: list[str]
     AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
     trains_in_loop = True  # False: all work is in end_task, observe is never called
+    IDLE_FLAGS: dict[str, str] = {}  # flags of the framework that do not act and are refused -> the one to give, or ""
     stream_at_hand = None  # the dataset, while get_model calls a constructor that has no parameter for it
     EVERY_CLASS = False  # True: each class of a task must have training images in it, in streams of domains too
     LEAST_IMAGES = 1  # training images of each class

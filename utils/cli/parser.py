@@ -142,10 +142,11 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
 
 def idle_flags(model_class: type, given: list[str]) -> list[str]:
     """What to say of flags that were given and that the method declares to ignore."""
-    own, name = getattr(model_class, "IDLE_FLAGS", {}), getattr(model_class, "NAME", model_class.__name__)
+    own, name = dict(getattr(model_class, "IDLE_FLAGS", {})), getattr(model_class, "NAME", model_class.__name__)
+    if getattr(model_class, "BUILDS_OWN_NET", False):
+        own["backbone"] = "clip_backbone"
     return [
-        f"--{flag} changes nothing with {name}, which takes no gradient step on batches of images: "
-        + (f"give --{own[flag]}" if own[flag] else "leave the flag out")
+        f"--{flag} changes nothing with {name}: " + (f"give --{own[flag]}" if own[flag] else "leave the flag out")
         for flag in given
         if flag in own
     ]
