@@ -281,11 +281,9 @@ def images_are_counted(name: str) -> None:
 
 def bf16_reaches_the_network(name: str) -> None:
     """-O 2, whatever the method calls and when: in the loop, in end_task, or in evaluation alone."""
-    base, precision = trained(name), torch.get_float32_matmul_precision()
-    try:
+    base = trained(name)
+    with mock.patch.object(torch, "set_float32_matmul_precision"):  # which changes products of a CPU by itself
         toy = run(name, code_optimization=2)
-    finally:
-        torch.set_float32_matmul_precision(precision)
     assert effect(toy) != effect(base) and toy.images == toy.summary["image_forwards"]
     assert all(map(math.isfinite, toy.losses)) and logits(toy).dtype == torch.float32
     lasting = [key for key, tensor in toy.model.state_dict().items() if tensor.dtype == torch.bfloat16]

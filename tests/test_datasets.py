@@ -13,7 +13,7 @@ from datasets.utils.labels import symmetric_noise, unlabelled, validation_mask
 from datasets.utils.loaders import Split
 from datasets.utils.samples import ArraySamples, FileSamples
 from tests import fabricate
-from tests.toys import ToyDomains, toy_args
+from tests.toys import ToyDomains, ToyStream, toy_args
 from utils.cli import configs
 from utils.randomness import generator
 
@@ -143,6 +143,12 @@ def test_a_pass_can_be_repeated_and_entered_anywhere(make, name):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_each_pass_has_an_order_of_its_own():
+    loader = ToyStream(toy_args()).get_data_loaders()[0]
+    orders = [tuple(loader.order(name).tolist()) for name in (("epoch", 0), ("epoch", 1), ("plain", 1))]
+    assert len(set(orders)) == 3 and all(sorted(order) == list(range(len(loader.dataset))) for order in orders)
+
+
 def test_workers_do_not_change_the_numbers(make):
     passes = []
     for workers in (0, 1, 3):

@@ -287,3 +287,11 @@ def test_copies_do_not_drag_the_model_along(tmp_path):
     fresh.__dict__["stubborn"] = (i for i in [])  # cannot be deep-copied
     through_file(model, fresh, tmp_path)
     assert same(dict(fresh.old_net.state_dict()), dict(model.old_net.state_dict()))
+
+
+def test_a_weight_that_was_frozen_is_frozen_again(tmp_path):
+    saved = Toy()
+    saved.net.classifier.weight.requires_grad_(False)
+    fresh = Toy()
+    checkpoint.restore(fresh, checkpoint.capture(saved)[0])
+    assert not fresh.net.classifier.weight.requires_grad and fresh.net.classifier.bias.requires_grad
