@@ -9,6 +9,7 @@ from datasets.utils.samples import ArraySamples
 from models.icarl import ICarl
 from tests.toys import Linear, ToyStream, random_pairs, toy_args
 from utils.batch_transforms import BatchTransform, Normalize
+from utils.class_means import class_means
 from utils.errors import UserError
 from utils.memory.buffer import Buffer, fill_buffer, icarl_replay
 from utils.memory.exemplars import exemplar_means, features_of, herd, quotas
@@ -129,6 +130,16 @@ def test_features_are_of_the_network_in_eval_mode_and_leave_it_as_it_was():
     pairs = random_pairs(5)
     found = features_of(Linear(10, 3), pairs, lambda x: 2 * x, torch.device("cpu"))
     assert torch.equal(found, torch.cat((2 * pairs.image.flatten(1), pairs.text.float()), 1))
+
+
+def test_means_of_rows_by_class():
+    rows, labels = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 3, 1, 0, 1, 3, 0])
+    found = class_means(rows, labels, 5)
+    for m in range(2):
+        for c in range(5):
+            own = [rows[m, i] for i in range(7) if labels[i] == c]
+            torch.testing.assert_close(found[m, c], sum(own) / len(own) if own else torch.zeros(3))
+    torch.testing.assert_close(class_means(rows[..., 0], labels, 5), found[..., 0])
 
 
 def test_class_means_go_by_class_id():

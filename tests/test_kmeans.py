@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.cluster.vq import kmeans2
 
-from utils.kmeans import distances, inertia, minibatch_kmeans, nearest, plus_plus, revive, update
+from utils.kmeans import distances, inertia, minibatch_kmeans, nearest, plus_plus, revive, spread, update
 
 
 def blobs(n: int, k: int, d: int, apart: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,6 +75,25 @@ def test_fewer_distinct_points_than_centres():
     centres = minibatch_kmeans(x, 3, torch.Generator().manual_seed(0))
     assert torch.allclose(centres, torch.ones(3, 6)) and (nearest(x, centres) == 0).all()
     assert minibatch_kmeans(x[:1], 3, torch.Generator().manual_seed(0)).shape == (3, 6)
+
+
+def test_spread_against_a_loop_over_groups_and_points():
+    """Groups of several sizes at once; the last has two distinct points, so from the third centre on draws are even."""
+    draw = torch.Generator().manual_seed(0)
+    sizes, x = (7, 4, 6), torch.randn(3, 7, 2, generator=draw, dtype=torch.float64)
+    x[2] = torch.tensor([0, 0, 1, 0, 0, 1, 0], dtype=torch.float64)[:, None]
+    mask = torch.arange(7)[None, :, None] < torch.tensor(sizes)[:, None, None]
+    uniforms = torch.rand(3, 5, generator=draw, dtype=torch.float64)
+    found = spread(x, mask, uniforms)
+    for group, size in enumerate(sizes):
+        chosen = []
+        for u in uniforms[group].tolist():
+            weights = [min((float((p - c).square().sum()) for c in chosen), default=1.0) for p in x[group, :size]]
+            weights = weights if sum(weights) > 0 else [1.0] * size
+            sums = [sum(weights[: i + 1]) for i in range(size)]
+            chosen.append(x[group, next((i for i, s in enumerate(sums) if s > u * sums[-1]), size - 1)])
+        assert torch.equal(found[group], torch.stack(chosen))
+    assert len({tuple(c.tolist()) for c in found[2, 2:]}) == 2, "even draws meet both points"
 
 
 def test_plus_plus_takes_one_point_of_each_far_blob():

@@ -139,7 +139,7 @@ class ContinualModel(nn.Module):
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes kept between tasks besides the network, by attribute."""
-        from utils.stored_bytes import stored_bytes
+        from models.utils.stored_bytes import stored_bytes
 
         return stored_bytes(self)
 
