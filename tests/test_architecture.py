@@ -41,9 +41,13 @@ CLOSED = {
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Dotted names of everything a file imports: `from utils import flags` is utils.flags."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Dotted names of everything a file imports: `from utils import flags` is utils.flags. What the type checker alone
+    imports is none of it."""
+    found, tree = set(), ast.parse(path.read_text())
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

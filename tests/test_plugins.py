@@ -10,9 +10,9 @@ import torch
 from torchvision import transforms
 
 import main
-from models.utils.continual_model import augmentation_of
 from tests.conftest import comparable, newest_record
 from utils import cli
+from utils.batch_transforms import augmentation_of
 from utils.cli import plugins, registry
 from utils.errors import UserError
 from utils.memory.buffer import Buffer

@@ -5,8 +5,7 @@ import torch
 from torchvision.transforms import functional as TF
 from torchvision.transforms import transforms as T
 
-from models.utils.continual_model import PerImage, augmentation_of
-from utils.batch_transforms import BatchTransform, apply_each, compile_transform
+from utils.batch_transforms import BatchTransform, PerImage, apply_each, augmentation_of, compile_transform
 from utils.errors import UserError
 from utils.pair import Pair
 
@@ -192,7 +191,7 @@ def test_a_flat_transform_keeps_all_its_steps():
     """Compose([ToPILImage, RandomCrop, ToTensor]) is augmentation too, not only the nested form."""
     from torchvision import transforms as T
 
-    from models.utils.continual_model import augmentation_of
+    from utils.batch_transforms import augmentation_of
 
     steps = [T.RandomCrop(8, padding=2), T.RandomHorizontalFlip(), T.ToTensor()]
     flat = augmentation_of(T.Compose([T.ToPILImage(), *steps]))

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class ContinualDataset:
     SETTING: str
     N_TASKS: int
     N_CLASSES_PER_TASK: int | list[int]
-    N_CLASSES: int | None = None
+    N_CLASSES: int = None  # type: ignore[assignment]  # the constructor fills it in
     SIZE: tuple[int, int] | None = None
     MEAN: tuple[float, ...] | None = None
     STD: tuple[float, ...] | None = None
@@ -47,7 +48,7 @@ class ContinualDataset:
     def __init__(self, args: Namespace):
         self.args = args
         self.c_task = -1
-        self.train_loader: Loader | None = None
+        self.train_loader: Any = None  # a Loader, or what a foreign file makes
         self.test_loaders: list[Loader] = []
         self.final_test_loaders: list[Loader] = []  # the real test sets, when --validation stands in for them
         self.unlabeled_mask: torch.Tensor | None = None

@@ -1,19 +1,27 @@
 """ContinualModel: what every method is, and the counters the loop keeps for it."""
 
+from __future__ import annotations
+
 import inspect
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn, optim
 from torch.func import debug_unwrap
 
-from utils.batch_transforms import apply_each, compile_transform
+from utils.batch_transforms import augmentation_of
 from utils.conf import get_device
 from utils.errors import UserError
 from utils.pair import Inputs
 from utils.precision import mix
+
+if TYPE_CHECKING:
+    from datasets.utils.continual_dataset import ContinualDataset
+
+Loss = torch.Tensor | float | dict[str, Any]  # a dict has 'loss'
 
 
 class ContinualModel(nn.Module):
@@ -24,6 +32,7 @@ class ContinualModel(nn.Module):
     """
 
     NAME: str
+    net: nn.Module  # None in a method without network
     COMPATIBILITY: list[str]
     AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
     trains_in_loop = True  # False: all work is in end_task, observe is never called
@@ -34,13 +43,21 @@ class ContinualModel(nn.Module):
     TOY_ARGS: dict = {}  # arguments of the contract checks: a run on their toy streams is short, and every flag tells
     NOT_TRIED: dict[str, str] = {}  # flags whose effect these checks cannot see: why; beside those of the base classes
     LOOKS_AHEAD = False  # True: tasks not yet seen are evaluated unless --eval_future 0 says otherwise
+    future_forward: Callable[[Inputs], torch.Tensor]  # of models that can name classes not trained yet
     work_loss: float | torch.Tensor | None = None  # of the last step of `work`: shown, and checked
 
     @staticmethod
     def get_parser(parser: ArgumentParser) -> ArgumentParser:
         return parser
 
-    def __init__(self, backbone: nn.Module | None, loss: Callable, args: Namespace, transform, dataset=None):
+    def __init__(
+        self,
+        backbone: nn.Module | None,
+        loss: Callable,
+        args: Namespace,
+        transform: Callable | None,
+        dataset: ContinualDataset | None = None,
+    ) -> None:
         super().__init__()
         if dataset is None:
             from datasets import get_dataset
@@ -59,7 +76,7 @@ class ContinualModel(nn.Module):
         self._n_classes_current_task = self._n_past_classes = self._n_seen_classes = -1
         self.device = get_device(getattr(args, "device", None))
         self.opt = self.get_optimizer()
-        self.run = None  # set by the loop while it trains
+        self.run: Any = None  # set by the loop while it trains
         self.work_done: dict[str, int] = {}  # finished steps of long work inside end_task
         self.forward_counter = ForwardCounter()
         self.prepare_net()
@@ -80,36 +97,45 @@ class ContinualModel(nn.Module):
 
     # hooks
 
-    def begin_task(self, dataset) -> None:
+    def begin_task(self, dataset: ContinualDataset) -> None:
         """Before the first batch of a task."""
 
-    def begin_epoch(self, epoch: int, dataset) -> None:
+    def begin_epoch(self, epoch: int, dataset: ContinualDataset) -> None:
         """Before each pass over a task."""
 
-    def observe(self, inputs: Inputs, labels: torch.Tensor, not_aug_inputs: Inputs, epoch: int | None = None, **extras):
+    def observe(
+        self,
+        inputs: Inputs,
+        labels: torch.Tensor,
+        not_aug_inputs: Inputs,
+        epoch: int | None = None,
+        **extras: torch.Tensor,
+    ) -> Loss:
         """One step of training; returns the loss, or a dict with 'loss'."""
         raise UserError(
             f"model {self.NAME} defines no observe(inputs, labels, not_aug_inputs, epoch); add it to its file"
         )
 
-    def end_epoch(self, epoch: int, dataset) -> None:
+    def end_epoch(self, epoch: int, dataset: ContinualDataset) -> None:
         """After each pass over a task."""
 
-    def end_task(self, dataset) -> None:
+    def end_task(self, dataset: ContinualDataset) -> None:
         """After the last batch of a task."""
 
     def forward(self, x: Inputs) -> torch.Tensor:
         """Logits for evaluation."""
         return self.net(x)
 
-    def end_eval(self, dataset, accs: tuple[list[float], list[float]]) -> None:
+    def end_eval(self, dataset: ContinualDataset, accs: tuple[list[float], list[float]]) -> None:
         """After the evaluation that follows a task; accs = (class-IL, task-IL) of the tasks seen."""
 
     def get_parameters(self) -> Iterable[nn.Parameter]:
         """What the optimiser trains."""
         return self.net.parameters()
 
-    def get_optimizer(self, params=None, lr: float | None = None) -> optim.Optimizer | None:
+    def get_optimizer(
+        self, params: Iterable[nn.Parameter] | None = None, lr: float | None = None
+    ) -> optim.Optimizer | None:
         """The optimiser of the --optim flags; None where there is nothing to train."""
         if params is None:
             params = [] if self.net is None else [p for p in self.get_parameters() if p.requires_grad]
@@ -148,7 +174,7 @@ class ContinualModel(nn.Module):
         """Images that went through the network or a copy of it."""
         return self.forward_counter.images
 
-    def cached_inputs(self, loader) -> torch.Tensor | None:
+    def cached_inputs(self, loader: Any) -> torch.Tensor | None:
         """Features of a whole test set that `forward` takes in place of its images; None where nothing is frozen."""
         return None
 
@@ -238,7 +264,7 @@ class ContinualModel(nn.Module):
     def get_offsets(self, task: int) -> tuple[int, int]:
         return self.dataset.get_offsets(task)
 
-    def to(self, *args, **kwargs):
+    def to(self, *args: Any, **kwargs: Any) -> ContinualModel:
         device = args[0] if args else kwargs.get("device")
         if isinstance(device, (str, torch.device)):
             self.device = torch.device(device)
@@ -257,7 +283,7 @@ class ContinualModel(nn.Module):
 
     # called by the loop
 
-    def meta_begin_task(self, dataset) -> None:
+    def meta_begin_task(self, dataset: ContinualDataset) -> None:
         self._task_iteration = self._epoch_iteration = 0
         self.work_done.clear()
         start, end = dataset.get_offsets(self.current_task)
@@ -271,13 +297,18 @@ class ContinualModel(nn.Module):
     def _keeps_optimizer(self) -> bool:
         return hasattr(self, "scheduler") and getattr(self, "custom_scheduler", None) is not None
 
-    def meta_begin_epoch(self, epoch: int, dataset) -> None:
+    def meta_begin_epoch(self, epoch: int, dataset: ContinualDataset) -> None:
         self._epoch_iteration = 0
         self.begin_epoch(epoch, dataset)
 
     def meta_observe(
-        self, inputs: Inputs, labels: torch.Tensor, not_aug_inputs: Inputs, epoch: int | None = None, **extras
-    ):
+        self,
+        inputs: Inputs,
+        labels: torch.Tensor,
+        not_aug_inputs: Inputs,
+        epoch: int | None = None,
+        **extras: torch.Tensor,
+    ) -> Loss:
         if self._has_unlabelled():
             labelled = labels != -1
             if not bool(labelled.any()):
@@ -320,10 +351,10 @@ class ContinualModel(nn.Module):
             _SIGNATURES[type(self)] = signature
         return signature
 
-    def meta_end_epoch(self, epoch: int, dataset) -> None:
+    def meta_end_epoch(self, epoch: int, dataset: ContinualDataset) -> None:
         self.end_epoch(epoch, dataset)
 
-    def meta_end_task(self, dataset) -> None:
+    def meta_end_task(self, dataset: ContinualDataset) -> None:
         self.end_task(dataset)
         self.prepare_net()
         self._current_task += 1
@@ -331,7 +362,7 @@ class ContinualModel(nn.Module):
     def autolog_wandb(self, locals: dict, extra: dict | None = None) -> None:
         """Nothing: losses are in the progress bar and the record. Files written for Mammoth may call it."""
 
-    def meta_end_eval(self, dataset, accs: tuple[list[float], list[float]]) -> None:
+    def meta_end_eval(self, dataset: ContinualDataset, accs: tuple[list[float], list[float]]) -> None:
         """end_eval speaks of the task just evaluated, so the counter is back on it meanwhile."""
         self._current_task -= 1
         try:
@@ -380,7 +411,7 @@ class ForwardCounter:
         whole = first if plain else debug_unwrap(first)
         self.images += len(first) if whole is first else len(first) * whole.numel() // first.numel()
 
-    def __deepcopy__(self, memo: dict) -> "ForwardCounter":
+    def __deepcopy__(self, memo: dict) -> ForwardCounter:
         return self
 
     def state(self) -> int:
@@ -388,15 +419,3 @@ class ForwardCounter:
 
     def load_state(self, state: int) -> None:
         self.images = state
-
-
-class PerImage:
-    """A per-image transform, called on batches."""
-
-    takes_batches = True
-
-    def __init__(self, transform: Callable):
-        self.transform = transform
-
-    def __call__(self, x: Inputs) -> Inputs:
-        return apply_each(self.transform, x)

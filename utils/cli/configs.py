@@ -2,9 +2,13 @@
 
 import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.cli import registry
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.utils.continual_dataset import ContinualDataset
 
 # method of a dataset class -> flag whose default it gives
 METHOD_OF_FLAG = {
@@ -33,7 +37,7 @@ MOST_VALUES = 20_000  # in a yaml file
 DEFAULT_ARGS: dict[str, dict[str, object]] = {}
 
 
-def dataset_defaults(dataset_class: type) -> dict:
+def dataset_defaults(dataset_class: "type[ContinualDataset]") -> dict:
     """Flag defaults that the class itself declares, by the DEFAULTS table or by methods in the older style."""
     values = dict(getattr(dataset_class, "DEFAULTS", {}))
     values |= DEFAULT_ARGS.get(registry.canonical(dataset_class.NAME), {})
@@ -89,7 +93,9 @@ def _find(folder: Path, stem: str) -> Path | None:
     return None
 
 
-def dataset_config(dataset_class: type, name: str | None, dataset: str | None = None) -> list[tuple[str, dict]]:
+def dataset_config(
+    dataset_class: "type[ContinualDataset]", name: str | None, dataset: str | None = None
+) -> list[tuple[str, dict]]:
     """datasets/configs/<dataset>/<name>.yaml: class fields are set on the class, the rest are flag defaults."""
     homes = registry.config_folders("dataset", dataset or dataset_class.NAME)
     folders = [f / "configs" / registry.canonical(dataset_class.NAME) for f in homes]

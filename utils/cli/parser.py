@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 from dataclasses import dataclass, field
+from typing import Any
 
 from utils import flags
 from utils.cli import configs, plugins, registry, signatures
@@ -81,7 +82,7 @@ def help_text(parser: argparse.ArgumentParser) -> str:
         try:
             action.help % (vars(action) | {"prog": parser.prog}) if action.help else None
         except (TypeError, ValueError, KeyError):
-            action.help = action.help.replace("%", "%%")
+            action.help = (action.help or "").replace("%", "%%")
     return parser.format_help()
 
 
@@ -133,7 +134,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     foreign = {
         kind: f"{path.name} sha256 {plugins.sha256(path)}"
         for kind in ("model", "dataset", "backbone")
-        if plugins.owns(path := registry.file_of(kind, getattr(args, kind) or ""))
+        if (path := registry.file_of(kind, getattr(args, kind) or "")) and plugins.owns(path)
     }
     if foreign:
         args.plugin_files = foreign  # a changed file is another configuration
@@ -216,6 +217,11 @@ def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]
     return origins
 
 
+def cast_one(action: argparse.Action, value: Any) -> Any:
+    """One value through the flag's type."""
+    return action.type(value) if callable(action.type) else value
+
+
 def cast(action: argparse.Action, value: object, origin: str) -> object:
     """A value from a file or a class, through the flag's type and choices."""
     if value is None or isinstance(value, dict) or action.nargs == 0:
@@ -223,9 +229,9 @@ def cast(action: argparse.Action, value: object, origin: str) -> object:
     try:
         if action.nargs in {"+", "*"}:
             parts = value if isinstance(value, (list, tuple)) else str(value).replace(",", " ").split()
-            return [action.type(v) if action.type else v for v in parts]
+            return [cast_one(action, v) for v in parts]
         if action.type and not isinstance(value, (list, tuple)):
-            value = action.type(value if isinstance(value, (bool, int, float)) else str(value))
+            value = cast_one(action, value if isinstance(value, (bool, int, float)) else str(value))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise UserError(f"{origin}: value of {action.dest}: {error}") from None
     if action.choices and value not in action.choices:
@@ -235,10 +241,14 @@ def cast(action: argparse.Action, value: object, origin: str) -> object:
     return value
 
 
-def check_tokens(parser, argv: list[str], unknown_is_wrong: bool = True) -> tuple[list[str], list[str]]:
+def check_tokens(
+    parser: argparse.ArgumentParser, argv: list[str], unknown_is_wrong: bool = True
+) -> tuple[list[str], list[str]]:
     """Rewrite names to their exact spelling and find all that is wrong, not only the first thing."""
     options = {o.lstrip("-").replace("-", "_"): (o, a) for a in parser._actions for o in a.option_strings}
-    tokens, problems, seen = [], [], {}
+    tokens: list[str] = []
+    problems: list[str] = []
+    seen: dict[str, str] = {}
     position = 0
     while position < len(argv):
         token, position = argv[position], position + 1
@@ -297,7 +307,7 @@ def check_values(option: str, action: argparse.Action, values: list[str]) -> str
         return f"{option} takes one value, got {len(values)}: {shown(' '.join(values))}"
     for value in values:
         try:
-            value = action.type(value) if action.type else value
+            value = cast_one(action, value)
         except (ValueError, TypeError):
             return f"{option}: '{shown(value)}' is not of type {getattr(action.type, '__name__', action.type)}"
         except argparse.ArgumentTypeError as error:

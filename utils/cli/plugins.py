@@ -83,7 +83,7 @@ def use(paths: list[str] | None) -> None:
         _roots.append(path)
     for package in _folders:
         if package in sys.modules:
-            sys.modules[package].__path__ = search_path(package, sys.modules[package].__path__)
+            sys.modules[package].__path__ = search_path(package, list(sys.modules[package].__path__))
     if _roots and _REFUSALS not in sys.meta_path:
         sys.meta_path.append(_REFUSALS)
     importlib.invalidate_caches()
@@ -166,7 +166,7 @@ def sha256(path: str | Path) -> str:
 
 def loaded() -> dict[str, str]:
     """Every plug-in file imported so far, with its sha256: what a run's numbers depend on besides this checkout."""
-    paths = {getattr(m, "__file__", None) for n, m in list(sys.modules.items()) if n.split(".")[0] in TOP}
+    paths = {getattr(m, "__file__", None) or "" for n, m in list(sys.modules.items()) if n.split(".")[0] in TOP}
     return {str(p): sha256(p) for p in sorted(p for p in paths if owns(p))}
 
 
@@ -190,10 +190,12 @@ def _import(path: Path, package: str) -> ModuleType:
 
 
 def _execute(name: str, path: Path) -> ModuleType:
-    if name in sys.modules and Path(sys.modules[name].__file__).resolve() == path:
+    if name in sys.modules and Path(sys.modules[name].__file__ or "").resolve() == path:
         return sys.modules[name]
     within = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=within)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a file that Python can import")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -271,7 +273,7 @@ def _fill(name: str, module: str, path: Path, what: str) -> None:
 class _Refusals(importlib.abc.MetaPathFinder):
     """Last in line for modules of our packages that no file holds: refusals with a reason."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name in REFUSED:
             raise UserError(f"module {name} {REFUSED[name]}")
         return None

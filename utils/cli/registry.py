@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from utils.cli import plugins
 from utils.errors import UserError, shown
@@ -26,7 +28,7 @@ RENAMED = {
 }
 PLUGIN = "plugin:"  # before a name: the plug-in's, where both it and this checkout have one
 
-_registered: dict[str, dict[str, object]] = {kind: {} for kind in PACKAGES}
+_registered: dict[str, dict[str, Any]] = {kind: {} for kind in PACKAGES}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def canonical(name: str) -> str:
 def register(kind: str, name: str) -> Callable:
     """Decorator: make a class or function available under `name`."""
 
-    def decorate(obj):
+    def decorate(obj: Any) -> Any:
         if plugins.replaceable(getattr(sys.modules.get(obj.__module__), "__file__", __file__)):
             if not hasattr(obj, "NAME"):
                 obj.NAME = canonical(name)
@@ -91,8 +93,8 @@ def _scan_file(kind: str, path: Path) -> list[Entry]:
     module = f"{PACKAGES[kind]}.{path.stem}"
     found = _DOC.match(text)
     line = found.group(1).strip() if found else ""
-    setting = _SETTING.search(text)
-    setting = setting.group(1) if setting else ""
+    declared = _SETTING.search(text)
+    setting = declared.group(1) if declared else ""
     entries = [Entry(canonical(n), path, module, line, setting) for n in _NAME.findall(text)]
     for match in re.finditer(rf"""@register_{kind}\(\s*["']([^"']+)["']""", text):
         own = _DEF_DOC.search(text, match.end())
@@ -165,14 +167,14 @@ def exists(kind: str, name: str) -> bool:
     return key in _registered[kind] or by_rule or plain_name(kind, key) in index(kind)
 
 
-def load(kind: str, name: str) -> object:
+def load(kind: str, name: str) -> Any:
     """Import the one file that holds `name` and return its class or function."""
     key = canonical(name)
     if key in _registered[kind]:
         return _registered[kind][key]
     module = _module_of(kind, key)
-    entry = plugin_index(kind).get(key.removeprefix(PLUGIN)) if module is None else None
-    if entry is not None:
+    if module is None:
+        entry = plugin_index(kind)[key.removeprefix(PLUGIN)]
         return _member(plugins.load(entry.path, PACKAGES[kind], f"{kind} '{key}'"), kind, entry.name)
     try:
         loaded = importlib.import_module(module)
@@ -187,13 +189,13 @@ def load(kind: str, name: str) -> object:
 def current_name(name: str | None) -> str | None:
     """The name that a method has here, with a note on stderr where it was asked for by another."""
     new = RENAMED.get(canonical(name or ""))
-    if new is None or exists("model", name):
+    if name is None or new is None or exists("model", name):
         return name
     print(f"note: model {canonical(name)} is {new} here: {index('model')[new].line}", file=sys.stderr)
     return new
 
 
-def _member(loaded, kind: str, key: str) -> object:
+def _member(loaded: ModuleType, kind: str, key: str) -> Any:
     """The class or function of a module that has the name."""
     for obj in vars(loaded).values():
         if callable(obj) and canonical(str(vars(obj).get("NAME", "") if hasattr(obj, "__dict__") else "")) == key:

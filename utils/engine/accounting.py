@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,11 +28,11 @@ def peak_bytes(device: torch.device) -> dict[str, int]:
 class Stopwatch:
     """Seconds by named phase."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.phases: dict[str, float] = {}
 
     @contextmanager
-    def phase(self, name: str):
+    def phase(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield

@@ -12,7 +12,9 @@ import math
 import os
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -48,7 +50,7 @@ COUNTERS = {"image_forwards", "question_forwards"}
 MAPPINGS = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
 
 
-def save(path: str | os.PathLike, state, *, model: str, schema: int = SCHEMA) -> None:
+def save(path: str | os.PathLike, state: Any, *, model: str, schema: int = SCHEMA) -> None:
     """Write `state` to one file. A crash at any moment leaves the old file or the new one.
 
     `state`: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict (any such keys), OrderedDict,
@@ -118,9 +120,10 @@ def write(path: str | os.PathLike, text: str, entries: dict, same: dict, *, mode
             os.close(folder)
 
 
-def _write_safetensors(file, entries: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+def _write_safetensors(file: IO[bytes], entries: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """The safetensors format, one tensor in memory at a time (safetensors.torch.save_file holds a copy of all)."""
-    header, offset = {"__metadata__": metadata}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": metadata}
+    offset = 0
     for name, tensor in entries.items():
         native = tensor.dtype in NATIVE
         n_bytes = tensor.numel() * tensor.element_size()
@@ -136,10 +139,10 @@ def _write_safetensors(file, entries: dict[str, torch.Tensor], metadata: dict[st
     for tensor in entries.values():
         if tensor.numel():
             flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-            file.write(memoryview(flat.view(torch.uint8).numpy()))
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
-def load(path: str | os.PathLike, *, model: str | None, device: torch.device | str = "cpu"):
+def load(path: str | os.PathLike, *, model: str | None, device: torch.device | str = "cpu") -> Any:
     """The state in a file written by `save`. Tensors saved from a GPU go to `device`, all others to the CPU.
 
     Raises UserError for a file that is missing, damaged, of a newer version, or of another model than `model`
@@ -307,7 +310,7 @@ def _encode(value, name: str, entries: dict[str, torch.Tensor], seen: dict):
     return _encode_leaf(value, name, entries)
 
 
-def _encode_leaf(value, name: str, entries: dict[str, torch.Tensor]) -> dict:
+def _encode_leaf(value: Any, name: str, entries: dict[str, torch.Tensor]) -> dict:
     """A value that holds no other values."""
     kind = type(value)
     if kind is bytes:
@@ -324,7 +327,7 @@ def _encode_leaf(value, name: str, entries: dict[str, torch.Tensor]) -> dict:
     raise TypeError(f"{name} is of type {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot hold")
 
 
-def _encode_items(value, name: str, entries: dict, seen: dict) -> list:
+def _encode_items(value: Any, name: str, entries: dict, seen: dict) -> list:
     return [
         [_encode(k, f"{name}.key{i}", entries, seen), _encode(v, f"{name}.{k}", entries, seen)]
         for i, (k, v) in enumerate(value.items())
@@ -360,7 +363,7 @@ def _new_entry(tensor: torch.Tensor, name: str, entries: dict[str, torch.Tensor]
     return unique
 
 
-def _decode(value, file, device: torch.device, seen: dict[str, torch.Tensor]):
+def _decode(value: Any, file: Any, device: torch.device, seen: dict[str, torch.Tensor]) -> Any:
     """What `_encode` made JSON of."""
     if isinstance(value, list):
         return [_decode(v, file, device, seen) for v in value]
@@ -385,7 +388,7 @@ def _decode(value, file, device: torch.device, seen: dict[str, torch.Tensor]):
     if tag == "array":
         entry, dtype, shape = content
         return np.frombuffer(file.get_tensor(entry).numpy().tobytes(), np.dtype(dtype)).reshape(shape).copy()
-    simple = {
+    simple: dict[str, Callable] = {
         "float": float,
         "deque": lambda c: deque(_decode(c[1], file, device, seen), c[0]),
         "bytes": base64.b64decode,
@@ -398,7 +401,7 @@ def _decode(value, file, device: torch.device, seen: dict[str, torch.Tensor]):
     return simple[tag](content)
 
 
-def _decode_items(items: list, file, device: torch.device, seen: dict) -> dict:
+def _decode_items(items: list, file: Any, device: torch.device, seen: dict) -> dict:
     return {_decode(k, file, device, seen): _decode(v, file, device, seen) for k, v in items}
 
 

@@ -1,7 +1,11 @@
 """Scores on test sets: one pass over each, every score from the same logits."""
 
+from __future__ import annotations
+
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,10 @@ from utils.pair import Inputs
 from utils.passes import eval_batch_size
 from utils.randomness import generator
 from utils.settings import SPLIT_SETTINGS, UNMASKED, option
+
+if TYPE_CHECKING:
+    from datasets.utils.continual_dataset import ContinualDataset
+    from models.utils.continual_model import ContinualModel
 
 FEATURE_ROWS = 16384  # rows of cached features scored at once
 MIXED_ROWS = 256  # the same where test sets are mixed, so that there are several batches of them
@@ -26,7 +34,7 @@ class TaskScores:
     all_names: float = float("nan")  # among all names of the dataset
     unseen_names: float = float("nan")  # among the names not seen yet
     loss: float = 0.0
-    variants: dict[str, float] = field(default_factory=dict)  # among all names, scored in other ways
+    variants: dict[str, Any] = field(default_factory=dict)  # among all names, scored in other ways
     parts: dict[str, list] = field(default_factory=dict)  # per sample: confidence, correct, prediction, label
 
     def percent(self, name: str) -> float:
@@ -51,12 +59,12 @@ def only_columns(outputs: torch.Tensor, start: int, end: int) -> torch.Tensor:
     return masked
 
 
-def mask_classes(outputs: torch.Tensor, dataset, k: int) -> torch.Tensor:
+def mask_classes(outputs: torch.Tensor, dataset: ContinualDataset, k: int) -> torch.Tensor:
     """Logits of task k's classes, all others -inf; the argument is left as it was."""
     return only_columns(outputs, *dataset.get_offsets(k))
 
 
-def batches_of(model, loader, args) -> Iterator[tuple]:
+def batches_of(model: ContinualModel, loader: Any, args: Namespace) -> Iterator[tuple]:
     """Test batches: features of a frozen encoder where the model has them, else images at the largest fitting size."""
     limit = model.get_debug_iters() if option(args, "debug_mode") else None
     features = model.cached_inputs(loader) if hasattr(loader, "with_batch_size") else None
@@ -73,15 +81,19 @@ def batches_of(model, loader, args) -> Iterator[tuple]:
         yield batch
 
 
-def logits_of(model, inputs: Inputs, task: int) -> torch.Tensor:
+def logits_of(model: ContinualModel, inputs: Inputs, task: int) -> torch.Tensor:
     """The model's logits; a task number is given only to models that know no other setting than task-IL."""
     if UNMASKED & set(model.COMPATIBILITY):
-        return model(inputs)
-    return model(inputs, torch.full((len(inputs),), task, device=inputs.device))
+        outputs: torch.Tensor = model(inputs)
+    else:
+        outputs = model(inputs, torch.full((len(inputs),), task, device=inputs.device))
+    return outputs
 
 
 @torch.no_grad()
-def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskScores:
+def score_task(
+    model: ContinualModel, dataset: ContinualDataset, loader: Any, task: int, future: bool = False
+) -> TaskScores:
     """All scores of one test set; with `future` also among all names and among names not yet seen."""
     scores, split = TaskScores(), dataset.SETTING in SPLIT_SETTINGS
     seen_end = dataset.get_offsets(max(dataset.c_task, 0))[1]
@@ -130,7 +142,7 @@ def score_task(model, dataset, loader, task: int, future: bool = False) -> TaskS
     return scores
 
 
-def mixed_batches(model, loaders: dict[int, object], args) -> Iterator[tuple]:
+def mixed_batches(model: ContinualModel, loaders: dict[int, Any], args: Namespace) -> Iterator[tuple]:
     """(inputs, labels) of several test sets shuffled together: rows of a frozen tower, which were each made from one image
     alone, else images."""
     first, *others = loaders.values()
@@ -138,24 +150,26 @@ def mixed_batches(model, loaders: dict[int, object], args) -> Iterator[tuple]:
         raise UserError(
             "--mixed_batches: this dataset makes loaders of its own, which cannot be joined; leave the flag out"
         )
-    rows = (
+    found: list[Any] = (
         [model.cached_inputs(loader) for loader in loaders.values()]
         if getattr(model, "FROZEN_TOWER", False)
         else [None]
     )
-    if rows[0] is None:
+    if found[0] is None:
         mixed = first.joined(others)
         mixed.shuffle = True
         yield from (batch[:2] for batch in mixed.with_batch_size(eval_batch_size(mixed, args)))
         return
-    rows, labels = torch.cat(rows), torch.cat([loader.dataset.targets for loader in loaders.values()])
+    rows, labels = torch.cat(found), torch.cat([loader.dataset.targets for loader in loaders.values()])
     order = torch.randperm(len(labels), generator=generator("mixed batches", option(args, "seed", 0)))
     for part in order.split(option(args, "eval_batch_size", MIXED_ROWS)):
         yield rows[part.to(rows.device)], labels[part]
 
 
 @torch.no_grad()
-def score_mixed(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:
+def score_mixed(
+    model: ContinualModel, dataset: ContinualDataset, loaders: dict[int, Any], future: bool = False
+) -> dict[int, TaskScores]:
     """`class_il`, `task_il` and `all_names` of test sets 0, 1, .. from batches that mix their images at random.
 
     What is kept of a test set as a whole is not used: a method whose answer depends on what else is in the batch scores
@@ -193,7 +207,9 @@ def score_mixed(model, dataset, loaders: dict[int, object], future: bool = False
     }
 
 
-def evaluate_mixed(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:
+def evaluate_mixed(
+    model: ContinualModel, dataset: ContinualDataset, loaders: dict[int, Any], future: bool = False
+) -> dict[int, TaskScores]:
     """`score_mixed` with the model in evaluation mode."""
     training = model.training
     model.eval()
@@ -203,7 +219,9 @@ def evaluate_mixed(model, dataset, loaders: dict[int, object], future: bool = Fa
         model.train(training)
 
 
-def evaluate_tasks(model, dataset, loaders: dict[int, object], future: bool = False) -> dict[int, TaskScores]:
+def evaluate_tasks(
+    model: ContinualModel, dataset: ContinualDataset, loaders: dict[int, Any], future: bool = False
+) -> dict[int, TaskScores]:
     """Scores of several test sets, by task number."""
     training = model.training
     model.eval()
@@ -213,7 +231,7 @@ def evaluate_tasks(model, dataset, loaders: dict[int, object], future: bool = Fa
         model.train(training)
 
 
-def evaluate(model, dataset, last: bool = False, return_loss: bool = False):
+def evaluate(model: ContinualModel, dataset: ContinualDataset, last: bool = False, return_loss: bool = False) -> tuple:
     """Mammoth's form: (class-IL percentages, task-IL percentages[, mean loss]) of the tasks seen so far."""
     first = len(dataset.test_loaders) - 1 if last else 0
     found = list(evaluate_tasks(model, dataset, dict(list(enumerate(dataset.test_loaders))[first:])).values())

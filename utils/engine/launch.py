@@ -1,5 +1,7 @@
 """What surrounds a run: checks, an earlier run of the same configuration, seed and device, record, warnings."""
 
+from __future__ import annotations
+
 import contextlib
 import random
 import socket
@@ -7,8 +9,10 @@ import subprocess
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,10 +23,15 @@ from utils.engine import checkpoint, report, unchanged
 from utils.engine import record as results
 from utils.engine.run import MID_TASK, TASK_END
 from utils.errors import UserError
+from utils.randomness import set_random_seed
 from utils.settings import SPLIT_SETTINGS, option
 
+if TYPE_CHECKING:
+    from datasets.utils.continual_dataset import ContinualDataset
+    from models.utils.continual_model import ContinualModel
 
-def check(args: Namespace, model_class: type, dataset_class: type) -> None:
+
+def check(args: Namespace, model_class: type[ContinualModel], dataset_class: type[ContinualDataset]) -> None:
     """What is wrong with the combination of flags, model and dataset; everything is told at once."""
     problems = []
     setting, fits = dataset_class.SETTING, set(getattr(model_class, "COMPATIBILITY", []))
@@ -114,7 +123,7 @@ def find_earlier(args: Namespace, requested: dict) -> results.RunRecord | None:
 
 def show_finished(found: results.RunRecord) -> dict[str, float]:
     """Print the result of a run that is already there."""
-    summary = found.rows()[-1].get("summary")
+    summary: dict[str, float] | None = found.rows()[-1].get("summary")
     if summary is None:
         raise UserError(f"{found.path} says done and holds no summary; restore the file or delete its folder")
     print(f"already finished: {found.folder}")
@@ -148,7 +157,7 @@ def open_record(args: Namespace, requested: dict, found, first_line: dict, model
     return record
 
 
-def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
+def start_line(args: Namespace, requested: dict, dataset: ContinualDataset, model: ContinualModel) -> dict:
     """The first line of the record: what was asked for and what it was run with."""
     versions = {
         name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "torchvision", "timm", "numpy")
@@ -175,7 +184,7 @@ def start_line(args: Namespace, requested: dict, dataset, model) -> dict:
 def git_commit() -> str | None:
     """The commit of this checkout, with a + if files differ from it."""
 
-    def git(*words):
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True, timeout=10)
 
     try:
@@ -185,7 +194,7 @@ def git_commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
 
 
-def reopen(record, model) -> None:
+def reopen(record: results.RunRecord, model: ContinualModel) -> None:
     """Make an unfinished record ready to be continued: drop what was written after its checkpoint."""
     saved = [p for p in (record.folder / "ckpt" / n for n in (MID_TASK, TASK_END)) if p.exists()]
     known = [checkpoint.load_run(p, model=model.NAME)["record_bytes"] for p in saved]
@@ -195,13 +204,13 @@ def reopen(record, model) -> None:
 
 
 @contextlib.contextmanager
-def warnings_told():
+def warnings_told() -> Iterator[Callable[[results.RunRecord | None], None]]:
     """Python warnings of a run: one line on stderr, each text once. The block gets a function that takes the record,
     once there is one: it holds all of them."""
     told: list[str] = []
     records: list[results.RunRecord] = []
 
-    def show(message, category, filename, lineno, file=None, line=None):
+    def show(message: Warning | str, *place: object, **more: object) -> None:
         text = " ".join(str(message).split())
         if text not in told:
             told.append(text)
@@ -222,7 +231,7 @@ def warnings_told():
         yield attach
 
 
-def load_foreign(model, args: Namespace, path: Path) -> None:
+def load_foreign(model: ContinualModel, args: Namespace, path: Path) -> None:
     """A checkpoint that Mammoth wrote in its safe mode: weights and memory; counters, optimiser and the rest begin anew."""
     weights, memory = checkpoint.read_mammoth(path)
     unused = checkpoint.fill_weights(model, weights, path)
@@ -241,7 +250,7 @@ def load_foreign(model, args: Namespace, path: Path) -> None:
     )
 
 
-def load_checkpoint(model, args: Namespace) -> None:
+def load_checkpoint(model: ContinualModel, args: Namespace) -> None:
     """--loadcheck: a checkpoint of ours gives weights and all method state; Mammoth's .pt what it holds."""
     if not option(args, "loadcheck"):
         return

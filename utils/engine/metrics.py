@@ -19,7 +19,7 @@ def _matrix(R: ArrayLike) -> np.ndarray:
     return R
 
 
-def _mean(values) -> float:
+def _mean(values: ArrayLike) -> float:
     """Mean that is NaN for no values, and for any NaN among them."""
     values = np.asarray(values, dtype=np.float64)
     return float(values.mean()) if values.size else NAN
@@ -230,7 +230,7 @@ def summary(matrices: dict[str, ArrayLike], random_rows: dict[str, ArrayLike] | 
     known = {"class_il", "task_il", "vqa", "future", "seen_all", "future_unseen", *CROSS_DOMAIN}
     if unknown := sorted(set(matrices) - known):
         raise ValueError(f"no summary for the matrices {unknown}; known: {sorted(known)}")
-    scores = {}
+    scores: dict[str, float] = {}
     for name in ("class_il", "task_il", "vqa"):
         if name in matrices:
             R = matrices[name]

@@ -10,7 +10,9 @@ import itertools
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Set
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from utils.engine import state_names
 from utils.engine.moved import renamed
+from utils.engine.random_states import random_state
 from utils.errors import UserError
 from utils.pair import Pair
 
@@ -33,6 +36,7 @@ LEAVES = {type(None), bool, int, float, str, bytes, range, torch.dtype, torch.de
 ARRAY_KINDS = "biufcSUmM"  # of numpy dtypes: all but objects and records
 KEPT = "kept"  # stands for a submodule in SKIP: the fresh module's own stays
 SETS = (set, frozenset)
+Packed = tuple[str, Any] | None  # (kind, content), or None for what cannot be captured
 
 
 def capture(module: nn.Module, skip: frozenset[str] | set[str] = SKIP) -> tuple[dict, list[str]]:
@@ -72,25 +76,13 @@ def _holds_scheduler(packed) -> bool:
     kind, content = packed
     if kind in {"list", "tuple", "dict"}:
         return any(map(_holds_scheduler, content.values() if kind == "dict" else content))
-    return kind == "scheduler"
-
-
-def random_state(value):
-    """(kind, content) of a generator of random numbers, or None."""
-    if isinstance(value, torch.Generator):
-        return "torch_generator", [str(value.device), value.get_state()]
-    if isinstance(value, np.random.Generator):
-        return "numpy_generator", value.bit_generator.state
-    if isinstance(value, np.random.RandomState):
-        return "numpy_state", value.get_state()
-    if isinstance(value, random.Random):
-        return "python_random", value.getstate()
-    return None
+    return bool(kind == "scheduler")
 
 
 class _Packer:
-    def __init__(self, root: nn.Module, skip):
-        self.root, self.skip, self.unsaved = root, skip, []
+    def __init__(self, root: nn.Module, skip: Set[str]) -> None:
+        self.root, self.skip = root, skip
+        self.unsaved: list[str] = []
         self.internal = set(vars(nn.Module()))
         self.modules = {id(m): path for path, m in root.named_modules()}
         self.tensors = {id(t): path for path, t in itertools.chain(root.named_parameters(), root.named_buffers())}
@@ -108,7 +100,7 @@ class _Packer:
             return {"same_as": self.done[id(m)]}
         self.done[id(m)] = path
         twin = self.first.get(self.signature(m))
-        node = {
+        node: dict[str, Any] = {
             "class": _name(type(m)),
             "copy_of": twin if twin != path else None,
             "training": m.training,
@@ -133,7 +125,7 @@ class _Packer:
                     self.unsaved.append(_join(path, name))
         return node
 
-    def pack(self, value, path: str):
+    def pack(self, value: Any, path: str) -> Packed:
         """(kind, content), or None for what cannot be captured."""
         if type(value) in LEAVES:
             return "plain", value
@@ -155,6 +147,8 @@ class _Packer:
         if isinstance(value, lr_scheduler.LRScheduler):
             owner = next((k for k, v in vars(self.root).items() if v is value.optimizer), None)
             return "scheduler", {"class": _name(type(value)), "optimizer": owner, "state": value.state_dict()}
+        if (drawn := random_state(value)) is not None:
+            return drawn
         if isinstance(value, (list, tuple, dict, deque, *SETS)):
             return self.container(value, path)
         if inspect.isclass(value) or inspect.isroutine(value):
@@ -164,14 +158,14 @@ class _Packer:
             return "object", [_name(type(value)), methods[1], getattr(value, methods[0])()]
         return random_state(value)
 
-    def container(self, value, path: str):
+    def container(self, value: Any, path: str) -> Packed:
         if type(value) not in (list, tuple, dict, deque, OrderedDict, Counter, defaultdict, *SETS):
             return None  # a namedtuple, or some class of its own
         if id(value) in self.open:
             return None
         self.open.add(id(value))
         pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
-        packed = [(key, self.pack(v, _join(path, str(key)))) for key, v in pairs]
+        packed: list[tuple[Any, Any]] = [(key, self.pack(v, _join(path, str(key)))) for key, v in pairs]
         keys_plain = all((self.pack(key, path) or " ")[0] == "plain" for key, _ in pairs)
         self.open.discard(id(value))
         if not keys_plain or any(p is None for _, p in packed):
@@ -183,16 +177,16 @@ class _Packer:
         return (type(value).__name__, [p for _, p in packed]) if type(value) in (list, tuple) else None
 
     @staticmethod
-    def code(value):
+    def code(value: Any) -> Packed:
         """Functions and classes that have a name in a module are constants of the program; lambdas are not."""
-        found = sys.modules.get(getattr(value, "__module__", None) or "")
+        found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
         for part in getattr(value, "__qualname__", "<").split("."):
             found = getattr(found, part, None)
         return ("code", f"{value.__module__}.{value.__qualname__}") if found is value else None
 
 
 class _Restorer:
-    def __init__(self, root: nn.Module, skip):
+    def __init__(self, root: nn.Module, skip: Set[str]) -> None:
         self.root, self.skip = root, skip
         self.fresh = dict(root.named_modules())
         first = next(itertools.chain(root.parameters(), root.buffers()), None)
@@ -223,7 +217,12 @@ class _Restorer:
         self.built[path] = m
         self.used.add(id(m))
         self.todo.append((m, node, path))
-        for kind, registry in (("parameters", m._parameters), ("buffers", m._buffers), ("children", m._modules)):
+        registries: dict[str, dict[str, Any]] = {
+            "parameters": m._parameters,
+            "buffers": m._buffers,
+            "children": m._modules,
+        }
+        for kind, registry in registries.items():
             old = dict(registry)
             registry.clear()  # and filled in the saved order, which ModuleList and optimizers depend on
             state_names.check_parts(node[kind], path)
@@ -295,7 +294,7 @@ class _Restorer:
             "constructor, or use the backbone and flags of the saved run"
         )
 
-    def unpack(self, packed, old, path: str):
+    def unpack(self, packed: Any, old: Any, path: str) -> Any:
         kind, content = packed
         if kind in {"list", "tuple"}:
             olds = list(old) if isinstance(old, (list, tuple)) else []
@@ -308,10 +307,10 @@ class _Restorer:
         state_names.check_kind(kind, path)
         return getattr(self, f"_{kind}")(content, old, path)
 
-    def _plain(self, value, old, path):
+    def _plain(self, value: Any, old: Any, path: str) -> Any:
         return value
 
-    def _leaf(self, saved, old, path):
+    def _leaf(self, saved: Any, old: Any, path: str) -> Any:
         if (
             isinstance(old, torch.Tensor)
             and old.requires_grad
@@ -328,22 +327,22 @@ class _Restorer:
     def _tensor_at(self, place, old, path):
         return state_names.tensor(self.root, place)
 
-    def _module(self, node, old, path):
+    def _module(self, node: Any, old: Any, path: str) -> Any:
         return self.build(node, old if isinstance(old, nn.Module) else None, path)
 
-    def _code(self, name, old, path):
+    def _code(self, name: Any, old: Any, path: str) -> Any:
         if not (inspect.isclass(old) or inspect.isroutine(old)) or f"{old.__module__}.{old.__qualname__}" != name:
             raise UserError(f"{path} was {name} in the checkpoint and is {old!r} here; set it in the constructor")
         return old
 
-    def _object(self, content, old, path):
+    def _object(self, content: Any, old: Any, path: str) -> Any:
         name, load, state = content
         if _name(type(old)) != name or (state_names.loader_of(type(old)) or " ")[-1] != load:
             raise UserError(f"{path} was a {name} in the checkpoint and is {old!r} here; build it in the constructor")
         state_names.take_state(old, state)
         return old
 
-    def _optimizer(self, content, old, path):
+    def _optimizer(self, content: Any, old: Any, path: str) -> Any:
         """The optimizer in place if it holds the same parameters, else a new one over those named in the state."""
         try:
             wanted = [[None if n is None else self._tensor_at(n, None, path) for n in g] for g in content["params"]]
@@ -363,7 +362,7 @@ class _Restorer:
         old.defaults.update(content["defaults"])
         return old
 
-    def _scheduler(self, content, old, path):
+    def _scheduler(self, content: Any, old: Any, path: str) -> Any:
         if _name(type(old)) != content["class"]:
             cls = state_names.scheduler_class(content["class"])
             inner = {"_schedulers", "lr_lambdas", "lr_lambda"} & set(content["state"])
@@ -375,11 +374,11 @@ class _Restorer:
         state_names.load_scheduler(old, content["state"], path)
         return old
 
-    def _torch_generator(self, content, old, path):
+    def _torch_generator(self, content: Any, old: Any, path: str) -> Any:
         generator = old if isinstance(old, torch.Generator) else torch.Generator(content[0])
         return generator.set_state(content[1])
 
-    def _numpy_generator(self, state, old, path):
+    def _numpy_generator(self, state: Any, old: Any, path: str) -> Any:
         if not isinstance(old, np.random.Generator) or type(old.bit_generator).__name__ != state["bit_generator"]:
             kinds = {"PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"}
             if state["bit_generator"] not in kinds:
@@ -388,12 +387,12 @@ class _Restorer:
         old.bit_generator.state = state
         return old
 
-    def _numpy_state(self, state, old, path):
+    def _numpy_state(self, state: Any, old: Any, path: str) -> Any:
         old = old if isinstance(old, np.random.RandomState) else np.random.RandomState()
         old.set_state(state)
         return old
 
-    def _python_random(self, state, old, path):
+    def _python_random(self, state: Any, old: Any, path: str) -> Any:
         old = old if isinstance(old, random.Random) else random.Random()
         old.setstate(state)
         return old

@@ -1,5 +1,7 @@
 """Modules that have moved: a checkpoint names classes by module, and one written before a move is read like any other."""
 
+from typing import Any
+
 MOVED = {
     "utils.buffer": "utils.memory.buffer",
     "utils.buffer_strategies": "utils.memory.strategies",
@@ -23,15 +25,16 @@ def new_name(name: str) -> str:
     return f"{MOVED.get(module, module)}.{last}"
 
 
-def renamed(state):
+def renamed(state: Any) -> Any:
     """A captured state with the names of today; the tensors in it are the same objects."""
+    kind: Any = type(state)
     if isinstance(state, dict):
         return {k: new_name(v) if k == "class" and isinstance(v, str) else renamed(v) for k, v in state.items()}
     if isinstance(state, (list, tuple)) and len(state) == 2 and state[0] == "code":
-        return type(state)(("code", new_name(state[1])))
+        return kind(("code", new_name(state[1])))
     if isinstance(state, (list, tuple)) and len(state) == 2 and state[0] == "object":
         name, *rest = state[1]
-        return type(state)(("object", [new_name(name), *map(renamed, rest)]))
-    if type(state) in (list, tuple):
-        return type(state)(map(renamed, state))
+        return kind(("object", [new_name(name), *map(renamed, rest)]))
+    if kind in (list, tuple):
+        return kind(map(renamed, state))
     return state

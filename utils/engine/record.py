@@ -10,11 +10,13 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from utils import to_parsable_obj
 from utils.engine.record_schema import wrong_line
@@ -75,11 +77,16 @@ def _jsonable(value, name: str):
     raise TypeError(f"{name} is of type {type(value).__name__}, which a record cannot hold")
 
 
+def _close_all(held: set[int]) -> None:
+    for fd in held:
+        os.close(fd)
+
+
 @functools.cache
 def _locks() -> set[int]:
     """Open lock files of this process. A forked child closes its copies, or it would hold a dead parent's locks."""
     held: set[int] = set()
-    os.register_at_fork(after_in_child=lambda: [os.close(fd) for fd in held])
+    os.register_at_fork(after_in_child=functools.partial(_close_all, held))
     return held
 
 
@@ -234,7 +241,7 @@ def seed_of(record: RunRecord) -> int:
     args = record.rows()[0].get("args")
     if not isinstance(args, dict) or not isinstance(args.get("seed"), int):
         raise UserError(f"the first line of {record.path} names no seed; restore the file or delete its folder")
-    return args["seed"]
+    return int(args["seed"])
 
 
 def open_run(results_path: str | os.PathLike, dataset: str, model: str, config: Mapping) -> RunRecord:
@@ -287,7 +294,7 @@ def check_writable(path: str | os.PathLike, flag: str = "--results_path") -> Non
 def format_table(rows: Sequence[Sequence]) -> str:
     """Aligned text: the first row is the head, numbers stand right with two decimals, NaN and None are a dash."""
 
-    def text(cell) -> str:
+    def text(cell: object) -> str:
         if cell is None or (isinstance(cell, float) and math.isnan(cell)):
             return "-"
         return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
@@ -305,7 +312,7 @@ def format_table(rows: Sequence[Sequence]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def plot_matrix(R, path: str | os.PathLike, title: str) -> None:
+def plot_matrix(R: ArrayLike, path: str | os.PathLike, title: str) -> None:
     """PNG heat map of a score matrix in percent, one annotated cell per (trained task, test set); NaN stays white."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needed only here
     from matplotlib.figure import Figure

@@ -1,6 +1,10 @@
 """What a run shows: a row per task, a final table, the heat maps, and the rows of the record."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,12 +13,19 @@ from utils.engine import record as results
 from utils.features import FeatureStore
 from utils.settings import SPLIT_SETTINGS
 
+if TYPE_CHECKING:
+    from datasets.utils.continual_dataset import ContinualDataset
+    from models.utils.continual_model import ContinualModel
+    from utils.engine.run import Run
 
-def task_row(run, model, dataset, task: int, per_class: dict[str, np.ndarray]) -> dict:
+
+def task_row(
+    run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, per_class: dict[str, np.ndarray]
+) -> dict:
     """The record's line about one task: scores of every test set and what it cost."""
     matrices = run.rows["matrices"]
     labels = per_class["label"]
-    by_class = (
+    by_class: Iterable[float] = (
         metrics.per_class_accuracy(per_class["prediction"], labels, dataset.N_CLASSES) if labels.ndim == 1 else []
     )
     row = {
@@ -67,7 +78,7 @@ def print_epoch(row: dict) -> None:
     print(f"  task {row['task'] + 1} epoch {row['epoch']}  accuracy {_mean(row['class_il']):6.2f}", flush=True)
 
 
-def summary(run, model, dataset) -> dict[str, float]:
+def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[str, float]:
     """The flat scores and costs that end a record."""
     matrices = run.rows["matrices"]
     nameless = np.isnan(matrices["class_il"]).all()  # a method that is told the task has no score among all names
@@ -169,7 +180,7 @@ TITLES = {
 }
 
 
-def print_test_sets(run, dataset) -> None:
+def print_test_sets(run: Run, dataset: ContinualDataset) -> None:
     """Question answering: a row for each test set, as it is after the last task."""
     shown = {
         "class_il": "vqa",
@@ -185,7 +196,7 @@ def print_test_sets(run, dataset) -> None:
         print(results.format_table([["task", *found], *rows]))
 
 
-def print_summary(scores: dict[str, float], run=None, folder: Path | None = None) -> None:
+def print_summary(scores: dict[str, float], run: Run | None = None, folder: Path | None = None) -> None:
     """The final table on stdout."""
     rows = [["score", "value"]]
     for name, title in TITLES.items():
@@ -207,14 +218,15 @@ def human(name: str, value: float) -> str:
     return f"{value:.2f}"
 
 
-def plot(run, dataset) -> None:
+def plot(run: Run, dataset: ContinualDataset) -> None:
     """Heat maps of the score matrices beside the record."""
     titles = {"class_il": "accuracy among names seen so far (%)", "all_names": "accuracy among all names (%)"}
     if dataset.VQA:
         titles["class_il"] = "question answering (%)"
     if dataset.MTIL:
         titles["task_il"] = "accuracy among the task's own names (%)"
+    folder = run.folder or Path()
     for name, title in titles.items():
         R = run.rows["matrices"][name]
         if len(R) > 1 and not np.isnan(R).all():
-            results.plot_matrix(R, run.folder / f"{name}.png", f"{run.args.model} on {run.args.dataset}: {title}")
+            results.plot_matrix(R, folder / f"{name}.png", f"{run.args.model} on {run.args.dataset}: {title}")

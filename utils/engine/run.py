@@ -1,13 +1,17 @@
 """One run on disk: its record, its checkpoints, the clock that saves them, and the signals that stop it."""
 
+from __future__ import annotations
+
 import math
 import os
 import signal
 import time
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,7 +32,7 @@ MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 class Run:
     """Where a run stands and how to write it down. `position` says where a resumed run goes on."""
 
-    def __init__(self, model, args: Namespace, record: results.RunRecord | None, rows: dict):
+    def __init__(self, model: ContinualModel, args: Namespace, record: results.RunRecord | None, rows: dict) -> None:
         self.model, self.args, self.record = model, args, record
         self.rows = rows  # score matrices so far
         self.forwards_before: dict[str, int] = {}  # of processes that this run goes on from
@@ -39,7 +43,7 @@ class Run:
         self.saver = Saver(args.autosave if record else 0.0, seconds_to_copy(STATE_PER_WEIGHTS * weights))
         self.signal: int | None = None
         self.polled = False  # inside the batch loop, which looks at `signal` itself
-        self.position = {"task": 0, "phase": "begin", "epoch": 0, "batch": 0}
+        self.position: dict[str, Any] = {"task": 0, "phase": "begin", "epoch": 0, "batch": 0}
         self.loop_state: dict = {}  # what the loop itself has to remember: schedule, early stopping
         self.stores = {name: v for name, v in vars(model).items() if isinstance(v, FeatureStore)}
         if self.folder and args.autosave:
@@ -96,7 +100,7 @@ class Run:
         with self.watch.phase("save"):
             self.saver.start(self.folder / "ckpt" / name, self.state(position), self.model.NAME)
 
-    def tick(self, **position) -> None:
+    def tick(self, **position: Any) -> None:
         """A safe point: save if it is time, stop if asked to."""
         self.position = self.position | position
         if self.saver.due() or (self.signal and self.args.save_after_interrupt):
@@ -161,7 +165,7 @@ class Run:
         """SIGINT, SIGTERM and SIGHUP end the run at the next safe point; a second one ends the process at once.
         One that is ignored, as SIGHUP is under nohup, stays so."""
 
-        def handle(number, frame):
+        def handle(number: int, frame: object) -> None:
             if self.signal is not None:
                 os._exit(128 + number)
             self.signal = number
@@ -179,7 +183,7 @@ class Run:
                 signal.signal(number, handler)
 
     @contextmanager
-    def polling(self):
+    def polling(self) -> Iterator[None]:
         """A stretch whose safe points call `tick`, so that a signal waits for the next one."""
         before, self.polled = self.polled, True
         try:
@@ -193,10 +197,10 @@ class LossGuard:
 
     def __init__(self, device: torch.device):
         self.every = 1 if device.type == "cpu" else 20
-        self.pending: list[tuple[tuple, object]] = []
+        self.pending: list[tuple[tuple, Any]] = []
         self.last = float("nan")
 
-    def push(self, loss, place: tuple) -> None:
+    def push(self, loss: Any, place: tuple) -> None:
         self.pending.append((place, loss.detach() if isinstance(loss, torch.Tensor) else loss))
         if len(self.pending) >= self.every:
             self.flush()

@@ -3,11 +3,14 @@
 import copy
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils.engine import metrics, report
 from utils.engine.evaluate import evaluate_mixed, evaluate_tasks
+from utils.engine.record import RunRecord
 from utils.engine.run import MID_TASK, TASK_END, LossGuard, Run
 from utils.engine.state_names import load_scheduler, one_line
 from utils.errors import Interrupted, UserError
@@ -16,8 +19,18 @@ from utils.progress import progress
 from utils.schedulers import get_scheduler
 from utils.settings import SPLIT_SETTINGS, option
 
+if TYPE_CHECKING:
+    from datasets.utils.continual_dataset import ContinualDataset
+    from models.utils.continual_model import ContinualModel
 
-def train(model, dataset, args: Namespace, record=None, resume: bool = False) -> dict[str, float]:
+
+def train(
+    model: ContinualModel,
+    dataset: ContinualDataset,
+    args: Namespace,
+    record: RunRecord | None = None,
+    resume: bool = False,
+) -> dict[str, float]:
     """Train on all tasks, evaluating after each; returns the summary that ends the record."""
     set_speed(args, model)
     rows = {
@@ -45,7 +58,7 @@ def train(model, dataset, args: Namespace, record=None, resume: bool = False) ->
         model.run = None
 
 
-def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
+def _train_tasks(run: Run, model: ContinualModel, dataset: ContinualDataset, resume: bool) -> dict[str, float]:
     args = run.args
     if option(args, "mixed_batches") and dataset.SETTING not in SPLIT_SETTINGS:
         raise UserError(f"--mixed_batches 1 needs tasks with classes of their own; {dataset.NAME} is {dataset.SETTING}")
@@ -75,14 +88,14 @@ def _train_tasks(run: Run, model, dataset, resume: bool) -> dict[str, float]:
     return _finish(run, model, dataset)
 
 
-def wants_future(model, dataset, args: Namespace) -> bool:
+def wants_future(model: ContinualModel, dataset: ContinualDataset, args: Namespace) -> bool:
     """--eval_future, or without it what the method and the stream are about."""
     if option(args, "eval_future") is not None or dataset.N_TASKS == 1 or not hasattr(model, "future_forward"):
         return bool(option(args, "eval_future"))
     return dataset.MTIL or (model.LOOKS_AHEAD and dataset.SETTING in SPLIT_SETTINGS)
 
 
-def _skip_to(model, dataset, first: int, replay_hooks: bool) -> None:
+def _skip_to(model: ContinualModel, dataset: ContinualDataset, first: int, replay_hooks: bool) -> None:
     """Move the stream on to its first task to train; without a saved state the hooks see the tasks skipped."""
     for _ in range(first):
         dataset.get_data_loaders()
@@ -93,7 +106,7 @@ def _skip_to(model, dataset, first: int, replay_hooks: bool) -> None:
             model.change_transform(dataset)  # of test sets that will be looked at again
 
 
-def _one_task(run: Run, model, dataset, task: int, saved: dict | None) -> None:
+def _one_task(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, saved: dict | None) -> None:
     """Begin, fit and end one task; `saved` is a moment inside it to go on from."""
     model.train()
     dataset.get_data_loaders()
@@ -143,7 +156,7 @@ def trains(model, args: Namespace) -> bool:
     return steps and model.trains_in_loop and not option(args, "inference_only")
 
 
-def _scheduler(model, args: Namespace):
+def _scheduler(model: ContinualModel, args: Namespace) -> Any:
     if hasattr(model, "scheduler"):
         return getattr(model, "custom_scheduler", None) or model.scheduler
     return get_scheduler(model, args, reload_optim=False)
@@ -152,7 +165,7 @@ def _scheduler(model, args: Namespace):
 class Fit:
     """The epochs of one task."""
 
-    def __init__(self, run: Run, model, dataset, scheduler):
+    def __init__(self, run: Run, model: ContinualModel, dataset: ContinualDataset, scheduler: Any) -> None:
         self.run, self.model, self.dataset, self.scheduler, self.args = run, model, dataset, scheduler, run.args
         self.loader = dataset.train_loader
         self.task = run.position["task"]
@@ -163,8 +176,8 @@ class Fit:
         if self.args.debug_mode:
             return 1
         if self.args.fitting_mode == "iters":
-            return -(-self.args.n_iters // max(1, self.batches()))
-        return self.args.n_epochs
+            return -(-int(self.args.n_iters) // max(1, self.batches()))
+        return int(self.args.n_epochs)
 
     def batches(self) -> int:
         count = len(self.loader) if hasattr(self.loader, "__len__") else sys.maxsize
@@ -195,7 +208,7 @@ class Fit:
                 self.tick(epoch + 1, 0)
         self.restore_best()
 
-    def run_epoch(self, epoch: int, start: int, epochs: int, bar) -> bool:
+    def run_epoch(self, epoch: int, start: int, epochs: int, bar: tqdm) -> bool:
         """One pass from batch `start`; true when the iterations of the task are used up."""
         for batch, data in enumerate(self.iterate(epoch, start), start):
             if self.limit is not None and batch >= self.limit:
@@ -213,15 +226,16 @@ class Fit:
         self.guard.flush()
         return False
 
-    def iterate(self, epoch: int, start: int):
+    def iterate(self, epoch: int, start: int) -> Iterator[tuple]:
         if hasattr(self.loader, "epoch"):
-            return self.loader.epoch(epoch, start)
-        iterator = iter(self.loader)
+            batches: Iterator[tuple] = self.loader.epoch(epoch, start)
+            return batches
+        iterator: Iterator[tuple] = iter(self.loader)
         for _ in range(start):
             next(iterator)
         return iterator
 
-    def step(self, data: tuple, epoch: int):
+    def step(self, data: tuple, epoch: int) -> Any:
         device = self.model.device
         inputs, labels, not_aug = data[0].to(device), data[1].to(device).long(), data[2].to(device)
         names = getattr(self.loader.dataset, "extra_return_fields", []) if hasattr(self.loader, "dataset") else []
@@ -249,7 +263,7 @@ class Fit:
             state.update(best=value, weights=weights, waited=0)
         else:
             state["waited"] += 1
-        return state["waited"] >= self.args.early_stopping_patience
+        return bool(state["waited"] >= self.args.early_stopping_patience)
 
     def restore_best(self) -> None:
         if "weights" in self.run.loop_state:
@@ -275,7 +289,7 @@ def _forward_baseline(run: Run, model, dataset) -> None:
         run.rows["untrained"] = np.array([s.percent("class_il") for s in scores.values()])
 
 
-def _evaluate(run: Run, model, dataset, task: int, future: list | None) -> dict:
+def _evaluate(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, future: list | None) -> dict:
     """Scores into the matrices, and end_eval; returns those of the tasks seen."""
     scores = evaluate_tasks(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
     seen = {t: s for t, s in scores.items() if t <= task}
@@ -308,7 +322,7 @@ def _evaluate(run: Run, model, dataset, task: int, future: list | None) -> dict:
     return seen
 
 
-def _evaluate_mixed(run: Run, model, dataset, task: int, future: list | None) -> None:
+def _evaluate_mixed(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, future: list | None) -> None:
     """--mixed_batches: the same scores from batches that mix the test sets, into matrices of their own."""
     matrices = run.rows["matrices"]
     scores = evaluate_mixed(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
@@ -318,10 +332,11 @@ def _evaluate_mixed(run: Run, model, dataset, task: int, future: list | None) ->
             matrices.setdefault(f"mixed_{name}", empty)[task, t] = score.percent(name)
 
 
-def _write_row(run: Run, model, dataset, task: int, seen: dict) -> None:
-    run.rows["ece"] = metrics.ece(
-        *(np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("confidence", "correct"))
+def _write_row(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, seen: dict) -> None:
+    confidence, correct = (
+        np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("confidence", "correct")
     )
+    run.rows["ece"] = metrics.ece(confidence, correct)
     per_class = {n: np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("prediction", "label")}
     row = report.task_row(run, model, dataset, task, per_class)
     report.print_task(row, dataset.N_TASKS, dataset.VQA)
@@ -330,7 +345,7 @@ def _write_row(run: Run, model, dataset, task: int, seen: dict) -> None:
         report.note_reused(run, model, task)
 
 
-def _finish(run: Run, model, dataset) -> dict[str, float]:
+def _finish(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[str, float]:
     if dataset.final_test_loaders:
         scores = evaluate_tasks(model, dataset, dict(enumerate(dataset.final_test_loaders)))
         run.rows["final_test"] = [s.percent("class_il") for s in scores.values()]
