@@ -4,8 +4,6 @@ A transform is compiled once from the torchvision Compose that a dataset declare
 uniform numbers it wants per sample, and `apply(x, u)` with x (B, C, H, W) float in [0, 1] and u (B, n_random).
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import functional as TF

@@ -374,16 +374,6 @@ class ContinualModel(nn.Module):
 _SIGNATURES: dict[type, tuple[list[str], bool, list[str]]] = {}
 
 
-def augmentation_of(transform) -> Callable | None:
-    """The training transform for a float batch: as one batch operation where every step has one, else per image."""
-    if transform is None:
-        return None
-    steps = getattr(transform, "transforms", None)
-    inner = steps[-1] if steps and hasattr(steps[-1], "transforms") else transform  # Compose([ToPILImage(), TRANSFORM])
-    compiled = compile_transform(inner)
-    return compiled if compiled is not None else PerImage(inner)
-
-
 def without_decay_of_vectors(params: list) -> list[dict]:
     """Parameters, or groups of them, as groups in which those of one dimension have no weight decay."""
     groups = params if isinstance(params[0], dict) else [{"params": params}]

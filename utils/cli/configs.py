@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict:
     return content
 
 
-def check_size(content) -> None:
+def check_size(content: object) -> None:
     """Refuse what a few lines can blow up to with anchors: values are walked as often as they are referred to."""
     left, todo = MOST_VALUES, [content]
     while todo:

@@ -20,7 +20,7 @@ def exits(program: Callable[[], int]) -> int:
             try:
                 code = program()
             except SystemExit as end:  # argparse after --help
-                code = end.code
+                code = end.code if isinstance(end.code, int) else 1
             sys.stdout.flush()
             return code
         except BrokenPipeError:
@@ -35,7 +35,7 @@ def stops_at_once() -> Iterator[None]:
     """Ctrl-C ends the process in one line wherever it stands: a library that is being loaded may swallow an exception.
     A run that trains has handlers of its own meanwhile."""
 
-    def handle(number, frame):
+    def handle(number: int, frame: object) -> None:
         os.write(2, b"stopped by signal %d; nothing was being trained\n" % number)
         os._exit(128 + number)
 

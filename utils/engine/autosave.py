@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class Saver:
         affordable = self.spent_s + self.cost_s <= SHARE * (now - self.began)
         return now - self.last >= self.interval and (affordable or not stretched)
 
-    def start(self, path: Path, state, model: str) -> None:
+    def start(self, path: Path, state: Any, model: str) -> None:
         """Copy the tensors of `state` and write them while training goes on."""
         self.wait()
         began = time.monotonic()

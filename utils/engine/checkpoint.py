@@ -62,7 +62,7 @@ def save(path: str | os.PathLike, state: Any, *, model: str, schema: int = SCHEM
     write(path, *pack(state), model=model, schema=schema)
 
 
-def pack(state, copy: bool = False) -> tuple[str, dict[str, torch.Tensor], dict[str, str]]:
+def pack(state: Any, copy: bool = False) -> tuple[str, dict[str, torch.Tensor], dict[str, str]]:
     """The structure of a state as JSON, its tensors by name, and which are equal to others; with `copy` as they are now."""
     entries: dict[str, torch.Tensor] = {}
     text = json.dumps(_encode(state, "state", entries, {}), separators=(",", ":"), allow_nan=False)
@@ -77,7 +77,9 @@ def pack(state, copy: bool = False) -> tuple[str, dict[str, torch.Tensor], dict[
 
 def distinct(entries: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors without those that equal an earlier one bit for bit, and for each of these the name of that one."""
-    kept, same, alike = {}, {}, defaultdict(list)
+    kept: dict[str, torch.Tensor] = {}
+    same: dict[str, str] = {}
+    alike: dict[Any, list] = defaultdict(list)
     for name, tensor in entries.items():
         kept[name] = tensor
         if tensor.numel() * tensor.element_size() < SHARED_BYTES or not tensor.is_contiguous():
@@ -178,22 +180,23 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
 class _Entries:
     """The tensors of an open file; `same` gives the name under which an equal one is stored."""
 
-    def __init__(self, file, same: dict[str, str]):
+    def __init__(self, file: Any, same: dict[str, str]) -> None:
         self.file, self.same = file, same
 
     def get_tensor(self, name: str) -> torch.Tensor:
-        return self.file.get_tensor(self.same.get(name, name))
+        found: torch.Tensor = self.file.get_tensor(self.same.get(name, name))
+        return found
 
 
 def load_run(path: str | os.PathLike, *, model: str | None, device: torch.device | str = "cpu") -> dict:
     """The state of a run, as `Run.state` makes it; UserError for a file that holds something else."""
-    state = load(path, model=model, device=device)
+    state: dict = load(path, model=model, device=device)
     if not _is_run(state):
         raise UserError(f"{path} holds no whole state of a run; use an older one, or start over")
     return state
 
 
-def _is_run(state) -> bool:
+def _is_run(state: Any) -> bool:
     """Whether a state has the parts of a run, each of its type; random states are tried on generators of their own."""
     kinds = {
         "position": dict,
@@ -281,7 +284,7 @@ def fill_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
     return [name for name in weights if name not in own]
 
 
-def _encode(value, name: str, entries: dict[str, torch.Tensor], seen: dict):
+def _encode(value: Any, name: str, entries: dict[str, torch.Tensor], seen: dict) -> Any:
     """Nested value to JSON: lists and finite numbers as they are, anything else as {kind: content}."""
     kind = type(value)
     if value is None or kind in (bool, int, str):
@@ -363,7 +366,7 @@ def _new_entry(tensor: torch.Tensor, name: str, entries: dict[str, torch.Tensor]
     return unique
 
 
-def _decode(value: Any, file: Any, device: torch.device, seen: dict[str, torch.Tensor]) -> Any:
+def _decode(value: Any, file: Any, device: torch.device, seen: dict) -> Any:
     """What `_encode` made JSON of."""
     if isinstance(value, list):
         return [_decode(v, file, device, seen) for v in value]

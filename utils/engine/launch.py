@@ -12,13 +12,13 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from utils import free_memory, to_parsable_obj
 from utils.cli import plugins, registry
-from utils.conf import get_device, remember, set_random_seed
+from utils.conf import get_device, remember
 from utils.engine import checkpoint, report, unchanged
 from utils.engine import record as results
 from utils.engine.run import MID_TASK, TASK_END
@@ -65,7 +65,7 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
         raise UserError("\n".join(problems))
 
 
-def check_class_sizes(args: Namespace, model_class: type, dataset) -> None:
+def check_class_sizes(args: Namespace, model_class: type, dataset: ContinualDataset) -> None:
     """Classes with fewer training images than the method can do with; in a stream of domains each task has all classes."""
     least = getattr(model_class, "LEAST_IMAGES", 1)
     if dataset.count(True) is None or (least < 2 and not getattr(model_class, "EVERY_CLASS", False)):
@@ -84,7 +84,7 @@ def check_class_sizes(args: Namespace, model_class: type, dataset) -> None:
         )
 
 
-def check_against_dataset(args: Namespace, dataset) -> None:
+def check_against_dataset(args: Namespace, dataset: ContinualDataset) -> None:
     """Flags whose range depends on the number of tasks, and what follows from the dataset."""
     first, last = option(args, "start_from", 0), option(args, "stop_after", dataset.N_TASKS - 1)
     for name, value in (("start_from", first), ("stop_after", last)):
@@ -145,7 +145,9 @@ def set_up(args: Namespace, found: results.RunRecord | None) -> None:
     set_random_seed(args.seed)
 
 
-def open_record(args: Namespace, requested: dict, found, first_line: dict, model) -> results.RunRecord | None:
+def open_record(
+    args: Namespace, requested: dict, found: results.RunRecord | None, first_line: dict, model: ContinualModel
+) -> results.RunRecord | None:
     """The record to write to: that of the run to continue, or a new one with its first line."""
     if args.disable_log:
         return None

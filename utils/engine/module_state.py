@@ -10,7 +10,7 @@ import itertools
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Set
+from collections.abc import Set
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,7 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _holds_scheduler(packed) -> bool:
+def _holds_scheduler(packed: Any) -> bool:
     kind, content = packed
     if kind in {"list", "tuple", "dict"}:
         return any(map(_holds_scheduler, content.values() if kind == "dict" else content))
@@ -302,8 +302,8 @@ class _Restorer:
             items = [self.unpack(p, o, f"{path}.{i}") for i, (p, o) in enumerate(pairs)]
             return items if kind == "list" else tuple(items)
         if kind == "dict":
-            olds = old if isinstance(old, dict) else {}
-            return {k: self.unpack(p, olds.get(k), f"{path}.{k}") for k, p in content.items()}
+            named = old if isinstance(old, dict) else {}
+            return {k: self.unpack(p, named.get(k), f"{path}.{k}") for k, p in content.items()}
         state_names.check_kind(kind, path)
         return getattr(self, f"_{kind}")(content, old, path)
 
@@ -321,10 +321,10 @@ class _Restorer:
             return old
         return saved
 
-    def _module_at(self, place, old, path):
+    def _module_at(self, place: str, old: Any, path: str) -> nn.Module:
         return state_names.submodule(self.root, place)
 
-    def _tensor_at(self, place, old, path):
+    def _tensor_at(self, place: str, old: Any, path: str) -> torch.Tensor:
         return state_names.tensor(self.root, place)
 
     def _module(self, node: Any, old: Any, path: str) -> Any:

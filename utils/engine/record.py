@@ -10,7 +10,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def config_hash(args: Mapping) -> str:
     ).hexdigest()
 
 
-def _jsonable(value, name: str):
+def _jsonable(value: Any, name: str) -> Any:
     """What a line of the record holds: paths, devices and dtypes as text; a float that is not finite becomes None."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -232,7 +232,7 @@ def read_record(path: str | os.PathLike) -> list[dict]:
     return rows
 
 
-def _no_constant(name: str):
+def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 

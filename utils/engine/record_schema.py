@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 STATUSES = {"done", "interrupted", "failed"}
 
 
-def is_number(value) -> bool:
+def is_number(value: Any) -> bool:
     """A finite number that floating point can hold; true and false are none."""
     try:
         return type(value) in (int, float) and math.isfinite(float(value))
@@ -18,11 +19,11 @@ def _is(*kinds: type) -> Callable:
     return lambda value: type(value) in kinds
 
 
-def _count(value) -> bool:
+def _count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _numbers(value) -> bool:
+def _numbers(value: object) -> bool:
     return isinstance(value, list) and all(v is None or is_number(v) for v in value)
 
 
@@ -38,7 +39,7 @@ def _or_none(fits: Callable) -> Callable:
     return lambda value: value is None or fits(value)
 
 
-def _args(value) -> bool:
+def _args(value: Any) -> bool:
     """Arguments of a run; those that readers use have their types."""
     texts = all(type(value[k]) in (str, type(None)) for k in ("model", "dataset", "notes", "mtil_order") if k in value)
     return texts and (value.get("seed") is None or _count(value["seed"]))
@@ -71,7 +72,7 @@ NEEDED = {"end": {"status"}}  # of every reader
 OF_A_PAGE = {"start": {"args"}, "task": {"task", "scores"}, "end": {"status", "summary"}}  # of tables and pages
 
 
-def wrong_line(row, needed: dict[str, set[str]] = NEEDED) -> str | None:
+def wrong_line(row: Any, needed: dict[str, set[str]] = NEEDED) -> str | None:
     """What is wrong with one line, in a few words."""
     if not isinstance(row, dict) or not isinstance(row.get("type"), str):
         return "it has no 'type'"

@@ -42,11 +42,11 @@ def task_row(
     return row | run.forwards()
 
 
-def note_reused(run, model, task: int) -> None:
+def note_reused(run: Run, model: ContinualModel, task: int) -> None:
     """A line of the record where features of this task were not computed by this process."""
     stores = [value for value in vars(model).values() if isinstance(value, FeatureStore)]
     count, run.reused = sum(store.reused for store in stores) - run.reused, sum(store.reused for store in stores)
-    if count:
+    if count and run.record is not None:
         run.record.features(
             {"task": task, "from_earlier_runs": count, "folders": sorted({str(store.root) for store in stores})}
         )

@@ -25,6 +25,9 @@ from utils.engine.module_state import SKIP
 from utils.errors import Interrupted, UserError
 from utils.features import FeatureStore
 
+if TYPE_CHECKING:
+    from models.utils.continual_model import ContinualModel
+
 STATE_PER_WEIGHTS = 5  # of what is trained with Adam and teachers
 MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 
@@ -95,7 +98,7 @@ class Run:
         return SKIP | {"run"} | self.model.checkpoint_skip()
 
     def save(self, name: str, position: dict) -> None:
-        if self.record is None or not self.args.autosave:
+        if self.record is None or self.folder is None or not self.args.autosave:
             return
         with self.watch.phase("save"):
             self.saver.start(self.folder / "ckpt" / name, self.state(position), self.model.NAME)
@@ -161,7 +164,7 @@ class Run:
     # signals
 
     @contextmanager
-    def signals(self):
+    def signals(self) -> Iterator[Run]:
         """SIGINT, SIGTERM and SIGHUP end the run at the next safe point; a second one ends the process at once.
         One that is ignored, as SIGHUP is under nohup, stays so."""
 

@@ -6,8 +6,9 @@ A checkpoint is data from elsewhere. It fills what the program built; it never s
 import contextlib
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from utils.errors import UserError
@@ -35,7 +36,7 @@ def one_line() -> Iterator[None]:
         raise UserError(reason) from error
 
 
-def check_kind(kind, path: str) -> None:
+def check_kind(kind: object, path: str) -> None:
     """Refuse a kind of value that no checkpoint of ours holds."""
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
@@ -59,19 +60,22 @@ def loader_of(kind: type) -> tuple[str, str] | None:
     return None
 
 
-def take_state(value, state) -> None:
+def take_state(value: Any, state: Any) -> None:
     """Hand `state` to an object by the one method that the table allows for its class."""
-    getattr(value, loader_of(type(value))[1])(state)
+    methods = loader_of(type(value))
+    if methods is None:
+        raise KeyError(type(value).__qualname__)
+    getattr(value, methods[1])(state)
 
 
-def check_attribute(m: nn.Module, name, path: str) -> None:
+def check_attribute(m: nn.Module, name: Any, path: str) -> None:
     """Refuse an attribute that stands for code: machinery of a module, a method, a property."""
     plain = isinstance(name, str) and not (name.startswith("__") and name.endswith("__"))
     if not plain or name in MACHINERY or (name not in vars(m) and _is_code(type(m), name)):
         raise UserError(f"the checkpoint sets {path or name!r}, which is code and not data; do not use this file")
 
 
-def check_parts(names, path: str) -> None:
+def check_parts(names: Any, path: str) -> None:
     """Refuse parameters, buffers and submodules under names that a module's machinery has."""
     wrong = [n for n in names if not isinstance(n, str) or n in MACHINERY or n.startswith("__") or "." in n]
     if wrong:
@@ -90,27 +94,32 @@ def _is_code(kind: type, name: str) -> bool:
 def submodule(root: nn.Module, place: str) -> nn.Module:
     """The part of a model at a dotted path, found among registered modules only: no property is read on the way."""
     for name in filter(None, place.split(".")):
-        root = root._modules[name]
-    if root is None:
-        raise KeyError(place)
+        part = root._modules[name]
+        if part is None:
+            raise KeyError(place)
+        root = part
     return root
 
 
-def tensor(root: nn.Module, place: str):
+def tensor(root: nn.Module, place: str) -> Tensor:
     """The parameter or buffer of a model at a dotted path."""
     owner, _, name = place.rpartition(".")
     m = submodule(root, owner)
-    return m._parameters[name] if name in m._parameters else m._buffers[name]
+    found = m._parameters[name] if name in m._parameters else m._buffers[name]
+    if found is None:
+        raise KeyError(place)
+    return found
 
 
-def optimizer_class(namespace, name: str) -> type | None:
+def optimizer_class(namespace: object, name: str) -> type | None:
     """The optimizer of torch that a dotted name says, if it is one."""
     found = getattr(namespace, name.rpartition(".")[2], None)
-    fits = inspect.isclass(found) and issubclass(found, Optimizer) and found is not Optimizer
-    return found if fits and f"{found.__module__}.{found.__qualname__}" == name else None
+    if not inspect.isclass(found) or not issubclass(found, Optimizer) or found is Optimizer:
+        return None
+    return found if f"{found.__module__}.{found.__qualname__}" == name else None
 
 
-def load_scheduler(scheduler, state: dict, path: str) -> None:
+def load_scheduler(scheduler: Any, state: dict, path: str) -> None:
     """A scheduler takes its state as attributes: refuse one that would cover a method."""
     kind = type(scheduler)
     wrong = [k for k in state if not isinstance(k, str) or k == "optimizer" or _is_code(kind, k) or k.startswith("__")]

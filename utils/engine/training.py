@@ -1,5 +1,7 @@
 """The loop: tasks, epochs, batches; what is measured after each task; how a run starts, ends and goes on."""
 
+from __future__ import annotations
+
 import copy
 import sys
 from argparse import Namespace
@@ -102,8 +104,8 @@ def _skip_to(model: ContinualModel, dataset: ContinualDataset, first: int, repla
         if replay_hooks:
             model.meta_begin_task(dataset)
             model.meta_end_task(dataset)
-        elif hasattr(model, "change_transform"):
-            model.change_transform(dataset)  # of test sets that will be looked at again
+        elif callable(change := getattr(model, "change_transform", None)):
+            change(dataset)  # of test sets that will be looked at again
 
 
 def _one_task(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, saved: dict | None) -> None:
@@ -125,14 +127,14 @@ def _one_task(run: Run, model: ContinualModel, dataset: ContinualDataset, task: 
         model.meta_end_task(dataset)
 
 
-def _begin(run: Run, model, dataset):
+def _begin(run: Run, model: ContinualModel, dataset: ContinualDataset) -> Any:
     """Start a task; returns its scheduler."""
     with run.watch.phase("begin_task"):
         model.meta_begin_task(dataset)
     return _scheduler(model, run.args)
 
 
-def _go_on(run: Run, model, dataset, saved: dict):
+def _go_on(run: Run, model: ContinualModel, dataset: ContinualDataset, saved: dict) -> Any:
     """Bring a task to the moment `saved` inside it; returns its scheduler."""
     if model.touches_task_start():
         with run.watch.phase("begin_task"):
@@ -150,7 +152,7 @@ def _go_on(run: Run, model, dataset, saved: dict):
     return scheduler
 
 
-def trains(model, args: Namespace) -> bool:
+def trains(model: ContinualModel, args: Namespace) -> bool:
     """Whether the loop makes any gradient step."""
     steps = args.fitting_mode == "iters" or bool(args.n_epochs)
     return steps and model.trains_in_loop and not option(args, "inference_only")
@@ -208,7 +210,7 @@ class Fit:
                 self.tick(epoch + 1, 0)
         self.restore_best()
 
-    def run_epoch(self, epoch: int, start: int, epochs: int, bar: tqdm) -> bool:
+    def run_epoch(self, epoch: int, start: int, epochs: int, bar: Any) -> bool:
         """One pass from batch `start`; true when the iterations of the task are used up."""
         for batch, data in enumerate(self.iterate(epoch, start), start):
             if self.limit is not None and batch >= self.limit:
@@ -280,7 +282,7 @@ class Fit:
                 self.run.record.epoch(row)
 
 
-def _forward_baseline(run: Run, model, dataset) -> None:
+def _forward_baseline(run: Run, model: ContinualModel, dataset: ContinualDataset) -> None:
     """Forward transfer is counted from the accuracy before any training."""
     if option(run.args, "enable_other_metrics") and "untrained" not in run.rows and dataset.c_task < 0:
         twin = copy.copy(dataset)

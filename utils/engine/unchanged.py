@@ -1,5 +1,7 @@
 """What a run stands on (images, labels, names, sentences, weights, protocol), and whether a resumed one stands on the same."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -7,6 +9,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +17,10 @@ from utils.content import file_digest
 from utils.engine.record import VOLATILE, RunRecord
 from utils.errors import UserError
 from utils.settings import option
+
+if TYPE_CHECKING:
+    from datasets.utils.continual_dataset import ContinualDataset
+    from models.utils.continual_model import ContinualModel
 
 WORDS = {
     "dataset_fingerprint": "images or labels",
@@ -29,7 +36,7 @@ WORDS = {
 BASED_ON_CONTENT = 2  # "facts_version" of records whose fingerprint is of the files' content
 
 
-def facts(args: Namespace, dataset, model) -> dict:
+def facts(args: Namespace, dataset: ContinualDataset, model: ContinualModel) -> dict:
     """For the first line of a record: what `check` compares."""
     per_task = dataset.N_CLASSES_PER_TASK
     protocol = {
@@ -52,7 +59,7 @@ def facts(args: Namespace, dataset, model) -> dict:
     }
 
 
-def _if_any(make: Callable):
+def _if_any(make: Callable) -> Any:
     """None where a stream written elsewhere cannot say: a method that needs names asks for them itself, and fails then."""
     try:
         return make()
@@ -60,7 +67,7 @@ def _if_any(make: Callable):
         return None
 
 
-def _sha256(value) -> str:
+def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -71,7 +78,7 @@ def state_digest(model: torch.nn.Module) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, torch.Tensor):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -108,12 +115,12 @@ def check(found: RunRecord, now: dict, args: Namespace) -> None:
     warnings.warn(text)
 
 
-def _same(before, now) -> bool:
+def _same(before: Any, now: Any) -> bool:
     """Equal as JSON of a record, in which a number that is not finite is null."""
     return json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True).replace("NaN", "null")
 
 
-def _difference(key: str, before, now) -> str:
+def _difference(key: str, before: Any, now: Any) -> str:
     """One fact that differs, in a few words."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
@@ -124,6 +131,6 @@ def _difference(key: str, before, now) -> str:
     return f"{WORDS[key]} ({_short(before)} -> {_short(now)})"
 
 
-def _short(value) -> str:
+def _short(value: Any) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 24 else f"{text[:12]}..."
