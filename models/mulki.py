@@ -122,16 +122,7 @@ class MulKI(ClipTuning):
         "bank_size": 3,
     }
     NOT_TRIED = dict.fromkeys(
-        (
-            "snd_scale",
-            "snd_threshold",
-            "lora_rank",
-            "lora_scale",
-            "cache_teacher",
-            "distill_data",
-            "reference",
-            "n_reference",
-        ),
+        "snd_scale snd_threshold lora_rank lora_scale cache_teacher distill_data reference n_reference".split(),
         "acts with another flag's value, or is exact where nothing is augmented; tests/test_mulki.py",
     )
 

@@ -39,7 +39,13 @@ START = {
     "host": "name of the machine",
     "device": "cpu, cuda:0, ...",
     "time": "UTC",
-    "dataset_fingerprint": "hash of the samples and labels",
+    "facts_version": "of the facts below; 2: the fingerprint is of the content of files",
+    "dataset_fingerprint": "sha256 of the content and labels of all samples",
+    "protocol": "setting, numbers of tasks and classes, order of the tasks, size of an image",
+    "class_names": "in the order of the stream",
+    "templates_sha256": "of the prompt templates",
+    "initial_sha256": "of parameters and buffers before training",
+    "files_sha256": "of files that flags name",
     "data": "facts that the dataset found out about its files",
     "class_order": "raw label of each class in the order of the stream, or null",
     "threads": "of torch",
@@ -65,6 +71,12 @@ EPOCH = {
     "task": "as above",
     "epoch": "epochs done",
     "class_il": "percent on the test set of each task seen",
+}
+FEATURES = {
+    "type": "`features`; where features of images were not computed by this run",
+    "task": "as above",
+    "from_earlier_runs": "images whose features came from an earlier run",
+    "folders": "where they lie",
 }
 WARNING = {"type": "`warning`", "text": "a warning of Python, once each"}
 END = {
@@ -176,9 +188,12 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
         stored_bytes=lambda: {"buffer": 1},
         extra_scores=lambda: dict.fromkeys(OWN, []),
         parameters=lambda: iter(()),
+        state_dict=lambda: {},
     )
     dataset = Namespace(
-        N_TASKS=3, N_CLASSES=3, SETTING=setting, MTIL=mtil, VQA=vqa, fingerprint=lambda: "", facts=lambda: {}
+        **{"N_TASKS": 3, "N_CLASSES": 3, "N_CLASSES_PER_TASK": 1, "SETTING": setting, "MTIL": mtil, "VQA": vqa},
+        **{"SIZE": (1, 1), "task_order": [0, 1, 2], "fingerprint": lambda: "", "facts": lambda: {}},
+        **{"get_class_names": lambda: [], "class_templates": lambda: []},
     )
     return run, model, dataset
 
@@ -252,8 +267,8 @@ def page() -> str:
 
 Written by `python scripts/metrics_page.py` from `utils/engine/metrics.py` and from what writes the record; a test keeps it up to date.
 
-A run writes `record.jsonl`, one JSON object per line: `start`, a `task` line for each task, `end`, and `epoch` and `warning` lines
-where there are any. Scores are percent. A value that is not finite is null.
+A run writes `record.jsonl`, one JSON object per line: `start`, a `task` line for each task, `end`, and `epoch`, `features` and
+`warning` lines where there are any. Scores are percent. A value that is not finite is null.
 
 ## Summary
 
@@ -284,6 +299,10 @@ A score that comes out as NaN is left out of the summary. When that is, and what
 ### epoch
 
 {line_table(EPOCH)}
+
+### features
+
+{line_table(FEATURES)}
 
 ### warning
 

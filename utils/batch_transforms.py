@@ -4,6 +4,8 @@ A transform is compiled once from the torchvision Compose that a dataset declare
 uniform numbers it wants per sample, and `apply(x, u)` with x (B, C, H, W) float in [0, 1] and u (B, n_random).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import functional as TF
@@ -174,3 +176,25 @@ def apply_each(transform, x: Inputs) -> Inputs:
     if isinstance(done[0], tuple):  # several views of each image: as many batches
         return tuple(torch.stack(views).to(x.device) for views in zip(*done, strict=True))
     return torch.stack(done).to(x.device)
+
+
+def augmentation_of(transform) -> Callable | None:
+    """The training transform for a float batch: as one batch operation where every step has one, else per image."""
+    if transform is None:
+        return None
+    steps = getattr(transform, "transforms", None)
+    inner = steps[-1] if steps and hasattr(steps[-1], "transforms") else transform  # Compose([ToPILImage(), TRANSFORM])
+    compiled = compile_transform(inner)
+    return compiled if compiled is not None else PerImage(inner)
+
+
+class PerImage:
+    """A per-image transform, called on batches."""
+
+    takes_batches = True
+
+    def __init__(self, transform: Callable):
+        self.transform = transform
+
+    def __call__(self, x: Inputs) -> Inputs:
+        return apply_each(self.transform, x)

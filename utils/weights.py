@@ -45,3 +45,13 @@ def squared_distance(net: nn.Module | dict[str, Tensor], anchor: dict[str, Tenso
 def weights_of(net: nn.Module, trained_only: bool = True) -> dict[str, Tensor]:
     """Copies of the parameters, of those that are trained by default."""
     return {n: p.detach().clone() for n, p in net.named_parameters() if p.requires_grad or not trained_only}
+
+
+def without_decay_of_vectors(params: list) -> list[dict]:
+    """Parameters, or groups of them, as groups in which those of one dimension have no weight decay."""
+    groups = params if isinstance(params[0], dict) else [{"params": params}]
+    parts = []
+    for group in groups:
+        vectors, others = ([p for p in group["params"] if (p.dim() < 2) is small] for small in (True, False))
+        parts += [group | {"params": others}, group | {"params": vectors, "weight_decay": 0.0}]
+    return [part for part in parts if part["params"]]

@@ -374,16 +374,6 @@ class ContinualModel(nn.Module):
 _SIGNATURES: dict[type, tuple[list[str], bool, list[str]]] = {}
 
 
-def without_decay_of_vectors(params: list) -> list[dict]:
-    """Parameters, or groups of them, as groups in which those of one dimension have no weight decay."""
-    groups = params if isinstance(params[0], dict) else [{"params": params}]
-    parts = []
-    for group in groups:
-        vectors, others = ([p for p in group["params"] if (p.dim() < 2) is small] for small in (True, False))
-        parts += [group | {"params": others}, group | {"params": vectors, "weight_decay": 0.0}]
-    return [part for part in parts if part["params"]]
-
-
 class ForwardCounter:
     """Counts the images that a module is called with; copies of the module count on the same counter."""
 
