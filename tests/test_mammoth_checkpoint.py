@@ -6,7 +6,7 @@ import torch
 import main
 from models.er import Er
 from tests.conftest import newest_record
-from utils.engine.checkpoint import fill_weights
+from utils.engine.foreign_weights import fill_weights
 from utils.errors import UserError
 
 FLAGS = ["--model", "er", "--dataset", "seq-mnist", "--lr", "0.05", "--seed", "1", "--buffer_size", "20"]

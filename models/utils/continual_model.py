@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn, optim
-from torch.func import debug_unwrap
 
+from models.utils.forward_counter import ForwardCounter
 from utils.batch_transforms import augmentation_of
 from utils.conf import get_device
 from utils.errors import UserError
 from utils.pair import Inputs
 from utils.precision import mix
+from utils.weights import without_decay_of_vectors
 
 if TYPE_CHECKING:
     from datasets.utils.continual_dataset import ContinualDataset
@@ -372,30 +373,3 @@ class ContinualModel(nn.Module):
 
 
 _SIGNATURES: dict[type, tuple[list[str], bool, list[str]]] = {}
-
-
-class ForwardCounter:
-    """Counts the images that a module is called with; copies of the module count on the same counter."""
-
-    def __init__(self):
-        self.images = 0
-
-    def __call__(self, module: nn.Module, inputs: tuple) -> None:
-        if inputs:
-            self.add(inputs[0])
-
-    def add(self, batch) -> None:
-        """Count a batch: a tensor, a Pair, or a tuple of tensors such as Tokens; under vmap all samples of its batch."""
-        first = batch[0] if isinstance(batch, tuple) else getattr(batch, "image", batch)
-        plain = torch.compiler.is_compiling() or not isinstance(first, torch.Tensor)
-        whole = first if plain else debug_unwrap(first)
-        self.images += len(first) if whole is first else len(first) * whole.numel() // first.numel()
-
-    def __deepcopy__(self, memo: dict) -> ForwardCounter:
-        return self
-
-    def state(self) -> int:
-        return self.images
-
-    def load_state(self, state: int) -> None:
-        self.images = state

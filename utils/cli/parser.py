@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import fnmatch
 import inspect
 import sys
 import traceback
@@ -11,6 +10,7 @@ from typing import Any
 
 from utils import flags
 from utils.cli import configs, plugins, registry, signatures
+from utils.cli.listing import config_table, listing
 from utils.errors import UserError, shown
 
 
@@ -71,7 +71,7 @@ def parse(argv: list[str]) -> Parsed | None:
     if parsed.problems:
         raise UserError("\n".join(parsed.problems))
     if first.show_config:
-        print(config_table(parsed))
+        print(config_table(parsed.args, parsed.origins))
         return None
     return parsed
 
@@ -351,39 +351,6 @@ def missing_required(parser: argparse.ArgumentParser, argv: list[str]) -> list[s
         for a in parser._actions
         if a.required and not given & {o.lstrip("-").replace("-", "_") for o in a.option_strings}
     ]
-
-
-def listing(*words: str) -> str:
-    """One line for every name of a kind, `models` for example, or of all kinds; further words are patterns of names."""
-    which = words[0] if words and words[0] in {"all", *(f"{kind}s" for kind in registry.PACKAGES)} else None
-    patterns = [registry.canonical(word) for word in words[which is not None :]]
-    lines = []
-    for kind in registry.PACKAGES:
-        if which not in {None, "all", f"{kind}s"}:
-            continue
-        known = sorted(registry.index(kind).values(), key=lambda e: e.name)
-        entries = [e for e in known if not patterns or any(fnmatch.fnmatch(e.name, p) for p in patterns)]
-        width = max((len(e.name) for e in entries), default=0)
-        count = f"{len(entries)} of {len(known)}" if patterns else len(known)
-        if entries or not patterns:
-            lines += [f"{kind}s ({count})"] + [f"  {e.name:<{width}}  {e.line}" for e in entries] + [""]
-    if not lines:
-        raise UserError(
-            f"--list: no {which[:-1] if which not in {None, 'all'} else 'name'} matches {' '.join(patterns)}; "
-            "`python main.py --list` shows all"
-        )
-    return "\n".join(lines).rstrip()
-
-
-def config_table(parsed: Parsed) -> str:
-    """Every effective value with the layer it came from."""
-    rows = sorted(
-        (k, repr(v), parsed.origins.get(k, "default"))
-        for k, v in vars(parsed.args).items()
-        if k not in {"help", "list", "show_config"}
-    )
-    width = max(len(k) for k, _, _ in rows), max(len(v) for _, v, _ in rows)
-    return "\n".join(f"{k:<{width[0]}}  {v:<{min(width[1], 40)}}  {origin}" for k, v, origin in rows)
 
 
 def fail(error: UserError) -> int:

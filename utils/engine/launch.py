@@ -21,6 +21,7 @@ from utils.cli import plugins, registry
 from utils.conf import get_device, remember
 from utils.engine import checkpoint, report, unchanged
 from utils.engine import record as results
+from utils.engine.foreign_weights import fill_weights, read_mammoth
 from utils.engine.run import MID_TASK, TASK_END
 from utils.errors import UserError
 from utils.randomness import set_random_seed
@@ -235,8 +236,8 @@ def warnings_told() -> Iterator[Callable[[results.RunRecord | None], None]]:
 
 def load_foreign(model: ContinualModel, args: Namespace, path: Path) -> None:
     """A checkpoint that Mammoth wrote in its safe mode: weights and memory; counters, optimiser and the rest begin anew."""
-    weights, memory = checkpoint.read_mammoth(path)
-    unused = checkpoint.fill_weights(model, weights, path)
+    weights, memory = read_mammoth(path)
+    unused = fill_weights(model, weights, path)
     if unused:
         warnings.warn(
             f"{path} holds {len(unused)} tensors that model {model.NAME} has no place for: {', '.join(unused[:3])}"

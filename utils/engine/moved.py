@@ -2,7 +2,8 @@
 
 from typing import Any
 
-MOVED = {
+MOVED = {  # modules, and single classes by their whole name
+    "models.utils.continual_model.ForwardCounter": "models.utils.forward_counter.ForwardCounter",
     "utils.buffer": "utils.memory.buffer",
     "utils.buffer_strategies": "utils.memory.strategies",
     "utils.class_generator": "utils.generative.base",
@@ -22,7 +23,7 @@ MOVED = {
 def new_name(name: str) -> str:
     """The name that a class or function has today."""
     module, _, last = name.rpartition(".")
-    return f"{MOVED.get(module, module)}.{last}"
+    return MOVED.get(name) or f"{MOVED.get(module, module)}.{last}"
 
 
 def renamed(state: Any) -> Any:
