@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import cli, shell  # noqa: E402
-from utils.cli import plugins, registry  # noqa: E402
+from utils import cli  # noqa: E402
+from utils.cli import plugins, registry, shell  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 STREAM = ROOT / "scripts" / "assets" / "noise_streams.py"

@@ -1,6 +1,6 @@
 """The command line: from argv to one Namespace, names, plug-ins. Standard library only."""
 
 from utils.cli.listing import listing
-from utils.cli.parser import Parsed, add_model_args, check_values, fail, new_parser, parse
+from utils.cli.parser import Parsed, add_model_args, check_values, fail, fail_in_plugin, new_parser, parse
 
-__all__ = ["Parsed", "add_model_args", "check_values", "fail", "listing", "new_parser", "parse"]
+__all__ = ["Parsed", "add_model_args", "check_values", "fail", "fail_in_plugin", "listing", "new_parser", "parse"]
