@@ -1,18 +1,18 @@
-"""The only entry: python main.py --model NAME --dataset NAME [flags]."""
+"""The entry point: python main.py --model NAME --dataset NAME [flags]."""
 
 import os
 import signal
 import sys
 
-if __name__ == "__main__":  # no traceback of Ctrl-C while the modules below are loaded; then see utils/cli/shell.py
+if __name__ == "__main__":  # no traceback on Ctrl-C while the modules below are imported; later see utils/cli/shell.py
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from utils import cli
 from utils.cli import shell
 from utils.errors import Interrupted, UserError, memory_ran_out
 
-# Threads that wait for work sleep instead of spinning: on a machine with other work a run of small tensor operations
-# was measured 17 times faster so, and an idle machine loses nothing. Read when torch is loaded.
+# Threads that wait for work sleep instead of spinning: on a busy machine, a run of small tensor operations
+# was measured to be 17 times faster, and an idle machine loses nothing. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -57,7 +57,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one experiment; the exit code is 0, 2 for a user's mistake, 1 for a plug-in's, 128 + signal when interrupted."""
+    """Run one experiment; exit code 0, 2 for a user error, 1 for a plug-in's error, 128 + signal when interrupted."""
     try:
         parsed = cli.parse(sys.argv[1:] if argv is None else argv)
         if parsed is not None:
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             return cli.fail_in_plugin(error)
         return cli.fail(
             UserError(
-                f"memory ran out ({' '.join(str(error).split())[:160]}): lower the sizes asked for, such as "
+                f"out of memory ({' '.join(str(error).split())[:160]}): lower the requested sizes, such as "
                 "--batch_size, --eval_batch_size or --buffer_size"
             )
         )

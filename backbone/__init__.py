@@ -1,4 +1,4 @@
-"""Networks: MammothBackbone, what every network answers, and get_backbone, which builds one by name."""
+"""Networks: MammothBackbone, the interface of every network, and get_backbone, which builds one by name."""
 
 import inspect
 from argparse import Namespace
@@ -16,7 +16,7 @@ ReturnTypes = Literal["out", "features", "both", "full", "all"]
 
 
 class MammothBackbone(nn.Module):
-    """A network whose `forward(x, returnt)` gives, for returnt
+    """A network whose `forward(x, returnt)` returns, for each returnt
 
     out: logits; features: the vector before the last layer; both: (logits, features); full (or all): (logits, maps of
     the stages). The last layer is the attribute `classifier`.
@@ -27,14 +27,14 @@ class MammothBackbone(nn.Module):
         self.device = torch.device("cpu")
 
     def _apply(self, fn, *args, **kwargs):
-        """Every move (to, cuda, cpu, also of a module around this one) passes here: keep `device` true."""
+        """Every move (to, cuda, cpu, also of an enclosing module) goes through here: keep `device` correct."""
         super()._apply(fn, *args, **kwargs)
         first = next(self.parameters(), None)
         self.device = self.device if first is None else first.device
         return self
 
     def forward(self, x: torch.Tensor, returnt: ReturnTypes = "out"):
-        raise NotImplementedError(f"{type(self).__name__} defines no forward()")
+        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward(x, returnt="features")
@@ -63,16 +63,16 @@ class MammothBackbone(nn.Module):
         parameters = list(self.parameters())
         sizes = [p.numel() for p in parameters]
         if vector.dim() != 1 or len(vector) != sum(sizes):
-            raise ValueError(f"a vector of {sum(sizes)} numbers is needed, got shape {tuple(vector.shape)}")
+            raise ValueError(f"expected a vector of {sum(sizes)} numbers, got shape {tuple(vector.shape)}")
         return [v.view_as(p) for v, p in zip(vector.split(sizes), parameters, strict=True)]
 
 
 def answer(returnt: ReturnTypes, classifier: nn.Module, features: torch.Tensor, maps):
-    """What `forward` returns once the features are there."""
+    """What `forward` returns, given the features."""
     if returnt == "features":
         return features
     if returnt not in {"out", "both", "full", "all"}:
-        raise ValueError(f"returnt '{returnt}' is none of out, features, both, full")
+        raise ValueError(f"returnt '{returnt}' is not one of out, features, both, full")
     out = classifier(features)
     return out if returnt == "out" else (out, features) if returnt == "both" else (out, maps)
 
@@ -101,12 +101,12 @@ def get_backbone_names() -> list[str]:
 
 
 def get_backbone_class(args: Namespace | str) -> Callable:
-    """The class or function behind `args.backbone`, or behind a name; `timm:<model>` gives the one of timm."""
+    """The class or function for `args.backbone`, or for a name; `timm:<model>` gives timm's."""
     return registry.load("backbone", (args if isinstance(args, str) else args.backbone).partition(":")[0])
 
 
 def get_backbone(args: Namespace, num_classes: int | None = None) -> nn.Module:
-    """A fresh network named by `args.backbone`, with `num_classes` outputs (default: args.num_classes)."""
+    """A new network named by `args.backbone`, with `num_classes` outputs (default: args.num_classes)."""
     from utils.cli.signatures import arguments_for
 
     maker = get_backbone_class(args)
@@ -116,7 +116,7 @@ def get_backbone(args: Namespace, num_classes: int | None = None) -> nn.Module:
     if "_variant" in parameters:
         given["_variant"] = variant
     elif variant:
-        raise UserError(f"backbone {name} has no variants: write --backbone {name}, without ':{variant}'")
+        raise UserError(f"backbone {name} does not have variants: write --backbone {name}, without ':{variant}'")
     if "num_classes" in parameters:
         given["num_classes"] = args.num_classes if num_classes is None else num_classes
     missing = [

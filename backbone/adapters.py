@@ -1,11 +1,11 @@
-"""Scale-and-shift adapters (SSF; Lian et al., NeurIPS 2022, arXiv 2210.08823) behind named layers.
+"""Scale-and-shift adapters (SSF; Lian et al., NeurIPS 2022, arXiv 2210.08823) after named layers.
 
     y = gamma * layer(x) + beta     gamma ~ N(1, 0.02), beta ~ N(0, 0.02), one number for each output channel
 
 For a layer that is linear in its weight and bias this is the same layer with weight gamma * W and bias
-gamma * b + beta, so the adapters are parametrizations of the two: whoever reads them (`nn.MultiheadAttention` too)
-meets the sum, and no forward is replaced. gamma and beta are fp32 and the sum has the layer's own type: a step of 1e-3
-is lost near 1 in bf16, and Adam's denominator is 0 in fp16.
+gamma * b + beta, so the adapters are parametrizations of the two: code that reads them, such as
+`nn.MultiheadAttention`, gets the sum, and no forward is replaced. gamma and beta are fp32, the sum has the layer's own
+type: a step of 1e-3 is lost near 1 in bf16, and Adam's denominator is 0 in fp16.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from utils.errors import UserError
 
-SPREAD = 0.02  # standard deviation of fresh gamma and beta
+SPREAD = 0.02  # standard deviation of new gamma and beta
 PLACES = (("weight", "bias"), ("in_proj_weight", "in_proj_bias"))  # of Linear, LayerNorm, Conv; of MultiheadAttention
 
 
@@ -56,10 +56,10 @@ def layers_of(net: nn.Module, prefix: str = "") -> list[str]:
 
 
 def add_ssf(net: nn.Module, names: Iterable[str]) -> list[str]:
-    """Freeze the whole of `net` and put adapters on the named weights and their biases; gives the names."""
+    """Freeze all of `net` and add adapters to the named weights and their biases; returns the names."""
     names = list(names)
     if not names:
-        raise UserError("scale-and-shift adapters found no linear layer or norm to go behind; choose a ViT CLIP")
+        raise UserError("scale-and-shift adapters found no linear layer or norm to adapt; choose a ViT CLIP")
     net.requires_grad_(False)
     for name in names:
         module, weight, bias = owner(net, name)
@@ -73,17 +73,17 @@ def add_ssf(net: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def owner(net: nn.Module, name: str) -> tuple[nn.Module, str, str]:
-    """The module of a weight's dotted name, and the names that weight and bias have in it."""
+    """The module of a weight's dotted name, and the names of weight and bias in it."""
     path, _, weight = name.rpartition(".")
     bias = dict(PLACES).get(weight)
     if bias is None:
         raise UserError(
-            f"{name} is no weight that can be scaled and shifted: give one of {', '.join(p for p, _ in PLACES)}"
+            f"{name} is not a weight that can be scaled and shifted: use one of {', '.join(p for p, _ in PLACES)}"
         )
     return net.get_submodule(path), weight, bias
 
 
 def count(net: nn.Module) -> int:
-    """Trained numbers of all adapters in `net`."""
+    """Number of trained parameters of all adapters in `net`."""
     own = {id(p): p.numel() for m in net.modules() if isinstance(m, (Scaled, Shifted)) for p in m.parameters()}
     return sum(own.values())

@@ -1,11 +1,11 @@
-"""One way to run transformer blocks, whichever library made them, and to see what they attend to.
+"""One way to run transformer blocks of any library, and to see what they attend to.
 
     attend   softmax(Q K^T / sqrt(d)) V with prefixes and padding
     shares   the softmax itself
     Parts    a block by its parts: norm, queries/keys/values, heads, what follows attention, what follows the sum
-    run      blocks one after another: prefixes by number, only the rows wanted from the last, a map of each
+    run      blocks one after another: prefixes by number, only the requested rows of the last, an attention map of each
 
-The output comes from the fused kernel with and without a map, so looking at attention changes no number.
+The output comes from the fused kernel with and without a map, so returning attention does not change any number.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 def attend(
     query: Tensor, key: Tensor, value: Tensor, heads: int, seen: Tensor | None = None, prefix: Tensor | None = None
 ) -> Tensor:
-    """Rows (B, R, W) mixed from keys and values (B, S, W).
+    """Rows (B, R, W): weighted means of values, for keys and values (B, S, W).
 
     seen (B, S) is False at padding; prefix (B, 2, P, W) holds P keys and P values in front, seen by all rows.
     """
@@ -39,7 +39,7 @@ def shares(query: Tensor, key: Tensor, heads: int, seen: Tensor | None = None, p
 
 
 def in_sight(key: Tensor, seen: Tensor | None, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Keys with those of the prefix in front, and the mask over them."""
+    """Keys preceded by those of the prefix, and the mask over them."""
     if prefix is not None:
         key = torch.cat([prefix[:, 0], key], dim=1)
         seen = None if seen is None else torch.cat([seen.new_ones(len(seen), prefix.shape[2]), seen], dim=1)
@@ -52,12 +52,12 @@ def by_head(x: Tensor, heads: int) -> Tensor:
 
 
 class Parts(NamedTuple):
-    """A block as its parts, in the order in which they run."""
+    """A block split into its parts, in the order in which they run."""
 
     norm: Callable[[Tensor], Tensor]
     project: Callable[[Tensor, int | None], Sequence[Tensor]]  # -> queries of the first rows (None: all), keys, values
     heads: int
-    out: Callable[[Tensor, Tensor], Tensor]  # (what attention gives, the rows that asked) -> their sum
+    out: Callable[[Tensor, Tensor], Tensor]  # (output of attention, the query rows) -> their sum
     rest: Callable[[Tensor], Tensor]
 
     def __call__(
@@ -68,7 +68,7 @@ class Parts(NamedTuple):
         prefix: Tensor | None = None,
         attention: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The block on x (B, S, W), and its map; with `rows` the first so many are returned, the map is of all rows."""
+        """The block on x (B, S, W), and its map; with `rows` only the first rows are returned, but the map of all."""
         h, found = self.norm(x), None
         projected = self.project(h, rows)
         if attention:
@@ -89,7 +89,7 @@ def joint(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, int | None],
 
 
 def split(layer: nn.Linear) -> Callable[[Tensor, int | None], Sequence[Tensor]]:
-    """The same as two products, so that queries of rows that are not wanted cost nothing."""
+    """The same as two products, so that queries of rows that are not requested cost nothing."""
 
     def project(h: Tensor, rows: int | None) -> Sequence[Tensor]:
         sizes = [h.shape[-1], 2 * h.shape[-1]]
@@ -100,7 +100,7 @@ def split(layer: nn.Linear) -> Callable[[Tensor, int | None], Sequence[Tensor]]:
 
 
 def separate(attention) -> Callable[[Tensor, int | None], Sequence[Tensor]]:
-    """`project` of a module with a layer for each, named query, key and value."""
+    """`project` of a module with separate layers named query, key and value."""
     return lambda h, rows: (attention.query(h[:, :rows]), attention.key(h), attention.value(h))
 
 
@@ -112,9 +112,9 @@ def run(
     prefixes: dict[int, Tensor] | None = None,
     attention: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """All blocks on x, and a map (B, heads, R, S) of each when asked for.
+    """All blocks on x, and on request a map (B, heads, R, S) of each.
 
-    A block takes (x, seen, attention=...), where it has a prefix also prefix=..., and the last one rows=....
+    A block takes (x, seen, attention=...), with a prefix also prefix=..., and the last one rows=....
     """
     maps = []
     for number, block in enumerate(blocks):

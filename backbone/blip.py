@@ -1,18 +1,18 @@
-"""BLIP: the states of a picture tower, and a question encoder that looks at them by cross-attention in every block.
+"""BLIP: the states of an image tower, and a question encoder that cross-attends to them in every block.
 
 Li, Li, Xiong & Hoi, "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and
 Generation", ICML 2022, arXiv 2201.12086. The weights are transformers' `BlipForQuestionAnswering` without its answer
-decoder: `vision_model`, and `text_encoder`, whose sequence is put together here so that prompts can stand in it.
+decoder: `vision_model`, and `text_encoder`, whose sequence is assembled here so that prompts can be inserted.
 
-    picture     states of all patches after the tower's last norm                             -> `image_tokens`
-    question    [ENC] prompts words [SEP]: word + position, norm; prompts come behind that    -> `BlipFusion`
+    image       states of all patches after the tower's last norm                             -> `image_tokens`
+    question    [ENC] prompts words [SEP]: word + position, norm; prompts are added after it   -> `BlipFusion`
     feature     state of [ENC] after the last block
 
-The encoder that looks at pictures was trained with [ENC] as first word, in the released code, too; transformers leaves [CLS]
-there, and so does --blip_first cls. The released word table is BERT's with [DEC] and [ENC] behind it.
+The encoder with cross-attention was trained with [ENC] as its first word, also in the released code; transformers
+leaves [CLS] there, and so does --blip_first cls. The released vocabulary is BERT's followed by [DEC] and [ENC].
 
-Choices: the pooled feature of a picture is the tower's class token, that of a question is [CLS] of the question encoder
-without its cross-attention, as BLIP's contrastive loss has it. Prompts have no position.
+Choices: the pooled feature of an image is the tower's class token, that of a question is [CLS] of the question encoder
+without its cross-attention, as in BLIP's contrastive loss. Prompts do not have positions.
 """
 
 import copy
@@ -28,7 +28,7 @@ from utils.errors import UserError
 
 
 def blocks(layers: nn.ModuleList, image: Tensor | None = None) -> list[Parts]:
-    """The post-norm blocks of transformers' layers, with cross-attention to `image` (B, P, Wi) where it is given."""
+    """The post-norm blocks of transformers' layers, with cross-attention to `image` (B, P, Wi) if given."""
 
     def looked(layer: nn.Module, x: Tensor) -> Tensor:
         own = layer.crossattention.self
@@ -47,16 +47,18 @@ def blocks(layers: nn.ModuleList, image: Tensor | None = None) -> list[Parts]:
 
 
 def enc_id(words: WordPieces, rows: int) -> int:
-    """Row of [ENC] in a word table of so many rows: as the tokenizer says, or the second behind BERT's own words."""
+    """Row of [ENC] in an embedding table of `rows` rows: the tokenizer's, or the second after BERT's own words."""
     tokenizer = words.tokenizer
     found = tokenizer.get_vocab().get("[ENC]", len(tokenizer) + 1)
     if found >= rows:
-        raise UserError(f"{tokenizer.name_or_path}: its word table of {rows} rows has no [ENC]: add --blip_first cls")
+        raise UserError(
+            f"{tokenizer.name_or_path}: its embedding table of {rows} words does not have [ENC]: add --blip_first cls"
+        )
     return found
 
 
 class BlipBackbone(HubBackbone):
-    """The picture tower and the question encoder of a transformers BlipForQuestionAnswering."""
+    """The image tower and the question encoder of a transformers BlipForQuestionAnswering."""
 
     kind = "blip"
 
@@ -72,14 +74,14 @@ class BlipBackbone(HubBackbone):
         )
         if not all(hasattr(layer, "crossattention") for layer in self.layers):
             raise UserError(
-                f"{name}: its question encoder does not look at pictures; give one with is_decoder in text_config"
+                f"{name}: its question encoder does not attend to images; use one with is_decoder in text_config"
             )
         self.vision_width, self.text_width, self.embed_dim = vision.hidden_size, text.hidden_size, vision.hidden_size
         self.first_id = words.start if first == "cls" else enc_id(words, text.vocab_size)
         self.seal()
 
     def image_tokens(self, x: Tensor) -> Tensor:
-        """Pictures (B, 3, R, R) -> (B, 1 + P, Wi); row 0, the class token, is the pooled feature as well."""
+        """Images (B, 3, R, R) -> (B, 1 + P, Wi); row 0, the class token, is also the pooled feature."""
         return self.vision(pixel_values=x).last_hidden_state
 
     def text_tokens(self, ids: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ class BlipBackbone(HubBackbone):
 
 
 class BlipFusion(nn.Module):
-    """[ENC ; prompts ; words] looking at the picture -> state (B, W) of [ENC]: takes the place of a FusionTransformer."""
+    """[ENC ; prompts ; words], cross-attending to the image -> state (B, W) of [ENC]; replaces a FusionTransformer."""
 
     fresh = False
 
@@ -115,7 +117,7 @@ class BlipFusion(nn.Module):
         prefixes: dict[int, Tensor] | None = None,
         prompt_states: bool = False,
     ):
-        """Of `image_tokens` (B, 1 + P, Wi) and `text_tokens` (B, L, W): the state, also those (B, n, W) of the prompts."""
+        """The state of `image_tokens` (B, 1 + P, Wi) with `text_tokens` (B, L, W); also those (B, n, W) of prompts."""
         x, seen, front = in_front(self.first_word, prompts, text, text_seen)
         x, _ = run(blocks(self.layers, image), x, seen, front if prompt_states else 1, prefixes)
         return (x[:, 0], x[:, 1:]) if prompt_states else x[:, 0]

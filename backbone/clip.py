@@ -1,8 +1,8 @@
-"""The one door to CLIP: `load_clip(name, device)` gives a CLIPBackbone from any of the places in clip_files.
+"""The one way to load CLIP: `load_clip(name, device)` returns a CLIPBackbone from any source in clip_files.
 
-Whatever the source, a state dict under OpenAI's key names becomes a `clip.model.CLIP` whose sizes are read off the shapes.
-The network's own modules do the work: a method may replace a block's `ln_1`, `attn`, `ln_2` or `mlp` (adapters, LoRA) and
-every function here goes through the replacement.
+From any source, a state dict with OpenAI's key names becomes a `clip.model.CLIP` whose sizes are read off the shapes.
+The network's own modules are called: a method may replace a block's `ln_1`, `attn`, `ln_2` or `mlp` (adapters, LoRA),
+and every function here uses the replacement.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from utils.flags import path
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPENAI_VOCAB = 49408
-CPU_BATCH_BYTES, DEVICE_BATCH_BYTES = 2**24, 2**32  # activations of one encoder batch: near the caches; 4 GiB
+CPU_BATCH_BYTES, DEVICE_BATCH_BYTES = 2**24, 2**32  # activations of one encoder batch: close to the cache size; 4 GiB
 BICUBIC = InterpolationMode.BICUBIC
 
 
@@ -35,10 +35,11 @@ def add_clip_args(parser: argparse.ArgumentParser, default: str = "ViT-L/14") ->
         "--clip_backbone",
         type=path,
         default=default,
-        help="OpenAI name (ViT-B/32, ViT-L/14, RN50, ...), open_clip:<arch>/<tag>, path of a weight file or folder, or tiny",
+        help="OpenAI name (ViT-B/32, ViT-L/14, RN50, ...), "
+        "open_clip:<arch>/<tag>, path to a weight file or folder, or tiny",
     )
     parser.add_argument("--clip_dtype", choices=tuple(DTYPES), default="fp32", help="precision of CLIP's weights")
-    parser.add_argument("--clip_download", type=int, choices=(0, 1), default=0, help="fetch absent weights")
+    parser.add_argument("--clip_download", type=int, choices=(0, 1), default=0, help="download missing weights")
 
 
 def load_clip(
@@ -48,9 +49,9 @@ def load_clip(
     base_path: str | Path | None = None,
     download: bool = False,
 ) -> "CLIPBackbone":
-    """The CLIP of a `--clip_backbone` value, in eval mode; its parameters still require gradients.
+    """The CLIP named by `--clip_backbone`, in eval mode; its parameters still require gradients.
 
-    OpenAI's files are looked for in ~/.cache/clip and `<base_path>/clip`, and fetched only with `download`.
+    OpenAI's files are searched in ~/.cache/clip and `<base_path>/clip`, and downloaded only with `download`.
     """
     if dtype not in DTYPES:
         raise UserError(f"--clip_dtype {dtype}: choose {', '.join(DTYPES)}")
@@ -84,7 +85,7 @@ def network_sizes(state: dict[str, Tensor]) -> dict:
 
 
 def build_network(weights: ClipWeights, name: str, dtype: torch.dtype) -> nn.Module:
-    """State dict -> network. Built without drawing random numbers, so loading leaves every seeded stream alone."""
+    """State dict -> network. Built without drawing random numbers, so loading does not change any seeded stream."""
     state = {key: value.float() if value.is_floating_point() else value for key, value in weights.state.items()}
     state = {key: value for key, value in state.items() if key not in NOT_WEIGHTS}
     try:
@@ -93,7 +94,7 @@ def build_network(weights: ClipWeights, name: str, dtype: torch.dtype) -> nn.Mod
         net.load_state_dict(state, assign=True)
     except (KeyError, IndexError, RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} does not hold a CLIP under OpenAI's key names: {problem}") from None
+        raise UserError(f"{name} does not contain a CLIP with OpenAI's key names: {problem}") from None
     towers = [net.visual.transformer] if is_vit(net) else []
     for tower, heads in zip([net.transformer, *towers], reversed(weights.heads or ()), strict=False):
         for block in tower.resblocks:
@@ -124,7 +125,7 @@ def set_activation(block: nn.Module, activation: str) -> None:
     if activation == "gelu":
         block.mlp.gelu = nn.GELU()
     elif activation != "quickgelu":
-        raise UserError(f"activation '{activation}' of the weights is unknown: quickgelu or gelu")
+        raise UserError(f"unknown activation '{activation}' in the weights: use quickgelu or gelu")
 
 
 def cast(net: nn.Module, dtype: torch.dtype) -> None:
@@ -141,7 +142,7 @@ def cast(net: nn.Module, dtype: torch.dtype) -> None:
 def clip_block(
     block: nn.Module, mask: Tensor | None, x: Tensor, seen: Tensor | None = None, attention: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """A block on x (S, B, W) through its own modules, which a method may have replaced, and its map."""
+    """A block on x (S, B, W) through its own (possibly replaced) modules, and its map."""
     h, padding = block.ln_1(x), None if seen is None else ~seen
     h, shares = block.attn(
         h, h, h, key_padding_mask=padding, attn_mask=mask, need_weights=attention, average_attn_weights=False
@@ -157,7 +158,7 @@ def run_tower(
     seen: Tensor | None = None,
     attention: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Blocks on x (B, S, W), and a map (B, heads, S, S) of each when asked for; seen (B, S) is False at padding."""
+    """Blocks on x (B, S, W), and on request a map (B, heads, S, S) of each; seen (B, S) is False at padding."""
     x, maps = run([partial(clip_block, block, mask) for block in blocks], x.transpose(0, 1), seen, attention=attention)
     return x.transpose(0, 1), maps
 
@@ -170,7 +171,7 @@ def patch_tokens(visual: nn.Module, images: Tensor) -> Tensor:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Greyscale, palette and alpha pictures as three channels."""
+    """Grayscale, palette and alpha images as three channels."""
     return image.convert("RGB")
 
 
@@ -181,15 +182,15 @@ def load_tokenizer(weights: ClipWeights, vocab_size: int, name: str) -> TinyToke
     if n_ids != vocab_size:
         raise UserError(
             f"{name} embeds {vocab_size} tokens but its tokenizer ({weights.vocab or 'OpenAI'}) has {n_ids}; "
-            "weights with their own vocabulary are loaded as a folder with vocab.json"
+            "load weights with their own vocabulary from a folder with vocab.json"
         )
     return tokenizer
 
 
 class CLIPBackbone(nn.Module):
-    """CLIP with what methods need beside its two encoders: token features, prompts as embeddings, attention.
+    """CLIP with what methods need besides its two encoders: token features, prompts as embeddings, attention.
 
-    Features are raw (not normalised). End of text is the position of the largest token id.
+    Features are raw (not normalized). End of text is the position of the largest token id.
     """
 
     def __init__(self, net: nn.Module, weights: ClipWeights, name: str):
@@ -212,7 +213,7 @@ class CLIPBackbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.clip.logit_scale.device
 
     @property
@@ -247,15 +248,15 @@ class CLIPBackbone(nn.Module):
         return self.clip.encode_image(x)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, L) -> (N, D); reads no further than the longest end of text, which is exact under the mask."""
+        """Token ids (N, L) -> (N, D); stops at the longest end of text, which is exact under the causal mask."""
         eot = tokens.argmax(dim=1)
         return self.encode_embeddings(self.token_embeddings(tokens[:, : int(eot.max()) + 1]), eot)
 
     def encode_embeddings(self, embeds: Tensor, eot: Tensor, chunk: int = 0) -> Tensor:
         """Prompts as embeddings (N, L, W) with end of text at eot (N,) -> (N, D), with gradient.
 
-        All L rows are read: cut L to the longest prompt once, beforehand. With `chunk`, prompts are sorted by length and go
-        in groups of that size, each cut to its own longest (reads eot; keep it on the CPU to avoid a device sync).
+        All L rows are encoded: cut L to the longest prompt beforehand. With `chunk`, prompts are sorted by length and
+        encoded in groups of that size, each cut to its longest (reads eot; keep it on the CPU to avoid a device sync).
         The last block runs only at the end of text, the one row that is used.
         """
         if embeds.shape[1] > self.context_length:
@@ -277,9 +278,9 @@ class CLIPBackbone(nn.Module):
         return self.project_text(x + last.mlp(last.ln_2(x)))
 
     def image_tokens(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Images (B, 3, R, R) -> (B, 1 + P, vision_width) from the last block; `project_image` of row 0 is encode_image.
+        """Images (B, 3, R, R) -> last block's (B, 1 + P, vision_width); `project_image` of row 0 is encode_image.
 
-        With `return_attention` also the maps (B, heads, 1 + P, 1 + P) of all blocks.
+        With `return_attention`, also the maps (B, heads, 1 + P, 1 + P) of all blocks.
         """
         if not is_vit(self.clip):
             raise UserError(f"{self.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
@@ -290,7 +291,8 @@ class CLIPBackbone(nn.Module):
     def text_tokens(self, tokens: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Token ids (N, L) -> (N, L, text_width) from the last block; `project_text` of the end row is encode_text.
 
-        With `return_attention` also the maps (N, heads, L, L) of all blocks. Rows after the end of text mean nothing.
+        With `return_attention`, also the maps (N, heads, L, L) of all blocks. Rows after the end of text are
+        meaningless.
         """
         x = self._text_input(self.token_embeddings(tokens))
         x, maps = run_tower(self.clip.transformer.resblocks, x, self.causal(x), attention=return_attention)
@@ -317,12 +319,12 @@ class ClipImageEncoder:
     """The frozen image tower as an encoder of the FeatureStore: raw images -> fp32 rows on the CPU.
 
     layer "pooled": `encode_image`, (B, D). layer "tokens": `image_tokens`, flattened; view it as (B, *shape).
-    The key is taken from the weights as they are at construction, so a tuned tower never meets another's features.
+    The key comes from the weights at construction, so a tuned tower never gets features of another.
     """
 
     def __init__(self, backbone: CLIPBackbone, layer: str = "pooled"):
         if layer not in ("pooled", "tokens"):
-            raise UserError(f"layer '{layer}' of the CLIP image tower is unknown: pooled or tokens")
+            raise UserError(f"unknown layer '{layer}' of the CLIP image tower: use pooled or tokens")
         if layer == "tokens" and not backbone.n_image_tokens:
             raise UserError(f"{backbone.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
         self.backbone, self.layer = backbone, layer
@@ -335,7 +337,7 @@ class ClipImageEncoder:
             )
         )
         self.key += f"|bicubic {backbone.resolution} {backbone.mean} {backbone.std}"
-        # Numbers alive at once in a block: 16 per token and channel (input, norm, q, k, v, 4 + 4 in the MLP, sums);
+        # Numbers held at once in a block: 16 per token and channel (input, norm, q, k, v, 4 + 4 in the MLP, sums);
         # a ResNet's widest stage is counted as 64 planes at a quarter of the resolution.
         tokens = backbone.n_image_tokens or (backbone.resolution // 4) ** 2
         image_bytes = 16 * tokens * (backbone.vision_width if backbone.n_image_tokens else 64) * backbone.dtype.itemsize
@@ -350,7 +352,7 @@ class ClipImageEncoder:
         return not any(isinstance(m, noisy) and m.training for m in self.backbone.clip.visual.modules())
 
     def _versions(self) -> list[tuple[int, int]]:
-        """Which tensors the tower has and how often each was written to."""
+        """The tower's tensors and how often each was modified."""
         visual = self.backbone.clip.visual
         return [(id(tensor), tensor._version) for tensor in visual.parameters()]
 
@@ -359,7 +361,7 @@ class ClipImageEncoder:
         """uint8 or float [0, 1] images (B, C, H, W), or B PIL images -> (B, dim)."""
         if self._versions() != self._stamp:
             raise UserError(
-                "the CLIP image tower was trained after its feature encoder was made: make a new ClipImageEncoder"
+                "the CLIP image tower was trained after its feature encoder was created: create a new ClipImageEncoder"
             )
         if isinstance(images, Tensor):
             x = self.backbone.normalize_images(images.to(self.backbone.device))

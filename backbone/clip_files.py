@@ -1,7 +1,7 @@
-"""Where CLIP weights come from: files, folders, OpenAI's names and open_clip, all read into one ClipWeights.
+"""Sources of CLIP weights: files, folders, OpenAI's names and open_clip, all read into one ClipWeights.
 
-Nothing in a weight file is executed: safetensors and `torch.load(weights_only=True)` hold tensors only, and a TorchScript
-archive, which carries code, is opened only when its sha256 is one that OpenAI published.
+Nothing in a weight file is executed: safetensors and `torch.load(weights_only=True)` give tensors only, and a
+TorchScript archive, which contains code, is opened only if its sha256 is one that OpenAI published.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from utils.errors import UserError
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 TINY_DIR = Path(__file__).parent / "assets" / "tiny_clip"
-CACHE_DIR = Path("~/.cache/clip")  # the place where openai-clip itself keeps its files
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # scalars that OpenAI's archives carry along
+CACHE_DIR = Path("~/.cache/clip")  # the folder that openai-clip itself uses
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # scalars that OpenAI's archives contain
 
 
 @dataclass
 class ClipWeights:
-    """A state dict under OpenAI's key names, and what its shapes cannot tell."""
+    """A state dict with OpenAI's key names, and what cannot be read off its shapes."""
 
     state: dict[str, Tensor]
     sha256: str
@@ -41,10 +41,10 @@ class ClipWeights:
 
 
 def openai_clip() -> ModuleType:
-    """The package `clip` of OpenAI, or one line on what is installed instead."""
+    """OpenAI's package `clip`, or a one-line error on what is installed instead."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*pkg_resources.*")  # its own import of a dated module
+            warnings.filterwarnings("ignore", message=".*pkg_resources.*")  # it imports a deprecated module
             clip = importlib.import_module("clip")
     except ImportError as error:
         if "pkg_resources" in str(error):
@@ -79,7 +79,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_state(state: dict[str, Tensor]) -> str:
-    """Checksum of names, types, shapes and values, whatever file they came from."""
+    """Checksum of names, types, shapes and values, independent of the file."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -89,7 +89,7 @@ def sha256_state(state: dict[str, Tensor]) -> str:
 
 
 def find_weights(name: str, base_path: str | Path | None = None, download: bool = False) -> ClipWeights:
-    """The weights that a `--clip_backbone` value stands for."""
+    """The weights named by a `--clip_backbone` value."""
     if name == "tiny":
         return read_folder(TINY_DIR)
     if name.startswith("open_clip:"):
@@ -118,13 +118,13 @@ def read_openai(name: str, url: str, sha256: str, base_path: str | Path | None, 
     if not download:
         raise UserError(
             f"no weights for {name}: put {file_name} (sha256 {sha256}, from {url}) into "
-            f"{' or '.join(map(str, places))}, or add --clip_download 1; without weights: the same command with "
+            f"{' or '.join(map(str, places))}, or add --clip_download 1; to run without weights, use "
             "--clip_backbone tiny"
         )
     try:
         path = Path(openai_clip().clip._download(url, str(places[0])))
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot download {url}: {error}; fetch it by hand into {places[0]}") from None
+        raise UserError(f"cannot download {url}: {error}; download it manually into {places[0]}") from None
     return read_file(path, want_sha256=sha256)
 
 
@@ -133,14 +133,15 @@ def read_file(path: Path, want_sha256: str | None = None) -> ClipWeights:
     sha256 = sha256_file(path)
     if want_sha256 not in (None, sha256):
         raise UserError(
-            f"{path} is damaged or another file: sha256 is {sha256}, wanted {want_sha256}; delete it and fetch it again"
+            f"{path} is damaged or a different file: sha256 is {sha256}, expected {want_sha256}; delete "
+            "it and download it again"
         )
     if path.suffix == ".safetensors":
         return read_safetensors(path, sha256)
     if is_torchscript(path):
         if sha256 not in {known for _, known in published().values()}:
             raise UserError(
-                f"{path} is a TorchScript archive, which holds code, and not one that OpenAI published; "
+                f"{path} is a TorchScript archive, which contains code, and OpenAI did not publish it; "
                 "save its state dict as safetensors and pass that file"
             )
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
@@ -163,20 +164,20 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is damaged or holds more than tensors, which is not loaded; save its state dict as safetensors"
+            f"{path} is damaged or contains more than tensors, which is not loaded; save its state dict as safetensors"
         ) from None
-    except Exception as error:  # torch's reader of pickles raises many classes for a file that is none
+    except Exception as error:  # torch's unpickler raises many classes for other files
         problem = " ".join(str(error).split())[:200] or "it is empty"
-        raise UserError(f"cannot read {path}: {problem}; the file is damaged, fetch it again") from None
+        raise UserError(f"cannot read {path}: {problem}; the file is damaged, download it again") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is not a state dict: expected names with tensors")
+        raise UserError(f"{path} is not a state dict: expected a mapping of names to tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def read_safetensors(path: Path, sha256: str) -> ClipWeights:
-    """Tensors, and from the file's own metadata `activation` where it says so."""
+    """Tensors, and `activation` from the file's metadata if given."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -185,7 +186,7 @@ def read_safetensors(path: Path, sha256: str) -> ClipWeights:
             state = {name: file.get_tensor(name) for name in names}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}; the file is damaged, fetch it again") from None
+        raise UserError(f"cannot read {path}: {error}; the file is damaged, download it again") from None
     return ClipWeights(state, sha256, activation=metadata.get("activation", "quickgelu"))
 
 
@@ -193,14 +194,14 @@ def read_folder(folder: Path) -> ClipWeights:
     """model.safetensors + config.json (+ vocab.json): the layout of the embedded tiny CLIP."""
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing; a CLIP folder holds model.safetensors and config.json")
+            raise UserError(f"{folder / name} is missing; a CLIP folder contains model.safetensors and config.json")
     try:
         config = json_text.parse((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{folder / 'config.json'} is no JSON: {error}; fetch the folder again") from None
+        raise UserError(f"{folder / 'config.json'} is not valid JSON: {error}; download the folder again") from None
     missing = {"image_mean", "image_std", "activation", "sha256"} - set(config)
     if missing:
-        raise UserError(f"{folder / 'config.json'} lacks {', '.join(sorted(missing))}; fetch the folder again")
+        raise UserError(f"{folder / 'config.json'} lacks {', '.join(sorted(missing))}; download the folder again")
     weights = read_file(folder / "model.safetensors", want_sha256=config["sha256"])
     weights.activation = config["activation"]
     weights.mean, weights.std = tuple(config["image_mean"]), tuple(config["image_std"])
@@ -209,27 +210,32 @@ def read_folder(folder: Path) -> ClipWeights:
 
 
 def read_open_clip(spec: str, download: bool) -> ClipWeights:
-    """A model of the optional package open_clip, as far as it has OpenAI's layout (its class CLIP)."""
+    """A model of the optional package open_clip, if it has OpenAI's layout (its class CLIP)."""
     try:
         import open_clip
     except ImportError:
-        raise UserError("open_clip: names need one more package: pip install open_clip_torch") from None
+        raise UserError("open_clip: names need an additional package: pip install open_clip_torch") from None
     arch, _, tag = spec.rpartition("/")
     if not open_clip.is_pretrained_cfg(arch, tag):
         tags = open_clip.list_pretrained_tags_by_model(arch)
-        hint = f"its tags: {', '.join(tags)}" if tags else "write open_clip:<arch>/<tag>, as ViT-B-32/laion2b_s34b_b79k"
-        raise UserError(f"open_clip knows no weights '{tag}' of '{arch}'; {hint}")
+        hint = (
+            f"its tags: {', '.join(tags)}"
+            if tags
+            else "write open_clip:<arch>/<tag>, such as ViT-B-32/laion2b_s34b_b79k"
+        )
+        raise UserError(f"open_clip does not have weights '{tag}' for '{arch}'; {hint}")
     config = open_clip.get_pretrained_cfg(arch, tag)
     if not download and not open_clip_cached(config):
         raise UserError(
-            f"no weights for open_clip:{spec} in the local cache (source: {config.get('hf_hub') or config.get('url')}); "
-            "add --clip_download 1, or without weights: the same command with --clip_backbone tiny"
+            f"no weights for open_clip:{spec} in the local cache (source: "
+            f"{config.get('hf_hub') or config.get('url')}); "
+            "add --clip_download 1, or run without weights: --clip_backbone tiny"
         )
     return from_open_clip(open_clip.create_model(arch, pretrained=tag))
 
 
 def open_clip_cached(config: dict) -> bool:
-    """Whether the file that open_clip would fetch for this entry is already on disk."""
+    """Whether the file that open_clip would download for this entry is already on disk."""
     if not config.get("hf_hub"):
         return (CACHE_DIR.expanduser() / config["url"].split("/")[-1]).is_file()
     from huggingface_hub import try_to_load_from_cache
@@ -240,9 +246,11 @@ def open_clip_cached(config: dict) -> bool:
 
 
 def from_open_clip(model: torch.nn.Module) -> ClipWeights:
-    """What an open_clip model tells about itself; its class CLIP uses OpenAI's key names."""
+    """ClipWeights of an open_clip model; its class CLIP uses OpenAI's key names."""
     if not hasattr(model, "transformer") or not hasattr(model, "token_embedding"):
-        raise UserError(f"open_clip's {type(model).__name__} is not laid out as OpenAI's CLIP; choose another arch")
+        raise UserError(
+            f"open_clip's {type(model).__name__} does not have the layout of OpenAI's CLIP; choose another arch"
+        )
     text = model.transformer.resblocks[0]
     vision = model.visual.transformer.resblocks[0] if hasattr(model.visual, "transformer") else None
     state = model.state_dict()

@@ -1,4 +1,4 @@
-"""CLIP's towers with a linear classifier, so that gradient baselines start from the weights CLIP methods use."""
+"""CLIP's towers with a linear classifier, so that gradient baselines start from the weights that CLIP methods use."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from utils.pair import Inputs, Pair
 
 
 def fuse(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Features (B, 3D) of pictures with texts: both directions and their product, each with entries of size about 1."""
+    """Features (B, 3D) of images with texts: both unit vectors and their product, each with entries of size about 1."""
     image, text = (normalize(x, dim=-1) * x.shape[-1] ** 0.5 for x in (image, text))
     return torch.cat([image, text, image * text], dim=-1)
 
 
 class ClipVisual(MammothBackbone):
-    """`features` are CLIP's raw image features; images come as CLIP's preprocessing gives them. The text of a Pair is
-    not looked at: it is the picture alone that this network sees."""
+    """`features` are CLIP's raw image features; images come preprocessed for CLIP. The text of a Pair is
+    ignored: this network sees only the image."""
 
     def __init__(self, num_classes: int, clip: CLIPBackbone):
         super().__init__()
@@ -35,7 +35,7 @@ class ClipVisual(MammothBackbone):
         return answer(returnt, self.classifier, features, [features])
 
     def attention(self, x: Inputs) -> tuple[torch.Tensor, None]:
-        """(B, n) to the patches; texts are not looked at."""
+        """(B, n) to the patches; texts are ignored."""
         return patch_attention(self.visual, x.image if isinstance(x, Pair) else x), None
 
 
@@ -45,13 +45,13 @@ class ClipFused(MammothBackbone):
     def __init__(self, num_classes: int, clip: CLIPBackbone):
         super().__init__()
         self.clip = clip
-        clip.tokenizer = clip.preprocess = None  # pairs come as token ids and prepared pictures
+        clip.tokenizer = clip.preprocess = None  # pairs come as token ids and preprocessed images
         self.feature_dim = self.embed_dim = 3 * clip.embed_dim
         self.classifier = nn.Linear(self.feature_dim, num_classes)
 
     def forward(self, x: Pair, returnt: str = "out"):
         if not isinstance(x, Pair):
-            raise UserError("backbone clip-fused looks at pictures with texts: choose clip-visual for pictures alone")
+            raise UserError("backbone clip-fused takes images with texts: choose clip-visual for images alone")
         check_size(x.image, self.clip.resolution)
         text = self.clip.encode_embeddings(self.clip.token_embeddings(x.text), x.text.argmax(dim=1))
         features = fuse(self.clip.encode_image(x.image).float(), text.float())
@@ -79,7 +79,7 @@ def word_attention(clip: CLIPBackbone, ids: torch.Tensor) -> torch.Tensor:
 
 
 def both_attentions(clip: CLIPBackbone, x: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention of both towers, the second None where there is no text."""
+    """Attention of both towers, the second is None if there is no text."""
     image, text = (x.image, x.text) if isinstance(x, Pair) else (x, None)
     return patch_attention(clip.clip.visual, image), None if text is None else word_attention(clip, text)
 
@@ -87,7 +87,7 @@ def both_attentions(clip: CLIPBackbone, x: Inputs) -> tuple[torch.Tensor, torch.
 def check_size(image: torch.Tensor, resolution: int) -> None:
     if image.shape[-1] != resolution:
         raise UserError(
-            f"CLIP's image tower takes {resolution} pixels, the images have {image.shape[-1]}: "
+            f"CLIP's image tower takes images of {resolution} pixels, these have {image.shape[-1]}: "
             "choose a dataset of that size or another --clip_backbone"
         )
 
@@ -100,5 +100,5 @@ def clip_visual(num_classes: int, clip_backbone: Path = "ViT-B/32", base_path: s
 
 @register_backbone("clip-fused")
 def clip_fused(num_classes: int, clip_backbone: Path = "ViT-B/32", base_path: str = "./data/") -> ClipFused:
-    """Both towers of CLIP + linear classifier, for pictures with texts; --clip_backbone chooses the weights."""
+    """Both towers of CLIP + linear classifier, for images with texts; --clip_backbone chooses the weights."""
     return ClipFused(num_classes, load_clip(clip_backbone, base_path=base_path))

@@ -6,7 +6,7 @@ from torch.nn.functional import linear, normalize
 
 
 class CosineLinear(nn.Module):
-    """`scale` times the cosine of features (B, D) with each row of `weight` (C, D); the scale may be learnt."""
+    """`scale` times the cosine of features (B, D) with each row of `weight` (C, D); the scale may be learned."""
 
     def __init__(self, in_features: int, out_features: int, scale: float = 1.0, learn_scale: bool = True):
         super().__init__()

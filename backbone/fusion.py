@@ -1,7 +1,7 @@
 """A small transformer over CLIP's image tokens and question tokens: [CLS ; prompts ; image ; question].
 
-CLIP has no module in which picture and question meet; this is one. Its input are the states of both towers' last
-blocks, which the towers' own positions have already marked. Fresh it knows nothing, so it has to be trained once: on
+CLIP does not have a module that fuses image and question; this is one. Its inputs are the states of both towers' last
+blocks, which already contain the towers' positions. It is randomly initialized, so it has to be trained once: on
 the first task, or beforehand (`backbone/assets/tiny_fusion` for the tiny CLIP, by scripts/train_tiny_fusion.py).
 """
 
@@ -34,9 +34,9 @@ def add_fusion_args(parser: ArgumentParser) -> None:
         "--fusion_weights",
         type=path,
         default="auto",
-        help="auto: the shipped ones where they fit this CLIP, else fresh; none; a folder",
+        help="auto: the shipped weights if they match this CLIP, else random ones; none: random; or a folder",
     )
-    words = "width of a fresh fusion transformer", "its blocks", "its heads"
+    words = "width of a new fusion transformer", "number of its blocks", "number of its heads"
     for flag, text, usual in zip(SIZE_FLAGS, words, FRESH.values(), strict=True):
         parser.add_argument(f"--{flag}", type=positive_int, help=f"{text} (default: {usual})")
 
@@ -68,7 +68,7 @@ class FusionTransformer(nn.Module):
     def __init__(self, image_width: int, text_width: int, width: int = 256, layers: int = 4, heads: int = 8):
         super().__init__()
         if width % heads:
-            raise UserError(f"--fusion_width {width} is no multiple of --fusion_heads {heads}")
+            raise UserError(f"--fusion_width {width} is not a multiple of --fusion_heads {heads}")
         self.width, self.n_layers, self.fresh = width, layers, True
         self.sizes = {"width": width, "layers": layers, "heads": heads}
         self.image_in = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, width))
@@ -105,7 +105,7 @@ class FusionTransformer(nn.Module):
 
 
 def question_mask(tokens: Tensor) -> Tensor:
-    """(B, L): True up to and with the end of text, which has the largest id."""
+    """(B, L): True up to and including the end of text, which has the largest id."""
     return torch.arange(tokens.shape[1], device=tokens.device) <= tokens.argmax(dim=1, keepdim=True)
 
 
@@ -115,7 +115,7 @@ def fusion_of(clip: CLIPBackbone, args: Namespace) -> FusionTransformer:
 
 
 def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=None, heads=None) -> FusionTransformer:
-    """The fusion of a `--fusion_weights` value: auto (the shipped one where it fits this CLIP), none, a folder."""
+    """The fusion named by `--fusion_weights`: auto (the shipped one if it matches this CLIP), none, or a folder."""
     if not clip.n_image_tokens:
         raise UserError(f"{clip.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
     asked = {k: v for k, v in {"width": width, "layers": layers, "heads": heads}.items() if v is not None}
@@ -125,15 +125,15 @@ def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=No
     config = read_config(folder)
     if config.get("clip_sha256") != clip.sha256:
         raise UserError(
-            f"the fusion in {folder} was trained on another CLIP than {clip.name}: give --fusion_weights none"
+            f"the fusion in {folder} was trained on a CLIP other than {clip.name}: use --fusion_weights none"
         )
     for name, value in asked.items():
         if value != config["sizes"][name]:
             raise UserError(
                 f"--fusion_{name} {value}: the weights in {folder} have {config['sizes'][name]}; "
-                "leave the flag out, or give --fusion_weights none"
+                "leave the flag out, or use --fusion_weights none"
             )
-    with torch.random.fork_rng(devices=[]):  # its fresh values are replaced: loading leaves seeded streams alone
+    with torch.random.fork_rng(devices=[]):  # its initial values are replaced: loading does not change seeded streams
         fusion = FusionTransformer(clip.vision_width, clip.text_width, **config["sizes"])
     try:
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
@@ -146,7 +146,7 @@ def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=No
 
 
 def fits(folder: Path, clip: CLIPBackbone) -> bool:
-    """Whether the shipped weights are of this CLIP."""
+    """Whether the shipped weights were trained on this CLIP."""
     return (folder / "config.json").is_file() and read_config(folder).get("clip_sha256") == clip.sha256
 
 
@@ -156,7 +156,7 @@ def read_config(folder: Path) -> dict:
         return json_text.parse((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--fusion_weights {folder}: no readable config.json there ({type(error).__name__}); give a folder made by "
+            f"--fusion_weights {folder}: no readable config.json there ({type(error).__name__}); use a folder made by "
             "scripts/train_tiny_fusion.py, auto, or none"
         ) from None
 
@@ -167,9 +167,9 @@ class ClipFusion(MammothBackbone):
     def __init__(self, num_classes: int, clip: CLIPBackbone, fusion: FusionTransformer):
         super().__init__()
         self.clip, self.fusion = clip.requires_grad_(False), fusion
-        null = clip.tokenize("")  # the question of pictures alone
+        null = clip.tokenize("")  # the question for images without text
         self.register_buffer("null_question", null[:, : int(null.argmax()) + 1], persistent=False)
-        clip.tokenizer = clip.preprocess = None  # pairs come as token ids and prepared pictures
+        clip.tokenizer = clip.preprocess = None  # pairs come as token ids and preprocessed images
         self.feature_dim = self.embed_dim = fusion.width
         self.classifier = nn.Linear(fusion.width, num_classes)
 
@@ -195,11 +195,11 @@ def clip_fusion(
     return ClipFusion(num_classes, clip, make_fusion(clip, fusion_weights))
 
 
-UNSEEN = -1e4  # logit of an answer that the head has no row for
+UNSEEN = -1e4  # logit of an answer without a row in the head
 
 
 class GrowingHead(nn.Module):
-    """A linear layer whose rows are answers, added as they are first met; row r answers `answers[r]`."""
+    """A linear layer whose rows are answers, added when first seen; row r is for `answers[r]`."""
 
     def __init__(self, width: int, n_answers: int):
         super().__init__()
@@ -208,11 +208,11 @@ class GrowingHead(nn.Module):
         self.register_buffer("answers", torch.zeros(0, dtype=torch.long))
 
     def grow(self, answers: Tensor) -> None:
-        """Append a row for each answer (ids) that has none; the old rows stay as they are."""
+        """Append a row for each new answer (ids); the old rows are unchanged."""
         answers = answers.unique().to(self.answers.device)
         new = answers[~torch.isin(answers, self.answers)]
         width = self.weight.shape[1]
-        fresh = (2 * torch.rand(len(new), width) - 1).to(self.weight) * width**-0.5  # as nn.Linear starts
+        fresh = (2 * torch.rand(len(new), width) - 1).to(self.weight) * width**-0.5  # as nn.Linear is initialized
         self.weight = nn.Parameter(torch.cat([self.weight.detach(), fresh]))
         self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.bias.new_zeros(len(new))]))
         self.answers = torch.cat([self.answers, new])
@@ -228,7 +228,7 @@ class GrowingHead(nn.Module):
         return nn.functional.linear(states, self.weight, self.bias)
 
     def spread(self, logits: Tensor) -> Tensor:
-        """Logits (B, rows) in the order of answer ids (B, n_answers), UNSEEN where there is no row."""
+        """Logits (B, rows) in the order of answer ids (B, n_answers), UNSEEN for those without a row."""
         full = logits.new_full((len(logits), self.n_answers), UNSEEN)
         full[:, self.answers] = logits
         return full

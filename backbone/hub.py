@@ -1,10 +1,10 @@
-"""ViLT and BLIP of the library transformers: where their files come from, their words, and what both share.
+"""ViLT and BLIP from the library transformers: their files, their vocabulary, and what both share.
 
-The library is imported when one of them is chosen. Its modules hold the weights; sequences and attention are ours, so
-prompts, prefixes and dropped patches go in, and attention comes out. A text is token ids of BERT's word pieces whose
-end has the largest id of all, as CLIP's texts have: [SEP] is written as one id above the vocabulary.
+The library is imported if one of them is chosen. Its modules hold the weights; sequences and attention are ours, so
+prompts, prefixes and dropped patches are supported, and attention is returned. A text is token ids of BERT's word
+pieces whose end has the largest id of all, as in CLIP's texts: [SEP] is written as one id above the vocabulary.
 
-Both networks take the pictures of CLIP's preparation with their own mean, spread and size: square, the centre cut out.
+Both networks take images preprocessed as for CLIP with their own mean, std and size: square center crops.
 """
 
 import functools
@@ -26,44 +26,44 @@ HUB_NAMES = {"vilt": "dandelin/vilt-b32-mlm", "blip": "Salesforce/blip-vqa-base"
 
 
 def library() -> ModuleType:
-    """The package transformers, told to be quiet."""
+    """The package transformers, with its messages turned off."""
     try:
         import transformers
     except ImportError:
-        raise UserError("ViLT and BLIP need one more package: pip install transformers") from None
+        raise UserError("ViLT and BLIP need an additional package: pip install transformers") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
 
 
 def fetch(cls, place: str, download: bool, **options):
-    """`cls.from_pretrained`, from disk alone unless `download`; one line on what is absent or damaged."""
+    """`cls.from_pretrained`, from disk alone unless `download`; one line on what is missing or damaged."""
     if not Path(place).is_dir() and ("\\" in place or place.startswith((".", "/")) or place.count("/") > 1):
         raise UserError(
-            f"{place}: no such folder; give one that transformers saved (config.json, model.safetensors, "
-            "vocab.txt), or a name of its Hub"
+            f"{place}: no such folder; use one that transformers saved (config.json, model.safetensors, "
+            "vocab.txt), or a model name on its Hub"
         )
     try:
-        with torch.random.fork_rng(devices=[]):  # loading leaves every seeded stream alone
+        with torch.random.fork_rng(devices=[]):  # loading does not change any seeded stream
             return cls.from_pretrained(place, local_files_only=not download, **options)
-    except Exception as error:  # the library raises many kinds for absent, damaged and foreign files
+    except Exception as error:  # the library raises many classes for missing, damaged and foreign files
         problem = " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__  # the first sentence
         remedy = (
-            "give a folder that transformers saved (config.json, model.safetensors, vocab.txt)"
+            "use a folder that transformers saved (config.json, model.safetensors, vocab.txt)"
             if Path(place).is_dir()
-            else "add --clip_download 1 to fetch it, or give a folder that holds it"
+            else "add --clip_download 1 to download it, or use a folder that contains it"
         )
-        raise UserError(f"no weights or words of {place} can be read ({problem}); {remedy}") from None
+        raise UserError(f"cannot read the weights or vocabulary of {place} ({problem}); {remedy}") from None
 
 
 def read_model(class_name: str, place: str, download: bool) -> nn.Module:
-    """A network of transformers with every weight found, without dropout."""
+    """A network of transformers, with all weights found and without dropout."""
     cls = getattr(library(), class_name)
     net, report = fetch(cls, place, download, output_loading_info=True, dtype=torch.float32)
     absent = sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])})
     if absent:
         raise UserError(
-            f"{place} is no {class_name}: it lacks {len(absent)} of its weights, {absent[0]} first; give "
+            f"{place} is not a {class_name}: {len(absent)} of its weights are missing, {absent[0]} first; use "
             f"weights such as {' or '.join(HUB_NAMES.values())}"
         )
     for module in net.modules():
@@ -73,12 +73,14 @@ def read_model(class_name: str, place: str, download: bool) -> nn.Module:
 
 
 class WordPieces:
-    """BERT's tokenizer: [CLS] words end, padded with 0; `end` stands for [SEP] and is above all ids."""
+    """BERT's tokenizer: [CLS] words end, padded with 0; `end` stands for [SEP] and is the largest id."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.start, self.sep = tokenizer, tokenizer.cls_token_id, tokenizer.sep_token_id
         if self.start is None or self.sep is None:
-            raise UserError(f"{tokenizer.name_or_path} has no [CLS] and [SEP]: give a folder with BERT's vocab.txt")
+            raise UserError(
+                f"{tokenizer.name_or_path} does not have [CLS] and [SEP]: use a folder with BERT's vocab.txt"
+            )
         self.end = len(tokenizer)
 
     def tokenize(self, texts: Sequence[str], length: int, truncate: bool = False) -> Tensor:
@@ -95,7 +97,7 @@ class WordPieces:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; start, end and padding are left out."""
+        """The text of ids; start, end and padding are omitted."""
         return self.tokenizer.decode([i for i in ids if i not in (0, self.start, self.end)])
 
 
@@ -106,11 +108,11 @@ def read_words(place: str, download: bool = False) -> WordPieces:
 
 
 class HubBackbone(nn.Module):
-    """Stands where methods expect a CLIPBackbone: pictures and words prepared, tokens of both, pooled features.
+    """Used where methods expect a CLIPBackbone: preprocessed images and words, tokens of both, pooled features.
 
-    `image_tokens` and `text_tokens` are what `make_fusion` takes; they depend on frozen weights alone. Row 0 of either
+    `image_tokens` and `text_tokens` are what `make_fusion` takes; they depend on frozen weights only. Row 0 of either
     is the pooled feature of that modality by itself: the token that belongs there is the same for all inputs, and the
-    fusion knows it.
+    fusion stores it.
     """
 
     normalize_images = CLIPBackbone.normalize_images
@@ -123,7 +125,7 @@ class HubBackbone(nn.Module):
         self.grid, self.context_length = resolution // side, n_words
         if resolution % side:
             raise UserError(
-                f"pictures of {resolution} pixels are no whole number of patches of {side}: choose a multiple"
+                f"images of {resolution} pixels are not a whole number of patches of {side}: choose a multiple"
             )
         self.n_image_tokens = 1 + self.grid**2
         self.mean, self.std = mean_std
@@ -131,7 +133,7 @@ class HubBackbone(nn.Module):
         self.preprocess = Compose([*crop, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
 
     def seal(self) -> None:
-        """Once the weights are in place: their checksum, and no gradients."""
+        """Call once the weights are loaded: computes their checksum, turns off gradients."""
         self.requires_grad_(False)
         self.sha256 = sha256_state(self.state_dict())
 
@@ -148,13 +150,13 @@ class HubBackbone(nn.Module):
         return self.tokenizer.tokenize([texts] if isinstance(texts, str) else texts, self.context_length)
 
     def word_ids(self, ids: Tensor) -> Tensor:
-        """Ids as the network's embedding knows them."""
+        """Ids as in the network's embedding table."""
         ids = ids.to(self.device)
         return torch.where(ids == self.end, self.sep, ids)
 
     def make_fusion(self, trained: bool) -> nn.Module:
-        """The transformer in which both meet: a copy where it is to be trained, as pooled features stay."""
-        raise NotImplementedError(f"{type(self).__name__} defines no make_fusion()")
+        """The transformer that fuses both: a copy if it is to be trained, so that pooled features do not change."""
+        raise NotImplementedError(f"{type(self).__name__} does not define make_fusion()")
 
 
 class HubImageEncoder:
@@ -178,7 +180,7 @@ class HubImageEncoder:
 
 
 def in_front(first: Tensor, prompts: Tensor | None, rest: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, int]:
-    """[first ; prompts ; rest without its row 0] of rest (B, L, W), what is seen of it, and the rows before the rest."""
+    """[first ; prompts ; rest without its row 0] of rest (B, L, W), its mask, and the rows before the rest."""
     parts = [first.expand(len(rest), 1, -1), *([] if prompts is None else [prompts]), rest[:, 1:]]
     front = 1 + (0 if prompts is None else prompts.shape[1])
     return torch.cat(parts, dim=1), torch.cat([seen.new_ones(len(seen), front), seen[:, 1:]], dim=1), front

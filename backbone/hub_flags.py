@@ -1,4 +1,4 @@
-"""Flags that choose ViLT or BLIP in the place of CLIP with a fusion transformer, and the network and words they name."""
+"""Flags that choose ViLT or BLIP instead of CLIP with a fusion transformer, and the network and words they select."""
 
 import functools
 from argparse import ArgumentParser, Namespace
@@ -15,31 +15,33 @@ from utils.settings import option
 
 
 def add_hub_args(parser: ArgumentParser, flag: str, kinds: Sequence[str]) -> None:
-    """`--<flag> clip` or one of `kinds`, and where the weights of these are."""
-    words = {"vilt": "ViLT's one transformer", "blip": "BLIP's picture tower and question encoder"}
+    """`--<flag> clip` or one of `kinds`, and where to find their weights."""
+    words = {"vilt": "ViLT's one transformer", "blip": "BLIP's image tower and question encoder"}
     offered = "; ".join(f"{kind}: {words[kind]}" for kind in kinds)
     parser.add_argument(
         f"--{flag}",
         choices=["clip", *kinds],
         default="clip",
-        help=f"where picture and text meet. clip: a fusion transformer on CLIP's towers; {offered}",
+        help=f"how image and text are fused. clip: a fusion transformer on CLIP's towers; {offered}",
     )
     for kind in kinds:
         parser.add_argument(
             f"--{kind}_weights",
             type=path,
             default=HUB_NAMES[kind],
-            help="a folder that transformers saved, or a name of its Hub (fetched with --clip_download 1)",
+            help="a folder that transformers saved, or a model name on its Hub (downloaded with --clip_download 1)",
         )
     if "blip" in kinds:
         parser.add_argument(
             "--blip_first",
             choices=["enc", "cls"],
             default="enc",
-            help="first word of a question that looks at the image: [ENC] as in BLIP's training, or [CLS]",
+            help="first token of a question that attends to the image: [ENC] as in BLIP's training, or [CLS]",
         )
     parser.add_argument(
-        "--vilt_resolution", type=positive_int, help="side of ViLT's square pictures (default: that of the weights)"
+        "--vilt_resolution",
+        type=positive_int,
+        help="side of ViLT's square images in pixels (default: that of the weights)",
     )
 
 
@@ -50,7 +52,7 @@ def chosen(args: Namespace) -> str:
 
 
 def refuse_idle(args: Namespace) -> None:
-    """Weights or a resolution of a network that is not chosen are a mistake, not a wish."""
+    """Refuse weights or a resolution of a network that is not chosen."""
     flag, kind = "fusion" if hasattr(args, "fusion") else "vqa_backbone", chosen(args)
     idle = [
         f"{other}_weights"
@@ -63,12 +65,12 @@ def refuse_idle(args: Namespace) -> None:
         idle.append("blip_first")
     if idle:
         raise UserError(
-            f"--{idle[0]} is read with --{flag} {idle[0].partition('_')[0]} only: add that, or leave it out"
+            f"--{idle[0]} is used only with --{flag} {idle[0].partition('_')[0]}: add that, or leave it out"
         )
 
 
 def load_hub(args: Namespace) -> HubBackbone:
-    """The network of the flags, in eval mode and without dropout; a run on CLIP imports neither."""
+    """The network chosen by the flags, in eval mode and without dropout; a run on CLIP imports neither."""
     from backbone.blip import BlipBackbone
     from backbone.vilt import ViltBackbone
 
@@ -76,9 +78,11 @@ def load_hub(args: Namespace) -> HubBackbone:
     given = [name for name in SIZE_FLAGS if option(args, name) is not None]
     given += ["fusion_weights"] if option(args, "fusion_weights", "auto") != "auto" else []
     if given:
-        raise UserError(f"--{given[0]} is about the fusion transformer on CLIP, {kind} has none: leave the flag out")
+        raise UserError(
+            f"--{given[0]} is for the fusion transformer on CLIP, but {kind} does not have one: leave the flag out"
+        )
     if option(args, "clip_dtype", "fp32") != "fp32":
-        raise UserError(f"--clip_dtype is about CLIP; {kind} runs in fp32: leave the flag out")
+        raise UserError(f"--clip_dtype is for CLIP, but {kind} runs in fp32: leave the flag out")
     place, download = place_of(args), bool(option(args, "clip_download", 0))
     words = read_words(place, download)
     if kind == "blip":
@@ -95,13 +99,13 @@ def place_of(args: Namespace) -> str:
 
 @functools.lru_cache(maxsize=4)
 def text_length(place: str, download: bool = False) -> int:
-    """How many word pieces the network at a place reads."""
+    """The maximum number of word pieces of the network in a folder or of a Hub name."""
     config = fetch(library().AutoConfig, place, download)
     return getattr(config, "text_config", config).max_position_embeddings
 
 
 def hub_tokens(texts: Sequence[str], args: Namespace, cut: int | None = None) -> Tensor:
-    """Ids of texts for the chosen network; with `cut`, longer texts lose their tail, else they are refused."""
+    """Ids of texts for the chosen network; with `cut`, longer texts are truncated, else refused."""
     place, download = place_of(args), bool(option(args, "clip_download", 0))
     longest = text_length(place, download)
     return read_words(place, download).tokenize(texts, min(cut or longest, longest), truncate=cut is not None)

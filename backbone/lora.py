@@ -2,7 +2,7 @@
 
     W x  ->  (W + (scale / rank) B A) x,   A (rank, in) drawn, B (out, rank) zero at first, W frozen
 
-They are parametrizations of the weight itself, so whatever reads it (`nn.MultiheadAttention` too) meets the sum.
+They are parametrizations of the weight itself, so code that reads it, such as `nn.MultiheadAttention`, gets the sum.
 """
 
 import torch
@@ -36,12 +36,14 @@ def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def add_lora(net: nn.Module, rank: int, scale: float, generator: torch.Generator | None = None) -> list[str]:
-    """Freeze `net` and put adapters on the weights of its blocks; gives the names of those weights."""
+    """Freeze `net` and add adapters to the weights of its blocks; returns the names of those weights."""
     if rank < 1:
-        raise UserError(f"a rank of {rank} leaves nothing to train; give 1 or more")
+        raise UserError(f"a rank of {rank} leaves nothing to train; use 1 or more")
     names = [name for name, _ in net.named_parameters() if name.endswith(WEIGHTS)]
     if not names:
-        raise UserError("low-rank adapters go into transformer blocks and this network has none; choose a ViT CLIP")
+        raise UserError(
+            "low-rank adapters need transformer blocks, but this network does not have any; choose a ViT CLIP"
+        )
     numbers = rank * sum(sum(parameter.shape) for name, parameter in net.named_parameters() if name.endswith(WEIGHTS))
     require(4 * 4 * numbers, f"--lora_rank {shown(rank)}, with gradients and Adam's two moments,", "lower it")
     net.requires_grad_(False)
@@ -53,13 +55,13 @@ def add_lora(net: nn.Module, rank: int, scale: float, generator: torch.Generator
 
 
 def adapted(net: nn.Module, names: list[str]) -> dict[str, Tensor]:
-    """The sums W + factor * B A by the names that the weights have without adapters."""
+    """The sums W + factor * B A, by the names of the weights without adapters."""
     return {name: getattr(*_owner(net, name)) for name in names}
 
 
 @torch.no_grad()
 def fold_lora(net: nn.Module, names: list[str]) -> None:
-    """The sums become plain weights and the adapters are gone; gradients are wanted of all parameters again."""
+    """Merge the adapters into the weights and remove them; all parameters require gradients again."""
     for name in names:
         module, weight = _owner(net, name)
         parametrize.remove_parametrizations(module, weight, leave_parametrized=True)

@@ -14,7 +14,7 @@ class MNISTMLP(MammothBackbone):
     def __init__(self, input_size: int, num_classes: int, hidden_size: int = 100):
         super().__init__()
         if hidden_size < 1:
-            raise UserError(f"--mlp_hidden_size {hidden_size}: a layer needs at least one number")
+            raise UserError(f"--mlp_hidden_size {hidden_size}: a layer needs at least one unit")
         weights = hidden_size * (input_size + hidden_size + num_classes)
         require(3 * 4 * weights, f"--mlp_hidden_size {shown(hidden_size)}, with gradients and momentum,", "lower it")
         self.input_size, self.output_size, self.feature_dim = input_size, num_classes, hidden_size
@@ -25,7 +25,7 @@ class MNISTMLP(MammothBackbone):
     def forward(self, x: torch.Tensor, returnt: ReturnTypes = "out"):
         if num_flat_features(x) != self.input_size:
             raise UserError(
-                f"mnistmlp takes images of {self.input_size} numbers, got {tuple(x.shape[1:])}; "
+                f"mnistmlp takes images of {self.input_size} values, got {tuple(x.shape[1:])}; "
                 "choose another --backbone (--list backbones)"
             )
         features = self.fc2(self.fc1(x.flatten(1)).relu()).relu()

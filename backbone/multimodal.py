@@ -1,7 +1,7 @@
-"""CLIP's towers on any choice of patches and words, each at its own place, and a fusion transformer that shows attention.
+"""CLIP's towers on any subset of patches and words, each at its own position, and a fusion transformer with attention.
 
-A patch is embedded by itself (the convolution's stride is its width), so the towers run on the patches that are there:
-a quarter of the patches is about a quarter of the work. Padding is masked out of every attention.
+A patch is embedded by itself (the convolution's stride is its width), so the towers run only on the given patches:
+a quarter of the patches takes about a quarter of the time. Padding is masked out of every attention.
 """
 
 from typing import NamedTuple
@@ -58,11 +58,11 @@ class MultimodalNet(nn.Module):
             add_ssf(clip.clip, layers_of(clip.clip))
 
     def normalized(self, patches: Tensor) -> Tensor:
-        """Patches of bytes as the tower takes them; floats are so already."""
+        """Patches of bytes as the tower takes them; floats are already normalized."""
         return patches if patches.is_floating_point() else (patches / 255 - self.mean) / self.std
 
     def in_bytes(self, patches: Tensor) -> Tensor:
-        """The other way: patches as the tower takes them in bytes."""
+        """The inverse: normalized patches as bytes."""
         return (
             patches
             if patches.dtype == torch.uint8
@@ -70,12 +70,13 @@ class MultimodalNet(nn.Module):
         )
 
     def embed_patches(self, patches: Tensor) -> Tensor:
-        """Patches (B, n, 3 P P) -> (B, n, Wv): what the convolution gives at their cells."""
+        """Patches (B, n, 3 P P) -> (B, n, Wv): the convolution's output at their cells."""
         conv = self.clip.clip.visual.conv1
         return F.linear(self.normalized(patches).to(conv.weight.dtype), conv.weight.flatten(1), conv.bias)
 
     def image_states(self, tokens: Tokens, attention: bool = False) -> tuple[Tensor, list[Tensor], Tensor]:
-        """States (B, 1 + n, Wv) of the class token and the patches, maps (B, heads, 1 + n, 1 + n), and what is real."""
+        """States (B, 1 + n, Wv) of class token and patches, maps (B, heads, 1 + n, 1 + n), and the mask of real
+        rows."""
         visual = self.clip.clip.visual
         x = self.embed_patches(tokens.patches)
         position = visual.positional_embedding.to(x.dtype)

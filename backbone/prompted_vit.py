@@ -11,7 +11,7 @@ from utils.errors import UserError
 class PromptedViT(nn.Module):
     """`forward(images, prompts, prefixes)` -> class state (B, W) of [CLS ; prompts ; patches].
 
-    Subclasses give the tokens before the first block, and name the parts of a block. The wrapped network is not copied.
+    Subclasses return the tokens before the first block and the parts of a block. The wrapped network is not copied.
     """
 
     width: int
@@ -19,11 +19,11 @@ class PromptedViT(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 1 + P, W) with positions, the class token first."""
-        raise NotImplementedError(f"{type(self).__name__} defines no tokens()")
+        raise NotImplementedError(f"{type(self).__name__} does not define tokens()")
 
     def parts(self, number: int) -> Parts:
-        """Those of a block."""
-        raise NotImplementedError(f"{type(self).__name__} defines no parts()")
+        """The parts of a block."""
+        raise NotImplementedError(f"{type(self).__name__} does not define parts()")
 
     def forward(
         self,
@@ -76,10 +76,13 @@ class PromptedTimm(PromptedViT):
     def __init__(self, net: nn.Module, name: str):
         super().__init__()
         if not all(hasattr(net, part) for part in ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm")):
-            raise UserError(f"timm:{name} is no plain vision transformer: choose one such as timm:vit_base_patch16_224")
+            raise UserError(
+                f"timm:{name} is not a plain vision transformer: choose one such as timm:vit_base_patch16_224"
+            )
         if getattr(net, "num_prefix_tokens", 0) != 1 or not hasattr(net.blocks[0].attn, "qkv"):
             raise UserError(
-                f"timm:{name} has no single class token or no joint qkv layer: choose timm:vit_base_patch16_224"
+                f"timm:{name} does not have a single class token and a joint qkv layer: choose "
+                "timm:vit_base_patch16_224"
             )
         self.net, self.last_norm = net, net.norm
         self.width, self.n_layers = net.embed_dim, len(net.blocks)

@@ -1,4 +1,4 @@
-"""Learned prompts for a frozen CLIP: context vectors in front of class names, encoded at the cost of the tokens in use."""
+"""Learned prompts for a frozen CLIP: context vectors before class names, encoded at the cost of the tokens in use."""
 
 import torch
 from torch import nn
@@ -24,10 +24,10 @@ class NamePrompts(nn.Module):
         except UserError as error:
             raise UserError(f"{n_context} context vectors and a class name do not fit this CLIP: {error}") from None
         self.eot = tokens.argmax(dim=1)  # (C,), kept on the CPU
-        self.groups_of: dict[tuple, tuple] = {}  # of ranges of classes, found once
+        self.groups_of: dict[tuple, tuple] = {}  # of ranges of classes, computed once
         if not torch.equal(self.eot, bare.argmax(dim=1) + n_context):
             raise UserError(
-                "this CLIP's tokenizer does not give the place-holder X one token each; choose another CLIP"
+                "this CLIP's tokenizer does not encode each placeholder X as one token; choose another CLIP"
             )
         self.n_context, length = n_context, int(self.eot.max()) + 1
         embeddings = clip.token_embeddings(tokens[:, :length]).detach()
@@ -40,7 +40,7 @@ class NamePrompts(nn.Module):
     def encode(self, clip: CLIPBackbone, context: torch.Tensor, classes: torch.Tensor | slice) -> torch.Tensor:
         """Raw text features (K, D) of the given classes with context vectors (K, n, W), with gradient.
 
-        A range of classes is best given as a slice: nothing is then copied to the device in a step.
+        Pass a range of classes as a slice: then nothing is copied to the device in a step.
         """
         start, rest = self.start[classes], self.rest[classes]
         length, groups, back = self.groups(classes, start.device)
@@ -67,8 +67,8 @@ class NamePrompts(nn.Module):
 class ContextNet(nn.Module):
     """An MLP from a text (or image) feature (N, D) to one context vector (N, W).
 
-    Three normalised hidden layers. The normalisation layers act as they do in eval mode with fresh statistics: a
-    learned scale and shift over sqrt(1 + eps), so a class's vector depends on nothing but its own input.
+    Three normalized hidden layers. The normalization layers act as in eval mode with initial statistics: a
+    learned scale and shift over sqrt(1 + eps), so a class's vector depends only on its own input.
     """
 
     def __init__(self, feature_dim: int, width: int):
@@ -94,10 +94,10 @@ class ScaleShift(nn.Module):
 
 
 def chunked_backward(encode, n_classes: int, chunk: int, loss_of) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss over class keys, with gradients accumulated over groups of classes; equal to one backward over all of them.
+    """Loss over class keys, with gradients accumulated over groups of classes; equal to one backward pass over all.
 
-    `encode(rows)` gives the keys of a range of classes, `loss_of(keys)` the loss of all keys. With `chunk` 0 everything is
-    done at once; else the text tower holds the activations of `chunk` classes at a time and runs forward twice.
+    `encode(rows)` gives the keys of a range of classes, `loss_of(keys)` the loss of all keys. With `chunk` 0 everything
+    is computed at once; else the text tower holds the activations of `chunk` classes at a time and runs forward twice.
     """
     if not chunk or chunk >= n_classes:
         keys = encode(slice(0, n_classes))

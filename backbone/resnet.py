@@ -39,9 +39,9 @@ class ResNet(MammothBackbone):
             raise UserError(f"--num_filters {num_filters}: a network needs at least one filter")
         weights = 330 * sum(blocks) * num_filters**2  # measured, within 5 %
         require(3 * 4 * weights, f"--num_filters {shown(num_filters)}, with gradients and momentum,", "lower it")
-        self.floats_per_pixel = 21 * num_filters * sum(blocks) // 8  # kept of each input pixel for the gradient
+        self.floats_per_pixel = 21 * num_filters * sum(blocks) // 8  # stored per input pixel for the gradient
         self.return_prerelu = False
-        self.num_classes, self.nf = num_classes, num_filters  # under the names method files read
+        self.num_classes, self.nf = num_classes, num_filters  # under the names that method files use
         widths = [num_filters * k for k in (1, 2, 4, 8)]
         self.conv1 = nn.Conv2d(3, num_filters, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(num_filters)
@@ -54,15 +54,15 @@ class ResNet(MammothBackbone):
         self.classifier = nn.Linear(self.feature_dim, num_classes)
 
     def set_return_prerelu(self, enable: bool = True) -> None:
-        """Whether the maps of returnt "full" are taken before the last ReLU of each stage; they are their own `prerelu` then."""
+        """Whether maps of returnt "full" are taken before each stage's last ReLU; then they are their own `prerelu`."""
         self.return_prerelu = enable
 
     def forward(self, x: torch.Tensor, returnt: ReturnTypes = "out"):
         if x.shape[1] != 3:
             raise UserError(
-                f"resnets take images of 3 channels, got {x.shape[1]}; --backbone mnistmlp takes grey digits"
+                f"resnets take images of 3 channels, got {x.shape[1]}; --backbone mnistmlp takes gray digits"
             )
-        full = returnt in {"full", "all"}  # otherwise no map outlives its stage
+        full = returnt in {"full", "all"}  # otherwise maps are freed after their stage
         raw = self.bn1(self.conv1(x))
         x = F.relu(raw)
         maps = [before_relu(raw) if self.return_prerelu else x] if full else []
@@ -77,7 +77,7 @@ class ResNet(MammothBackbone):
 
 
 def before_relu(raw: torch.Tensor) -> torch.Tensor:
-    """A map that has itself as `.prerelu`, where files look for it; a view, for a tensor that holds itself is never freed."""
+    """A map that has itself as `.prerelu`, as files expect; a view, since a tensor that holds itself is never freed."""
     view = raw.view_as(raw)
     view.prerelu = raw
     return view

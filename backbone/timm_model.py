@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 
 class TimmModel(MammothBackbone):
-    """A timm network without its head, and a `classifier` of our own; the maps are timm's intermediates."""
+    """A timm network without its head, and our own `classifier`; the maps are timm's intermediates."""
 
     def __init__(self, net: nn.Module, name: str, num_classes: int):
         super().__init__()
@@ -25,7 +25,10 @@ class TimmModel(MammothBackbone):
         if returnt not in {"full", "all"}:
             return answer(returnt, self.classifier, self.net(x), None)
         if not hasattr(self.net, "forward_intermediates"):
-            raise UserError(f"timm:{self.name} gives no maps of its stages; choose another --backbone for this method")
+            raise UserError(
+                f"timm:{self.name} does not return the feature maps of "
+                "its stages; choose another --backbone for this method"
+            )
         last, maps = self.net.forward_intermediates(x)
         return answer(returnt, self.classifier, self.net.forward_head(last, pre_logits=True), maps)
 
@@ -35,7 +38,7 @@ class TimmModel(MammothBackbone):
             wanted = "x".join(map(str, (3, *self.fixed_size))) if self.fixed_size else "3-channel"
             raise UserError(
                 f"timm:{self.name} takes {wanted} images, got {'x'.join(map(str, x.shape[1:]))}; "
-                "choose a dataset or a --backbone of the other size"
+                "choose a dataset or a --backbone of matching size"
             )
 
 
@@ -49,7 +52,9 @@ def timm_model(num_classes: int, _variant: str = "", pretrained: bool = True) ->
     if not timm.is_model(_variant):
         known = timm.list_models()
         close = difflib.get_close_matches(_variant, known, n=3, cutoff=0.4)
-        raise UserError(f"timm has no model '{_variant}'. Closest: {', '.join(close) or 'none'}; it has {len(known)}")
+        raise UserError(
+            f"timm does not have a model '{_variant}'. Closest: {', '.join(close) or 'none'}; it has {len(known)}"
+        )
     try:
         config = timm.get_pretrained_cfg(_variant)
     except RuntimeError as error:  # an unknown tag after the dot
@@ -64,6 +69,6 @@ def timm_model(num_classes: int, _variant: str = "", pretrained: bool = True) ->
     except Exception as error:  # the hub client raises classes of several HTTP libraries
         raise UserError(
             f"the weights of timm:{_variant} ({place}) could not be loaded ({type(error).__name__}): "
-            "fetch them with a connection once, or add --pretrained 0 to start from random ones"
+            "download them once with a network connection, or add --pretrained 0 to start from random ones"
         ) from error
     return TimmModel(net, _variant, num_classes)

@@ -1,7 +1,7 @@
-"""OpenAI's BPE tokenizer with a small vocabulary: any text still tokenises, with at most a few hundred ids.
+"""OpenAI's BPE tokenizer with a small vocabulary: any text can still be tokenized, with at most a few hundred ids.
 
 A piece that the small vocabulary lacks is split back along the merge that made it, down to single bytes if need be,
-and all bytes are kept. Id 0 is padding and nothing else; the start and end tokens are the two largest ids, the end
+and all bytes are kept. Id 0 is only padding; the start and end tokens are the two largest ids, the end
 the largest, because clip.model.CLIP finds the end of a text by argmax.
 """
 
@@ -74,7 +74,7 @@ class TinyTokenizer:
         return [i for piece in full_pieces(text) for i in self._split(piece)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text (lower case, single spaces) of ids; start, end and padding are left out."""
+        """The text (lower case, single spaces) of ids; start, end and padding are omitted."""
         text = "".join(self.pieces[i - 1] for i in ids if 0 < i < self.start)
         words = [bytearray(_bpe().byte_decoder[c] for c in word) for word in text.split("</w>")]
         return " ".join(word.decode("utf-8", errors="replace") for word in words).strip()

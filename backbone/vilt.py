@@ -1,18 +1,18 @@
-"""ViLT: words and patches in one transformer, on any choice of them, with prompts and with attention shown.
+"""ViLT: words and patches in one transformer, on any subset of them, with prompts and with attention maps.
 
 Kim, Son & Kim, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", ICML 2021, arXiv
-2102.03334. The weights are transformers' `ViltModel`; the sequence is put together here:
+2102.03334. The weights are transformers' `ViltModel`; the sequence is assembled here:
 
     [CLS] words [SEP]   word + position of the word in its text + type 0, as BERT embeds them      -> `word_states`
     class, patches      linear map of a patch + position of its cell + type 1                      -> `patch_states`
     feature             pooler of the first [CLS] after all blocks                                 -> `pool`
 
 `ViltModel.forward` cannot be used where patches are dropped: it draws a random order of the patches, reads the
-picture's size off the first row and column of the pixel mask, and numbers the words anew. Positions of a grid that the
-weights do not have are interpolated as there: bilinear, corners aligned.
+image's size off the first row and column of the pixel mask, and renumbers the words. Positions of a grid that the
+weights do not have are interpolated as in that function: bilinear, corners aligned.
 
-Choices: pictures are square. The pooled feature of a picture, or text, alone is the mean state of its patches, or words,
-after a pass without the other half. Prompts have neither position nor type.
+Choices: images are square. The pooled feature of an image, or text, alone is the mean state of its patches, or words,
+after a pass without the other modality. Prompts have neither position nor type.
 """
 
 import copy
@@ -100,7 +100,7 @@ class ViltBackbone(HubBackbone):
         return self.pooler(self.norm(states))
 
     def image_tokens(self, x: Tensor) -> Tensor:
-        """Pictures (B, 3, R, R) -> (B, 1 + P, W): the pooled feature, then the patches in front of the first block."""
+        """Images (B, 3, R, R) -> (B, 1 + P, W): the pooled feature, then the patches in front of the first block."""
         patches = self.patch(x).flatten(2).transpose(1, 2)
         places = torch.arange(patches.shape[1], device=x.device).expand(len(x), -1)
         states = self.patch_states(patches, places)
@@ -125,7 +125,7 @@ class ViltBackbone(HubBackbone):
 
 
 class ViltFusion(nn.Module):
-    """[CLS ; prompts ; words ; class ; patches] -> pooled state (B, W): takes the place of a FusionTransformer."""
+    """[CLS ; prompts ; words ; class ; patches] -> pooled state (B, W): replaces a FusionTransformer."""
 
     fresh = False
 
@@ -150,7 +150,8 @@ class ViltFusion(nn.Module):
         prefixes: dict[int, Tensor] | None = None,
         prompt_states: bool = False,
     ):
-        """Of `image_tokens` (B, 1 + P, W) and `text_tokens` (B, L, W): the pooled state, also those (B, n, W) of prompts."""
+        """Pooled state of `image_tokens` (B, 1 + P, W) with `text_tokens` (B, L, W); also those (B, n, W) of
+        prompts."""
         x, seen, front = in_front(self.first_word, prompts, text, text_seen)
         x = torch.cat([x, self.first_cell.expand(len(image), 1, -1), image[:, 1:]], dim=1)
         seen = torch.cat([seen, seen.new_ones(image.shape[:2])], dim=1)
@@ -159,11 +160,11 @@ class ViltFusion(nn.Module):
 
 
 class ViltNet(MultimodalNet):
-    """Tokens -> features (B, W) by ViLT and a linear classifier: what MultimodalNet is on CLIP."""
+    """Tokens -> features (B, W) by ViLT and a linear classifier: the ViLT version of MultimodalNet."""
 
     def __init__(self, vilt: ViltBackbone, num_classes: int, tune: str = "ssf"):
         nn.Module.__init__(self)
-        self.vilt, self.fusion = vilt, nn.ModuleList()  # there is no transformer beside its own
+        self.vilt, self.fusion = vilt, nn.ModuleList()  # there is no additional transformer
         self.side, self.cells, self.patch_width = vilt.side, vilt.n_image_tokens - 1, 3 * vilt.side**2
         self.feature_dim = self.embed_dim = vilt.text_width
         self.classifier = nn.Linear(self.feature_dim, num_classes)
@@ -175,16 +176,16 @@ class ViltNet(MultimodalNet):
 
     @property
     def clip(self) -> ViltBackbone:
-        """What prepares pictures and words."""
+        """What preprocesses images and words."""
         return self.vilt
 
     def embed_patches(self, patches: Tensor) -> Tensor:
-        """Patches (B, n, 3 P P) -> (B, n, W): what the convolution gives at their cells."""
+        """Patches (B, n, 3 P P) -> (B, n, W): the convolution's output at their cells."""
         conv = self.vilt.patch
         return F.linear(self.normalized(patches), conv.weight.flatten(1), conv.bias)
 
     def sequence(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """(B, m + 1 + n, W) words, class token and patches in front of the first block, and which are real."""
+        """(B, m + 1 + n, W) words, class token and patches in front of the first block, and the mask of real rows."""
         words = self.vilt.word_states(tokens.ids, tokens.word_places)
         patches = self.vilt.patch_states(self.embed_patches(tokens.patches), tokens.places)
         return torch.cat([words, patches], dim=1), torch.cat(
@@ -197,10 +198,10 @@ class ViltNet(MultimodalNet):
 
     @torch.no_grad()
     def attend(self, tokens: Tokens, source: str = "mean", layer: str = "last", heads: str = "mean"):
-        """Features (B, W) and the Attention from which masks are made: that of [CLS], whichever `source` is named."""
+        """Features (B, W) and the Attention from which masks are made: that of [CLS], for any `source`."""
         states, maps = run(blocks(self.vilt.layers), *self.sequence(tokens), rows=1, attention=True)
         joint, m = reduce(maps, layer, heads), tokens.ids.shape[1]
-        n = m + 1  # the picture's own class token is in between
+        n = m + 1  # the image's own class token is in between
         found = Attention(joint[:, 0, n:], joint[:, 0, :m], joint[:, n:, :m], joint[:, :m, n:])
         return self.vilt.pool(states), found
 

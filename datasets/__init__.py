@@ -23,7 +23,7 @@ def get_dataset_class(args: Namespace | str) -> type:
 
 
 def get_dataset(args: Namespace):
-    """A fresh instance of the dataset that `args.dataset` names."""
+    """A new instance of the dataset that `args.dataset` names."""
     from utils.cli.signatures import arguments_for
 
     dataset_class = get_dataset_class(args)

@@ -1,18 +1,18 @@
-"""CLOVE-function: questions about pictures in six tasks by what they ask for, as classification over answers
+"""CLOVE-function: questions about images in six tasks by what they ask for, as classification over answers
 
-Lei et al., Symbolic Replay, AAAI 2023, arXiv 2208.12037; data of github.com/showlab/CLVQA. Tasks have up to 20,000 training
-and 3,000 val questions (reported; scenetext 16,868 and 2,422); there is no test part, so val is the test.
+Lei et al., Symbolic Replay, AAAI 2023, arXiv 2208.12037; data of github.com/showlab/CLVQA. Tasks have up to 20,000
+training and 3,000 val questions (reported; scenetext 16,868 and 2,422); there is no test split, so val is the test set.
 
-Files: <base_path>/clove/json/function/functional_<task>_{train,val}.json, or fcl_mmf_<task>_{train,val}.npy in npy/function,
-npy or the folder itself; pictures in vg/image (or vg/VG_100K and vg/VG_100K_2), of scenetext in textvqa (or
-textvqa/train_images, which holds TextVQA's val pictures as well).
+Files: <base_path>/clove/json/function/functional_<task>_{train,val}.json, or fcl_mmf_<task>_{train,val}.npy in
+npy/function, npy or the folder itself; images in vg/image (or vg/VG_100K and vg/VG_100K_2), of scenetext in textvqa (or
+textvqa/train_images, which holds TextVQA's val images as well).
 
 Choices:
-- Classes are answers of training questions, in the official normalisation: of each task the --max_answers most frequent
-  that at least --min_answer_freq questions have; what they leave out (most of scenetext's words) is told and recorded.
-- --clove_order takes CLVQA's letters: o object, a attribute, r relation, l logical, k knowledge, s scenetext. CluMo's code
-  numbers the same tasks alphabetically (a attribute, b knowledge, c logical, d object, e relation, f scenetext), so its
-  "abcdef" is "aklors" here. Letters may be left out: oarlk is the stream without scenetext.
+- Classes are answers of training questions, in the official normalization: of each task the --max_answers most frequent
+  that at least --min_answer_freq questions have; what is left out (most of scenetext's words) is reported and recorded.
+- --clove_order uses CLVQA's letters: o object, a attribute, r relation, l logical, k knowledge, s scenetext. CluMo's
+  code numbers the same tasks alphabetically (a attribute, b knowledge, c logical, d object, e relation, f scenetext),
+  so its "abcdef" is "aklors" here. Letters may be omitted: oarlk is the stream without scenetext.
 """
 
 from argparse import Namespace

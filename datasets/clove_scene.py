@@ -1,16 +1,16 @@
-"""CLOVE-scene: questions about Visual Genome pictures in six tasks by scene, as classification over answers
+"""CLOVE-scene: questions about Visual Genome images in six tasks by scene, as classification over answers
 
-Lei et al., Symbolic Replay, AAAI 2023, arXiv 2208.12037; data of github.com/showlab/CLVQA. Six tasks of 20,000 training and
-3,000 val questions (reported); there is no test part, so val is the test.
+Lei et al., Symbolic Replay, AAAI 2023, arXiv 2208.12037; data of github.com/showlab/CLVQA. Six tasks of 20,000 training
+and 3,000 val questions (reported); there is no test split, so val is the test set.
 
-Files: <base_path>/clove/json/scene/scene_a#ShopAndDining_{train,val}.json .. scene_f#Outdoors (the # is part of the name;
-quote it in a shell), or fcl_mmf_<task>_{train,val}.npy in npy/scene, npy or the folder itself; pictures in vg/image or in
-vg/VG_100K and vg/VG_100K_2.
+Files: <base_path>/clove/json/scene/scene_a#ShopAndDining_{train,val}.json .. scene_f#Outdoors (the # is part of the
+name; quote it in a shell), or fcl_mmf_<task>_{train,val}.npy in npy/scene, npy or the folder itself; images in vg/image
+or in vg/VG_100K and vg/VG_100K_2.
 
 Choices:
-- Classes are answers of training questions, in the official normalisation: of each task the --max_answers most frequent
-  that at least --min_answer_freq questions have; what they leave out is told and recorded.
-- --clove_order: letters a to f are the same in all published code for scenes.
+- Classes are answers of training questions, in the official normalization: of each task the --max_answers most frequent
+  that at least --min_answer_freq questions have; what is left out is reported and recorded.
+- --clove_order: for scenes the letters a to f are the same in all published code.
 """
 
 from argparse import Namespace

@@ -1,9 +1,9 @@
 """MM-ImageNet-R: renditions of 200 ImageNet classes, each with a caption, in 5, 10 or 20 tasks
 
-Lee et al., Exemplar Masking, arXiv 2412.09549, which captions ImageNet-R (arXiv 2006.16241) with InstructBLIP. The captions
-were not published; scripts/caption_images.py makes them.
+Lee et al., Exemplar Masking, arXiv 2412.09549, which captions ImageNet-R (arXiv 2006.16241) with InstructBLIP. The
+captions were not published; scripts/caption_images.py makes them.
 
-Files: <base_path>/imagenet-r as seq-imagenet-r wants it, and <base_path>/mm_imagenet_r/captions.jsonl with lines
+Files: <base_path>/imagenet-r as seq-imagenet-r expects it, and <base_path>/mm_imagenet_r/captions.jsonl with lines
 {"file": "n02134084/painting_3.jpg", "caption": "...", ..} (or one object {file: caption}).
 
 Choices:

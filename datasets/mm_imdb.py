@@ -1,17 +1,17 @@
 """MM-IMDb, movies of one genre: posters with plots, classes are genres, in 5, 10 or 20 tasks
 
-Arevalo et al., arXiv 1702.01992. The set has several labels a movie (15,552 training, 2,608 dev and 7,799 test movies,
-reported), which no class-incremental stream can split; this one keeps the movies that have exactly one genre.
+Arevalo et al., arXiv 1702.01992. The dataset has several labels per movie (15,552 training, 2,608 dev and 7,799 test
+movies, reported), which a class-incremental stream cannot split; this one keeps the movies that have exactly one genre.
 
-Files under <base_path>/mmimdb: split.json {train, dev, test: ids} and, for each id, the poster and its table {plot, genres}:
-dataset/<id>.jpeg and dataset/<id>.json (as published), or images/<id>.jpeg and labels/<id>.json.
+Files under <base_path>/mmimdb: split.json {train, dev, test: ids} and, for each id, the poster and its table {plot,
+genres}: dataset/<id>.jpeg and dataset/<id>.json (as published), or images/<id>.jpeg and labels/<id>.json.
 
 Choices:
-- Classes are those of the 23 usual genres that at least --min_movies single-genre movies train and one tests: some genres
-  hardly ever stand alone. The order is the usual one, most frequent first.
-- --phases 5, 10 or 20; the first tasks get one class more where the count does not divide.
-- dev trains. The first plot is the text, cut at 77 tokens.
-- News, Adult, Talk-Show and Reality-TV are no classes, and do not count as a movie's genre.
+- Classes are those of the 23 usual genres with at least --min_movies single-genre training movies and one test movie:
+  some genres hardly ever occur alone. The order is the usual one, most frequent first.
+- --phases 5, 10 or 20; the first tasks get one more class if the count is not divisible.
+- dev is used for training. The first plot is the text, cut at 77 tokens.
+- News, Adult, Talk-Show and Reality-TV are not classes, and do not count as a movie's genre.
 """
 
 from argparse import Namespace
@@ -62,15 +62,13 @@ class MmImdb(CaptionedFiles):
 
     def __init__(self, args: Namespace, phases: Literal[5, 10, 20] = 5, min_movies: int = 10):
         if min_movies < 1:
-            raise UserError("--min_movies is at least 1")
+            raise UserError("--min_movies must be at least 1")
         self.args = args
         self.movies = {part: self.movies_of(base_path(args) / "mmimdb", part == "train") for part in ("train", "test")}
         counts = {part: {g: sum(m[2] == g for m in movies) for g in GENRES} for part, movies in self.movies.items()}
         self.genres = [g for g in GENRES if counts["train"][g] >= min_movies and counts["test"][g]]
         if not self.genres:
-            raise UserError(
-                f"--min_movies {min_movies}: no genre has so many training movies that stand alone; lower it"
-            )
+            raise UserError(f"--min_movies {min_movies}: no genre has that many single-genre training movies; lower it")
         super().__init__(args, phases, len(self.genres))
 
     def movies_of(self, root: Path, train: bool) -> list[Movie]:
@@ -80,9 +78,9 @@ class MmImdb(CaptionedFiles):
         try:
             ids = [str(i) for part in (("train", "dev") if train else ("test",)) for i in table[part]]
         except (KeyError, TypeError) as error:
-            raise self.broken(split, f"it has no list {error}") from None
+            raise self.broken(split, f"it does not have a list {error}") from None
         if strange := next((name for name in ids if "/" in name), None):
-            raise self.broken(split, f"{shown(strange)} is no movie's number")
+            raise self.broken(split, f"{shown(strange)} is not a movie id")
         found = []
         for name in ids:
             labels = first_file(
@@ -90,7 +88,8 @@ class MmImdb(CaptionedFiles):
             )
             if labels is None:
                 raise UserError(
-                    f"{split} lists {root / 'dataset' / name}.json, which does not exist (nor in labels/): unpack anew"
+                    f"{split} lists {root / 'dataset' / name}.json, which does not exist (nor in labels/): "
+                    "unpack the archive again"
                 )
             row = self.table(labels)
             try:
@@ -103,7 +102,9 @@ class MmImdb(CaptionedFiles):
             tried = [f"{folder}/{stem}.jpeg" for folder in ("dataset", "images") for stem in stems(name)]
             poster = first_file(root, tried)
             if poster is None:
-                raise UserError(f"{split} lists {root / tried[0]}, which does not exist (nor in images/): unpack anew")
+                raise UserError(
+                    f"{split} lists {root / tried[0]}, which does not exist (nor in images/): unpack the archive again"
+                )
             found.append((poster, str(plot), genres[0]))
         return found
 

@@ -1,4 +1,4 @@
-"""Picture world, pictures with captions: 20 classes whose evidence is partly in the picture, partly in the caption"""
+"""Picture world, images with captions: 20 classes whose evidence is partly in the image, partly in the caption"""
 
 from argparse import Namespace
 from typing import Literal
@@ -12,7 +12,7 @@ from utils.pair import Pair
 
 
 class MmTiny(ContinualDataset):
-    """--phases 5 brings four classes a task, 10 two. Classes are named by number: no caption holds a label."""
+    """--phases 5 gives four classes per task, 10 two. Classes are named by number: no caption holds a label."""
 
     NAME = "mm-tiny"
     SETTING = "class-il"
@@ -21,7 +21,7 @@ class MmTiny(ContinualDataset):
     N_CLASSES_PER_TASK = streams.MM_CLASSES // 5
     SIZE = tiny_streams.SIZE
     MEAN, STD = tiny_streams.MEAN, tiny_streams.STD
-    TRANSFORM = tiny_streams.CROP_FLIP  # captions speak of no sides
+    TRANSFORM = tiny_streams.CROP_FLIP  # captions do not mention sides
     CLASS_NAMES = [f"group {c}" for c in range(streams.MM_CLASSES)]
     TEMPLATES = list(streams.TEMPLATES)
     DEFAULTS = tiny_streams.DEFAULTS | {"backbone": "clip-fused"}

@@ -1,4 +1,4 @@
-"""One stream of the digits 0 to 8, two at a time, each turning once through 360 degrees (arXiv 2004.07211)"""
+"""One stream of the digits 0 to 8, two at a time, each rotating once through 360 degrees (arXiv 2004.07211)"""
 
 import torch
 
@@ -14,7 +14,7 @@ from utils.settings import option
 
 N_DIGITS = 9  # a 9 upside down is a 6
 N_ROUNDS = 3
-CHUNK = 512  # images turned at once
+CHUNK = 512  # images rotated at once
 
 
 class StreamLoader(Loader):
@@ -43,7 +43,7 @@ class MNIST360(GCLDataset):
         if min(option(args, "label_perc", 1.0), option(args, "label_perc_by_class", 1.0)) < 1:
             raise UserError(f"{self.NAME} has labels for every image: leave --label_perc and --label_perc_by_class out")
         if option(args, "drop_last"):
-            raise UserError(f"{self.NAME} has batches of several sizes, each of them wanted: leave --drop_last out")
+            raise UserError(f"{self.NAME} has batches of several sizes and needs all of them: leave --drop_last out")
         super().__init__(args)
 
     def load(self, train: bool) -> ArraySamples:
@@ -61,7 +61,7 @@ class MNIST360(GCLDataset):
     def get_data_loaders(self):
         self.c_task += 1
         if self.c_task:
-            raise UserError(f"{self.NAME} is one stream, there is no task {self.c_task}")
+            raise UserError(f"{self.NAME} is one stream: there is no task {self.c_task}")
         args, train, test = self.args, self.samples(True), self.samples(False)
         seed, batch_size, workers = option(args, "seed", 0), self.get_batch_size(), option(args, "num_workers", 0)
         key, rows = (seed, self.NAME), torch.arange(len(train))
@@ -80,7 +80,7 @@ class MNIST360(GCLDataset):
         return self.train_loader, tests
 
     def _test_loader(self, samples: ArraySamples, rows: torch.Tensor, batch_size: int, workers: int) -> Loader:
-        """Digit after digit, each turning once."""
+        """Digit after digit, each rotating once."""
         rows = rows[samples.targets[rows].argsort(stable=True)]
         split = turned(samples, rows, stream_angles(samples.targets[rows], False), False)
         return Loader(split, batch_size, (self.NAME, "test"), shuffle=False, workers=workers)
@@ -110,7 +110,7 @@ def stream_order(targets: torch.Tensor, batch_size: int, rng: torch.Generator) -
 
 
 def stream_angles(labels: torch.Tensor, train: bool) -> torch.Tensor:
-    """Degrees of each image: digit j starts at 60 (j - 1) in training and at 0 in the test, and turns once."""
+    """Degrees of each image: digit j starts at 60 (j - 1) in training and at 0 in the test, and rotates once."""
     angles = torch.zeros(len(labels), dtype=torch.float64)
     for digit in range(N_DIGITS):
         shown = labels == digit
@@ -120,7 +120,7 @@ def stream_angles(labels: torch.Tensor, train: bool) -> torch.Tensor:
 
 
 def turned(samples: ArraySamples, rows: torch.Tensor, angles: torch.Tensor, train: bool) -> Split:
-    """The given rows, each turned by its angle."""
+    """The given rows, each rotated by its angle."""
     parts = [
         show_pixels(samples.data[r], rotated_pixels(a))
         for r, a in zip(rows.split(CHUNK), angles.split(CHUNK), strict=True)

@@ -1,4 +1,4 @@
-"""Picture world, six domains with names and prompts of their own; scored as MTIL, the domain known at test time"""
+"""Picture world, six domains with their own names and prompts; scored as MTIL, the domain known at test time"""
 
 from argparse import Namespace
 from typing import Literal
@@ -12,8 +12,8 @@ from datasets.utils.samples import ArraySamples
 
 
 class MtilTiny(ContinualDataset):
-    """--mtil_order I is alphabetical, II is not. A domain's images are scored among the domain's own names, and where the
-    method can name classes it has not seen, those of domains not yet trained, too (Zheng et al. 2023, arXiv 2303.06628)."""
+    """--mtil_order I is alphabetical, II is not. A domain's images are scored among the domain's own names, and where
+    the method can name unseen classes, also those of domains not yet trained (Zheng et al. 2023, arXiv 2303.06628)."""
 
     NAME = "mtil-tiny"
     SETTING = "class-il"

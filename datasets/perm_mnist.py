@@ -1,4 +1,4 @@
-"""MNIST in twenty tasks, each with a pixel permutation of its own"""
+"""MNIST in twenty tasks, each with its own pixel permutation"""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""MNIST in twenty tasks, each turned by an angle of its own"""
+"""MNIST in twenty tasks, each rotated by its own angle"""
 
 import torch
 

@@ -26,8 +26,8 @@ PICKLE_ERRORS = (
 class SequentialCars196(FileStream):
     """<base_path>/cars196/{train,test}_{images,labels}.pt, class_names.json; else <base_path>/stanford_cars.
 
-    The tensors are uint8 images of 224 pixels. Of the published files, labels of the test part are in
-    cars_test_annos_withlabels.mat alone.
+    The tensors are uint8 images of 224 pixels. Of the published files, only
+    cars_test_annos_withlabels.mat has labels of the test part.
     """
 
     NAME = "seq-cars196"
@@ -78,7 +78,7 @@ class SequentialCars196(FileStream):
             names = json_text.parse("\n".join(self.lines(path)))
             return names if isinstance(names, list) else [str(names[str(label)]) for label in range(len(names))]
         except (ValueError, KeyError, TypeError) as error:
-            raise self.broken(path, f"no table of label and name: {error}") from None
+            raise self.broken(path, f"not a table of labels and names: {error}") from None
 
     def _mat(self, path: Path, key: str) -> np.ndarray:
         from scipy.io import loadmat
@@ -87,12 +87,12 @@ class SequentialCars196(FileStream):
             raise self.absent(path)
         try:
             return loadmat(path)[key]
-        except Exception as error:  # scipy's reader has classes of its own for a damaged file
+        except Exception as error:  # scipy's reader raises its own classes for a damaged file
             raise self.broken(path, error) from None
 
     def _annotated(self, path: Path, images: Path) -> FileSamples:
         table = self._mat(path, "annotations").ravel()
         if not {"class", "fname"} <= set(table.dtype.names or ()):
-            raise self.broken(path, "its rows have no class and fname")
+            raise self.broken(path, "its rows do not have class and fname")
         rows = [(str(row["fname"].item()), int(row["class"].item()) - 1) for row in table]
         return self.files(images, rows, path)

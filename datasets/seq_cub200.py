@@ -42,7 +42,7 @@ class SequentialCUB200(FileStream):
         )
         for name, table in (("image_class_labels", label), ("train_test_split", in_train)):
             if table.keys() != images.keys():
-                raise self.broken(root / f"{name}.txt", f"{len(table)} rows that are not those of images.txt")
+                raise self.broken(root / f"{name}.txt", f"{len(table)} rows that do not match those of images.txt")
         try:
             rows = {True: [], False: []}
             for key, name in images.items():

@@ -49,5 +49,7 @@ class SequentialEuroSAT(FileStream):
     def _names(self, path: Path, rows: list[tuple[str, int, str]]) -> list[str]:
         pairs = sorted({(label, text.replace("_", " ")) for _, label, text in rows})
         if [label for label, _ in pairs] != list(range(self.N_CLASSES)):
-            raise UserError(f"{path} does not give each of the {self.N_CLASSES} labels one name: fetch the file anew")
+            raise UserError(
+                f"{path} does not give each of the {self.N_CLASSES} labels one name: download the file again"
+            )
         return [text for _, text in pairs]

@@ -1,4 +1,4 @@
-"""Any folder of images, or a CSV or JSONL list of them, cut into tasks by class"""
+"""Any folder of images, or a CSV or JSONL list of them, split into tasks by class"""
 
 import csv
 import os
@@ -23,7 +23,7 @@ Images = dict[str, list[Path]]  # class -> images
 class SequentialFolder(ContinualDataset):
     """`folder_path` is a folder with train/<class>/ and test/<class>/ (or val/), or a file with path, label, split.
 
-    Classes are ordered by name, numbers by value; the first tasks get one class more where the count does not divide.
+    Classes are ordered by name, numbers by value; the first tasks get one more class if the count is not divisible.
     """
 
     NAME = "seq-folder"
@@ -44,11 +44,11 @@ class SequentialFolder(ContinualDataset):
             )
         if not 1 <= n_tasks <= len(classes):
             raise UserError(
-                f"--n_tasks {n_tasks} does not suit the {len(classes)} classes of {source}: give 1 to {len(classes)}"
+                f"--n_tasks {n_tasks} does not fit the {len(classes)} classes of {source}: give 1 to {len(classes)}"
             )
         each, rest = divmod(len(classes), n_tasks)
         if image_size < 1:
-            raise UserError(f"--image_size {image_size}: an image has at least one pixel")
+            raise UserError(f"--image_size {image_size}: it must be at least 1")
         require(2 * 3 * 4 * image_size**2, f"one image of --image_size {image_size}, augmented and plain,", "lower it")
         self.N_TASKS = n_tasks
         self.N_CLASSES_PER_TASK = [each + 1] * rest + [each] * (n_tasks - rest) if rest else each
@@ -89,12 +89,12 @@ def by_number(name: str) -> tuple:
 
 
 def refuse_equal_names(source: Path, classes: list[str]) -> None:
-    """Two classes whose names differ in letters that are not shown, or in _ for a blank."""
+    """Two classes whose names differ in letters that are not shown, or in _ for a space."""
     known: dict[str, str] = {}
     for name in classes:
         if (other := known.setdefault(unicodedata.normalize("NFC", name.replace("_", " ")), name)) != name:
             raise UserError(
-                f"{source}: classes {shown(other)!r} and {shown(name)!r} have one name: rename or join them"
+                f"{source}: classes {shown(other)!r} and {shown(name)!r} have the same name: rename or merge them"
             )
 
 
@@ -107,7 +107,7 @@ def read_folder(root: Path) -> tuple[Images, Images]:
     train, test = root / "train", root / "test" if (root / "test").is_dir() else root / "val"
     for folder, wanted in ((train, "train/"), (test, "test/ or val/")):
         if not folder.is_dir():
-            raise UserError(f"{root} has no {wanted}: put one sub-folder for each class there")
+            raise UserError(f"{root} has no {wanted}: put one subfolder per class there")
     return _classes(train), _classes(test)
 
 
@@ -117,9 +117,11 @@ def _classes(root: Path) -> Images:
         refuse_no_utf8(folder)
         found[folder.name] = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
         if not found[folder.name]:
-            raise UserError(f"class folder {folder} holds no image ({' '.join(IMG_EXTENSIONS)}): add some or remove it")
+            raise UserError(
+                f"class folder {folder} does not contain an image ({' '.join(IMG_EXTENSIONS)}): add some or remove it"
+            )
     if not found:
-        raise UserError(f"{root} has no class folders: put one sub-folder for each class there")
+        raise UserError(f"{root} has no class folders: put one subfolder per class there")
     return found
 
 
@@ -143,13 +145,14 @@ def read_list(source: Path) -> tuple[Images, Images]:
             )
         path, label, split = (str(row[name]).strip() for name in ("path", "label", "split"))
         if split not in parts:
-            raise UserError(f"{source} line {line}: split '{split}' is none of train, test, val")
+            raise UserError(f"{source} line {line}: split '{split}' is not one of train, test, val")
         if not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == "..":
             raise UserError(
-                f"{source} line {line}: {shown(path)} leaves the folder of the list; move the image or give its whole path"
+                f"{source} line {line}: {shown(path)} is outside the folder of the list; "
+                "move the image or give its full path"
             )
         if not os.path.isfile(source.parent / path):
-            raise UserError(f"{source} line {line}: there is no image {source.parent / path}; mend or remove the row")
+            raise UserError(f"{source} line {line}: image {source.parent / path} does not exist; fix or remove the row")
         parts[split].setdefault(label, []).append(source.parent / path)
     train, test = parts["train"], parts["test"] or parts["val"]
     if not train or not test:
@@ -158,7 +161,7 @@ def read_list(source: Path) -> tuple[Images, Images]:
 
 
 def _rows(source: Path):
-    """(line number, row) of a .csv with a header line, or of a .jsonl with one object a line."""
+    """(line number, row) of a .csv with a header line, or of a .jsonl with one object per line."""
     if source.suffix.lower() not in {".csv", ".jsonl"}:
         raise UserError(f"--folder_path {source} is neither a folder nor a .csv or .jsonl list")
     line = 1
@@ -182,4 +185,4 @@ def _rows(source: Path):
                         raise ValueError("not an object with path, label and split")
                     yield line, row
     except (csv.Error, ValueError, OSError) as error:
-        raise UserError(f"{source} cannot be read at or after line {line} ({error}): mend that row") from None
+        raise UserError(f"{source} cannot be read at or after line {line} ({error}): fix that row") from None

@@ -16,9 +16,9 @@ Rows = list[tuple[str, int]]  # path below the folder, label
 class SequentialImageNetR(FileStream):
     """<base_path>/imagenet-r/<wnid>/*.jpg with README.txt, which holds the names.
 
-    Split, first match wins: lists train and test (.txt or .yaml; `imagenet-r_train.yaml` is known too), whose labels
-    are kept; folders train/<wnid> and test/<wnid>; else a fifth of the files by md5 of "<wnid>/<file>". Without labels
-    in a list, classes are in the order of their wnids.
+    Split, first match wins: lists train and test (.txt or .yaml; `imagenet-r_train.yaml` is also recognized), whose
+    labels are kept; folders train/<wnid> and test/<wnid>; else a fifth of the files by md5 of "<wnid>/<file>". Without
+    labels in a list, classes are in the order of their wnids.
     """
 
     NAME = "seq-imagenet-r"
@@ -43,7 +43,7 @@ class SequentialImageNetR(FileStream):
         lists = [_list_of(root, part) for part in ("train", "test")]
         if any(lists) and not all(lists):
             raise UserError(
-                f"{root} has a list for one part only: put train.txt and test.txt (or .yaml) there, or none"
+                f"{root} has a list for one part only: put train.txt and test.txt (or .yaml) there, or neither"
             )
         if all(lists):
             parts = [self._listed(path) for path in lists]
@@ -70,11 +70,11 @@ class SequentialImageNetR(FileStream):
         return Content(*samples, [names[wnid].replace("_", " ") for wnid in wnids])
 
     def _listed(self, path: Path) -> list[tuple[str, int | None]]:
-        """Rows of a list, paths from the wnid on: some lists carry the folder of who made them."""
+        """Rows of a list, paths from the wnid on: some lists contain their author's folder."""
         try:
             rows = read_split_list(self.lines(path))
         except ValueError as error:
-            raise UserError(f"{path} is no split list ({error}): mend it or remove both lists") from None
+            raise UserError(f"{path} is not a split list ({error}): fix it or remove both lists") from None
         return [(re.sub(r"^(.*/)?(?=n\d{8}/)", "", name), label) for name, label in rows]
 
     def _wnids(self, root: Path, parts: list[list[tuple[str, int | None]]]) -> list[str]:
@@ -82,7 +82,9 @@ class SequentialImageNetR(FileStream):
         rows = parts[0] + parts[1]
         strange = [name for name, _ in rows if _wnid(name) is None]
         if strange:
-            raise UserError(f"{root}: {strange[0]} is in no class folder (n and eight digits): mend or remove that row")
+            raise UserError(
+                f"{root}: {strange[0]} is not in a class folder (n and eight digits): fix or remove that row"
+            )
         given = {(label, _wnid(name)) for name, label in rows if label is not None}
         wnids = sorted({_wnid(name) for name, _ in rows})
         if given:
@@ -91,7 +93,7 @@ class SequentialImageNetR(FileStream):
             ):
                 raise UserError(
                     f"{root}: the lists do not give each of the {len(wnids)} classes one label from 0 on; "
-                    "mend or remove both"
+                    "fix or remove both"
                 )
             wnids = [wnid for _, wnid in sorted(given)]
         if len(wnids) != self.N_CLASSES:

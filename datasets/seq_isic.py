@@ -16,7 +16,7 @@ STEM = "ISIC2018_Task3_Training"
 class SequentialISIC(FileStream):
     """<base_path>/isic/{train,test}_{images,labels}.pkl; else the challenge's own files in <base_path>/isic.
 
-    Those have no test part with labels: a fifth of the lesions (not images: a lesion has several) is held out by md5.
+    They do not have a labeled test part: a fifth of the lesions (not images: a lesion has several) is held out by md5.
     """
 
     NAME = "seq-isic"
@@ -66,7 +66,7 @@ class SequentialISIC(FileStream):
     def _rows(self, path: Path, columns: list[str]) -> list[dict[str, str]]:
         rows = list(csv.DictReader(self.lines(path)))
         if not rows or any(row.get(column) in (None, "") for row in rows for column in columns):
-            raise self.broken(path, f"it wants rows with {', '.join(columns)}")
+            raise self.broken(path, f"it needs rows with {', '.join(columns)}")
         return rows
 
     def _arrays(self, root: Path, part: str) -> ImageArrays:

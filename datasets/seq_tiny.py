@@ -10,7 +10,7 @@ from datasets.utils.samples import ArraySamples
 
 
 class SeqTiny(ContinualDataset):
-    """--picture_seed draws another set of pictures, --style and --shift another and stronger or weaker style."""
+    """--picture_seed draws another set of images, --style and --shift another, stronger or weaker style."""
 
     NAME = "seq-tiny"
     SETTING = "class-il"

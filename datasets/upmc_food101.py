@@ -1,17 +1,17 @@
-"""UPMC Food-101: web pictures of 101 dishes with the titles of their pages, in 5, 10 or 20 tasks
+"""UPMC Food-101: web images of 101 dishes with the titles of their pages, in 5, 10 or 20 tasks
 
-Wang et al., ICME 2015; as a class-incremental stream in Lee et al., Exemplar Masking, arXiv 2412.09549. Other pictures than
-torchvision's Food101. 67,972 training and 22,716 test images can be had (reported).
+Wang et al., ICME 2015; as a class-incremental stream in Lee et al., Exemplar Masking, arXiv 2412.09549. Other images
+than torchvision's Food101. 67,972 training and 22,716 test images are available (reported).
 
 Files under <base_path>/upmc_food101: images/{train,test}/<class>/<class>_<k>.jpg with one of
 - texts/train_titles.csv and texts/test_titles.csv: no header; file name, title, class;
-- text.json {file name: title} and split.json {train, val, test: file names}; class_idx.json {class: number} if it is there.
+- text.json {file name: title} and split.json {train, val, test: file names}; optional class_idx.json {class: number}.
 
 Choices:
-- --phases 5, 10 or 20; 101 classes do not divide, the first tasks get one class more.
+- --phases 5, 10 or 20; 101 classes are not divisible, so the first tasks get one more class.
 - The class of a file is its name up to the last underscore. Classes are in the order of class_idx.json, else by name.
-- Images without a title are left out and counted, as the paper's authors do; val trains.
-- A title often names the dish; nothing is taken out of it.
+- Images without a title are left out and counted, as the paper's authors do; val is used for training.
+- A title often names the dish; nothing is removed from it.
 """
 
 import csv
@@ -86,11 +86,11 @@ class UpmcFood101(CaptionedFiles):
                         if len(row) != 3 or class_of(row[0]) != row[2]:
                             raise UserError(
                                 f"{path} line {reader.line_num} is not `<class>_<k>.jpg, title, class`: {row[:3]}; "
-                                "mend or remove it"
+                                "fix or remove it"
                             )
                         rows[part].append((row[0], row[1]))
             except csv.Error as error:
-                raise UserError(f"{path} line {reader.line_num} is no CSV ({error}): mend or remove it") from None
+                raise UserError(f"{path} line {reader.line_num} is not a CSV row ({error}): fix or remove it") from None
             except UnicodeDecodeError as error:
                 raise self.broken(path, error) from None
             if not rows[part]:
@@ -101,7 +101,7 @@ class UpmcFood101(CaptionedFiles):
     def check(self, source: Path, rows: dict[str, list[tuple[str, str]]]) -> None:
         wrong = [name for part in rows.values() for name, _ in part if not class_of(name) or "/" in name]
         if wrong:
-            raise UserError(f"{source}: {wrong[0]} is not named <class>_<k>.jpg; mend or remove it")
+            raise UserError(f"{source}: {wrong[0]} is not named <class>_<k>.jpg; fix or remove it")
 
     def classes(self, root: Path, rows: dict[str, list[tuple[str, str]]]) -> list[str]:
         names = sorted({class_of(name) for part in rows.values() for name, _ in part})
@@ -110,7 +110,7 @@ class UpmcFood101(CaptionedFiles):
             table = self.table(listed)
             if not isinstance(table, dict) or sorted(table) != names or sorted(table.values()) != [*range(len(names))]:
                 raise UserError(
-                    f"{listed} does not give each of the {len(names)} classes one number from 0 on: mend or remove it"
+                    f"{listed} does not give each of the {len(names)} classes one number from 0 on: fix or remove it"
                 )
             names = sorted(names, key=table.__getitem__)
         if len(names) != self.N_CLASSES:

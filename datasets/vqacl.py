@@ -1,4 +1,4 @@
-"""VQACL: questions about COCO pictures in ten tasks by what they ask for, a partition of VQAv2
+"""VQACL: questions about COCO images in ten tasks by what they ask for, a partition of VQAv2
 
 Zhang, Zhang and Xu, CVPR 2023 (VQAv2: arXiv 1612.00837). Tasks in the paper's order: recognition, location,
 judge, commonsense, count, action, color, type, subcategory, causal.
@@ -6,14 +6,14 @@ judge, commonsense, count, action, color, type, subcategory, causal.
 Files under <base_path>/vqacl, one of
 - Partition_Q/karpathy_{train,test}_q_<task>.json, the authors' partition;
 - QuesId_task_map.json with VQAv2's v2_OpenEnded_mscoco_{train,val}2014_questions.json: train2014 trains, val2014 tests.
-Both want v2_mscoco_{train,val}2014_annotations.json for the ten answers (a partition file may hold answers or scores
-itself) and pictures as train2014/COCO_train2014_<12 digits>.jpg and val2014/...
+Both need v2_mscoco_{train,val}2014_annotations.json for the ten answers (a partition file may hold answers or scores
+itself) and images as train2014/COCO_train2014_<12 digits>.jpg and val2014/...
 
 Choices:
-- Only the outer level of the paper's stream: the five object groups inside each task need the authors' lists, which are not
-  published facts; so no composition test.
+- Only the outer level of the paper's stream: the five object groups inside each task need the authors' lists, which are
+  not published; so there is no composition test.
 - Classes are answers of training questions: --max_answers and --min_answer_freq as in the CLOVE streams.
-- Without partition or map there is no stream: types of questions are not guessed from their words.
+- Without a partition or a map there is no stream: question types are not guessed from their words.
 """
 
 import json
@@ -49,8 +49,8 @@ class Vqacl(QuestionFiles):
     SETTING = "domain-il"
     N_TASKS = len(QUESTION_TASKS)
     DEFAULTS = {"batch_size": 80, "n_epochs": 3, "backbone": "clip-fused"}
-    SOURCE = "https://github.com/zhangxi1997/VQACL (partition), visualqa.org (annotations), cocodataset.org (pictures)"
-    AMOUNT = "658,111 questions, 123,287 pictures"
+    SOURCE = "https://github.com/zhangxi1997/VQACL (partition), visualqa.org (annotations), cocodataset.org (images)"
+    AMOUNT = "658,111 questions, 123,287 images"
 
     def __init__(self, args: Namespace, min_answer_freq: int = 2, max_answers: int = 3000):
         self.root = base_path(args) / "vqacl"
@@ -74,15 +74,15 @@ class Vqacl(QuestionFiles):
             except (TypeError, ValueError, AttributeError) as error:
                 raise self.broken(path, f"question {number}: {error}") from None
         if not found:
-            raise UserError(f"{path} holds no question of task {name}: fetch it anew")
+            raise UserError(f"{path} does not contain a question of task {name}: download it again")
         return found
 
     def question(self, row: dict, source: Path) -> Question:
-        """A row of the partition, whose picture has to be there."""
+        """A row of the partition, whose image must exist."""
         name, text = row["img_id"], row.get("sent") or row["question"]
         folder = name.removeprefix("COCO_").partition("_")[0]
         if not name.startswith("COCO_") or "/" in name or folder not in {"train2014", "val2014"}:
-            raise ValueError(f"img_id '{name}' is none of COCO's")
+            raise ValueError(f"img_id '{name}' is not a COCO image name")
         image = self.root / folder / f"{name}.jpg"
         if image.name not in self.pictures(folder):
             raise UserError(f"{source} asks about {image}, which does not exist: unpack {folder}.zip there")
@@ -91,7 +91,7 @@ class Vqacl(QuestionFiles):
             return question_of(image, text, [a["answer"] if isinstance(a, dict) else a for a in answers])
         credit = {normalise_answer(answer): float(score) for answer, score in row["label"].items()}
         if not credit:
-            raise ValueError("it has neither answers nor scores, and the annotations do not know it")
+            raise ValueError("it has neither answers nor scores, and is not in the annotations")
         return Question(image, text, credit, max(credit, key=credit.__getitem__))
 
     def pictures(self, folder: str) -> frozenset[str]:
@@ -106,7 +106,7 @@ class Vqacl(QuestionFiles):
 
     @cached_property
     def annotations(self) -> dict[int, list[str]]:
-        """question_id -> ten answers, of those annotation files that are there."""
+        """question_id -> ten answers, from the annotation files that exist."""
         found = {}
         for part in PARTS.values():
             path = self.root / f"v2_mscoco_{part}2014_annotations.json"
@@ -125,7 +125,7 @@ class Vqacl(QuestionFiles):
         return self.table(self.root / "QuesId_task_map.json")
 
     def mapped(self, name: str, part: str) -> list[dict]:
-        """VQAv2's questions that the map gives to a task; the part of COCO is what the file says."""
+        """VQAv2's questions that the map gives to a task; the file determines the part of COCO."""
         table = self.table(path := self.questions_path(part))
         try:
             return [
@@ -149,5 +149,5 @@ class Vqacl(QuestionFiles):
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise self.broken(path, error) from None
         if not isinstance(found, dict):
-            raise self.broken(path, "it holds no table")
+            raise self.broken(path, "it does not contain a table")
         return found

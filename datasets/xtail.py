@@ -1,10 +1,10 @@
-"""X-TAIL: ten data sets, one a task, 16 images per class, all names competing at test time
+"""X-TAIL: ten datasets, one per task, 16 images per class, all names competing at test time
 
-The setting of Xu et al., NeurIPS 2024, arXiv 2406.18868 (RAIL): no hint of the data set at test time, so the scores to
-read are `xtail_transfer`, `xtail_avg` and `xtail_last`; those among a data set's own names stand beside them.
+The setting of Xu et al., NeurIPS 2024, arXiv 2406.18868 (RAIL): no hint of the dataset at test time, so the scores to
+read are `xtail_transfer`, `xtail_avg` and `xtail_last`; those among a dataset's own names are reported beside them.
 
-Choices: the domains of MTIL without CIFAR-100, whose names other domains repeat, in alphabetical order; the lists of Zhou
-et al. (--split coop), which leave one class of Caltech101 out and make 1,100 names of ten domains; --shots 16.
+Choices: the domains of MTIL without CIFAR-100, whose names other domains repeat, in alphabetical order; the lists of
+Zhou et al. (--split coop), which leave one class of Caltech101 out and make 1,100 names of ten domains; --shots 16.
 """
 
 from argparse import Namespace

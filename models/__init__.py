@@ -24,7 +24,7 @@ def get_model_class(args: Namespace | str) -> type:
 
 
 def get_model(args: Namespace, backbone, loss, transform, dataset):
-    """A fresh instance of the model that `args.model` names; an old constructor may lack the parameter `dataset`."""
+    """A new instance of the model that `args.model` names; an old constructor may not have the parameter `dataset`."""
     maker = get_model_class(args)
     taken = inspect.signature(maker).parameters.values()
     if len(taken) >= 5 or any(p.kind is p.VAR_POSITIONAL for p in taken):

@@ -4,7 +4,7 @@ Chaudhry et al., ICLR 2019, arXiv 1812.00420. With g the gradient of the stream 
 
     g.r >= 0:  step along g;    g.r < 0:  step along g - (g.r / r.r) r        -> `project`
 
-Choices: each task leaves M / T random images without augmentation (the rest of the division goes to the first tasks);
+Choices: each task stores M / T random images without augmentation (the rest of the division goes to the first tasks);
 --mammoth_compat 1 offers a single batch of each task to a reservoir instead, on which Mammoth's numbers depend.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
@@ -29,7 +29,9 @@ class AGem(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser)
-        parser.add_argument("--mammoth_compat", type=boolean, default=False, help="one batch of a task in memory")
+        parser.add_argument(
+            "--mammoth_compat", type=boolean, default=False, help="offer one batch of each task to the memory"
+        )
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -60,16 +62,16 @@ def project(gxy: torch.Tensor, ger: torch.Tensor) -> torch.Tensor:
 
 
 def share_of_tasks(buffer_size: int, n_tasks: int) -> dict[int, int]:
-    """Places of each task in a memory; every task needs one."""
+    """Number of memory places of each task; every task needs one."""
     if buffer_size < n_tasks:
         raise UserError(
-            f"--buffer_size {buffer_size} leaves some of the {n_tasks} tasks no sample: give at least {n_tasks}"
+            f"--buffer_size {buffer_size} leaves some of the {n_tasks} tasks without a sample: give at least {n_tasks}"
         )
     return quotas(buffer_size, list(range(n_tasks)))
 
 
 def random_images(loader, count: int):
-    """`count` images of a split without augmentation, and their labels; unlabelled ones are not drawn."""
+    """`count` images of a split without augmentation, and their labels; unlabeled ones are not drawn."""
     labels = loader.dataset.targets
     known = torch.nonzero(labels >= 0).flatten()
     return loader.dataset.plain(known[torch.randperm(len(known))[:count]])

@@ -31,4 +31,4 @@ class AGemR(AGem):
         return loss
 
     def end_task(self, dataset):
-        """Nothing: the memory is filled by the stream."""
+        """Does nothing: the stream fills the memory."""

@@ -1,16 +1,16 @@
-"""BiC: training with exemplars and distillation, then two numbers that undo the bias towards the new classes.
+"""BiC: training with exemplars and distillation, then a two-parameter correction of the bias toward the new classes.
 
 Wu et al., CVPR 2019, arXiv 1905.13260. With n old and m new classes, z the logits, z* the old network's,
 
     stage 1   loss = (1 - l) CE(z) + l T^2 KL(softmax(z*_old / T) || softmax(z_old / T)),  l = n / (n + m)  -> `observe`
     stage 2   z_new <- a z_new + b, with a and b fitted by cross-entropy on held-out images, as many of each class old
-              or new, the network fixed                                                          -> `fit_bias`
+              or new, the network frozen                                                         -> `fit_bias`
 
 Choices: --valset_split of each class's exemplars, at least one, are held out of stage 1, and as many images of each new
 class. The factor T^2 keeps the size of the gradient at any temperature. Only the newest classes are corrected: what an
 earlier correction did is passed on by distilling the corrected logits (--distill_after_bic 1). The fit sees cached
 logits: --bic_epochs full-batch steps of Adam with --bic_lr. Exemplars are herded on the images of stage 1.
---mammoth_compat 1 sets l = 1 / (t + 1) for task t, which shrinks where it should grow; Mammoth's numbers rest on it.
+--mammoth_compat 1 sets l = 1 / (t + 1) for task t, which shrinks when it should grow; Mammoth's numbers depend on it.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
     python main.py --model bic --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
@@ -41,17 +41,17 @@ class Bic(ContinualModel):
     def get_parser(parser):
         add_memory_args(parser)
         add = parser.add_argument
-        add("--bic_epochs", type=natural, default=250, help="steps of the fit of the two numbers")
+        add("--bic_epochs", type=natural, default=250, help="optimization steps that fit the bias correction")
         add("--bic_lr", type=positive, default=0.01, help="learning rate of that fit")
         add("--temp", type=positive, default=2.0, help="temperature of the distillation")
         add(
             "--valset_split",
             type=number(float, 0, 1, open_low=True, open_high=True),
             default=0.1,
-            help="share of the exemplars held out for the fit",
+            help="fraction of the exemplars held out for the fit",
         )
-        add("--distill_after_bic", type=boolean, default=True, help="distil the old network's corrected logits")
-        add("--mammoth_compat", type=boolean, default=False, help="weight 1 / (t + 1) of the distillation")
+        add("--distill_after_bic", type=boolean, default=True, help="distill the old network's corrected logits")
+        add("--mammoth_compat", type=boolean, default=False, help="distillation weight 1 / (t + 1)")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -59,13 +59,13 @@ class Bic(ContinualModel):
         n_old = self.dataset.get_offsets(self.n_tasks - 1)[0]
         if args.buffer_size < 2 * n_old:
             raise UserError(
-                f"--buffer_size {args.buffer_size} keeps less than two exemplars of each of {n_old} old classes, "
+                f"--buffer_size {args.buffer_size} keeps fewer than two exemplars of each of {n_old} old classes, "
                 f"one to train on and one to fit the bias: give at least {2 * n_old}"
             )
         self.buffer = Buffer(args.buffer_size, codec="uint8")
         self.old_net = None
         self.register_buffer("correction", torch.tensor([1.0, 0.0]))  # a, b
-        self.corrected = (0, 0)  # the classes that they act on
+        self.corrected = (0, 0)  # the classes that they correct
         self.held_out = None  # (images in [0, 1], labels) within a task
 
     # stage 1
@@ -160,7 +160,7 @@ def rescale(logits, start: int, end: int, correction):
 
 
 def fit_correction(logits, labels, n_old: int, steps: int, lr: float):
-    """(a, b) that minimise the cross-entropy of the logits (N, S) with a z + b on the classes from n_old on."""
+    """(a, b) that minimize the cross-entropy of the logits (N, S) with a z + b on the classes from n_old on."""
     correction = torch.tensor([1.0, 0.0], device=logits.device, requires_grad=True)
     opt = torch.optim.Adam([correction], lr=lr)
     for _ in range(steps):

@@ -1,28 +1,30 @@
-"""CGIL: a small generator per class on frozen CLIP features, and prompts aligned on what the generators replay.
+"""CGIL: a small generator per class on frozen CLIP features, and prompts aligned on generated features.
 
 Frascaroli et al., BMVC 2024, "CLIP with Generative Latent Replay", arXiv 2407.15793.
 
     features    raw image features of the task, each image encoded once          -> VLMModel.image_features
-    generators  one per new class, fitted on its features, kept for ever         -> `fit`
-    replay      samples of every class seen, drawn anew in each epoch            -> `replay`
+    generators  one per new class, fitted on its features, kept forever          -> `fit`
+    replay      samples of every class seen, new ones in each epoch             -> `replay`
     prompt      [start][V_c][g(t_c)][name.][end], t_c the hand-written feature   -> `context`
     alignment   cross-entropy of exp(logit_scale) cos(x, key_c) over seen classes -> `align_epoch`
     inference   nearest key; names not seen yet keep their hand-written key      -> `forward`, `future_forward`
 
-Choices. As the released code does, each with a flag for ours:
+Choices. As in the released code, each with a flag for ours:
 - a VAE's spread is exp(logvar) (--vae_std_quirk 0: exp(logvar / 2));
 - the diffusion's noise is a product of two normals (--diffusion_noise_quirk 0: one normal), a reverse step adds fresh
-  noise (--diffusion_renoise_quirk 0: draws from the posterior), the cosine has no offset, the time code's slowest rate is
-  1 / steps and the last batch of an epoch is ragged (--diffusion_constants common: .008, 1 / 10,000, full batches);
-- with --train_only_current_prompts g learns from the names of the task alone (--past_names_train_g 1: from all);
-- with --cocoop g reads unit features in training and raw ones at test (--cocoop_query unit: unit ones, as in training).
-Ours, where the released code does otherwise or nothing: unseen keys have unit length like the others (--future_scoring
-mammoth leaves them raw; the record holds both); in domain-il the generators of older domains stay as components of a
-class's mixture, weighted by their number of images; k-means++ starts a mixture; the orthogonality loss, which the released
-code cannot run, is mean((P P^T - I)^2) over the V_c of seen classes; --align_chunk bounds the memory of alignment, exactly.
-Beyond the paper, off by default: --g_models full_gauss; --level_weight holds the mean logit of the seen names at that of
-the hand-written prompts, and --future_keys generated gives unseen names the learned context too (g(t_c), and where V_c is
-in use the mean V_c of the classes seen).
+  noise (--diffusion_renoise_quirk 0: draws from the posterior), the cosine has no offset, the time code's slowest rate
+  is 1 / steps and the last batch of an epoch may be smaller (--diffusion_constants common: .008, 1 / 10,000, full
+  batches);
+- with --train_only_current_prompts g learns only from the names of the task (--past_names_train_g 1: from all);
+- with --cocoop g reads unit features in training and raw ones at test time (--cocoop_query unit: unit ones, as in
+  training).
+Ours, where the released code does something else or nothing: unseen keys have unit length like the others
+(--future_scoring mammoth leaves them raw; the record holds both); in domain-il the generators of older domains stay as
+components of a class's mixture, weighted by their number of images; k-means++ starts a mixture; the orthogonality loss,
+which the released code cannot run, is mean((P P^T - I)^2) over the V_c of seen classes; --align_chunk bounds the memory
+of alignment, exactly. Beyond the paper, off by default: --g_models full_gauss; --level_weight holds the mean logit of
+the seen names at that of the hand-written prompts, and --future_keys generated also gives unseen names the learned
+context (g(t_c), and where V_c is in use the mean V_c of the classes seen).
 
 Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
     python main.py --model cgil --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
@@ -38,7 +40,7 @@ from utils.errors import UserError
 from utils.flags import LOOP_FLAGS, boolean, natural, non_negative, positive, positive_int
 from utils.generative import add_generator_args, make_generator
 
-PROMPTS = 4096  # of images that make their own, encoded at once at test
+PROMPTS = 4096  # prompts made from images that are encoded at once at test time
 
 
 class CGIL(VLMModel):
@@ -80,9 +82,9 @@ class CGIL(VLMModel):
             "diffusion_noise_quirk",
             "diffusion_renoise_quirk",
         ),
-        "acts with another flag's value, or is exact; tests/test_cgil.py",
+        "acts only with another flag's value, or is exact; tests/test_cgil.py",
     ) | {
-        "diffusion_constants": "acts with diffusion alone; tests/test_cgil.py",
+        "diffusion_constants": "acts only with diffusion; tests/test_cgil.py",
         "past_names_train_g": "acts with --train_only_current_prompts; tests/test_cgil_steps.py",
         "cocoop_query": "acts with --cocoop; tests/test_cgil.py",
     }
@@ -91,40 +93,40 @@ class CGIL(VLMModel):
     def get_parser(parser):
         add = add_vlm_args(parser).add_argument
         add_generator_args(add)
-        add("--learning_rate_alignment", type=positive, default=0.05, help="constant over the epochs")
-        add("--optim_alignment", choices=["sgd", "adam", "adamw"], default="adamw", help="optimiser of the prompts")
+        add("--learning_rate_alignment", type=positive, default=0.05, help="constant learning rate")
+        add("--optim_alignment", choices=["sgd", "adam", "adamw"], default="adamw", help="optimizer of the prompts")
         add("--optim_alignment_wd", type=non_negative, default=0.0, help="weight decay, adamw only")
-        add("--num_epochs_alignment", type=natural, default=30, help="passes over freshly drawn samples")
-        add("--batch_size_alignment", type=positive_int, default=128, help="synthetic features in a step")
+        add("--num_epochs_alignment", type=natural, default=30, help="epochs of newly drawn samples")
+        add("--batch_size_alignment", type=positive_int, default=128, help="synthetic features per step")
         add(
             "--align_chunk",
             type=natural,
             default=0,
-            help="prompts whose text activations are in memory at once, 0 for all",
+            help="prompts whose text activations are kept in memory at once, 0 for all",
         )
         add("--align_with_ortholoss", type=boolean, default=False, help="push the V_c of different classes apart")
         add("--lambda_ortho_first_stage", type=non_negative, default=1.0, help="weight of that loss")
-        add("--train_only_current_prompts", type=boolean, default=False, help="V_c of older classes stay as they are")
+        add("--train_only_current_prompts", type=boolean, default=False, help="keep V_c of older classes fixed")
         add(
             "--past_names_train_g",
             type=boolean,
             default=False,
-            help="g learns from past names too; with --train_only_current_prompts 1",
+            help="g also learns from past names; with --train_only_current_prompts 1",
         )
-        add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) in a prompt")
+        add("--n_context", type=positive_int, default=1, help="learned vectors V_c (or V) per prompt")
         add("--combo_context", type=boolean, default=True, help="V_c and g(t_c) together")
         add(
             "--general_context",
             type=natural,
             default=0,
-            help="any number but 0: one V of n_context vectors for all classes; with --combo_context 0",
+            help="any value but 0: one V of n_context vectors for all classes; with --combo_context 0",
         )
         add("--generated_context", type=boolean, default=False, help="g(t_c) alone; with --combo_context 0")
         add("--cocoop", type=boolean, default=False, help="g(image) instead of g(t_c); with --generated_context 1")
-        add("--cocoop_query", choices=["raw", "unit"], default="raw", help="what g reads at test, with --cocoop 1")
-        add("--future_scoring", choices=["normalised", "mammoth"], default="normalised", help="length of unseen keys")
-        add("--future_keys", choices=["handwritten", "generated"], default="handwritten", help="keys of unseen names")
-        add("--level_weight", type=non_negative, default=0.0, help="hold seen logits at the hand-written level")
+        add("--cocoop_query", choices=["raw", "unit"], default="raw", help="input of g at test time, with --cocoop 1")
+        add("--future_scoring", choices=["normalised", "mammoth"], default="normalised", help="norm of unseen keys")
+        add("--future_keys", choices=["handwritten", "generated"], default="handwritten", help="keys of unseen classes")
+        add("--level_weight", type=non_negative, default=0.0, help="keep seen logits at the hand-written level")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -132,7 +134,7 @@ class CGIL(VLMModel):
         self.mode = prompt_mode(args)
         if args.optim_alignment_wd and args.optim_alignment != "adamw":
             raise UserError(
-                "--optim_alignment_wd is read by --optim_alignment adamw alone: choose that, or leave it out"
+                "--optim_alignment_wd is only used by --optim_alignment adamw: choose that, or leave it out"
             )
         self.generator = make_generator(args).to(self.device)
         names, width = self.dataset.get_class_names(), self.net.text_width
@@ -148,7 +150,7 @@ class CGIL(VLMModel):
         rows = (1 if self.mode == "general" else self.num_classes) if self.has_v else 0
         self.V = nn.Parameter(0.02 * torch.randn(rows, args.n_context, width, device=self.device))
         self.g = ContextNet(self.net.embed_dim, width).to(self.device) if self.has_g else None
-        self.keys = None  # unit keys of the seen classes (S, D); None when a prompt has changed since
+        self.keys = None  # unit keys of the seen classes (S, D); None when a prompt has changed since then
         self.align_opt = None
 
     def checkpoint_skip(self):
@@ -240,7 +242,7 @@ class CGIL(VLMModel):
         return loss
 
     def step_keeping_others(self):
-        """An optimiser step in which only the V_c in training move; weight decay would move the rest of the rows."""
+        """An optimizer step in which only the V_c in training move; weight decay would move the rest of the rows."""
         per_class = self.has_v and self.mode != "general"
         if not per_class:
             return self.align_opt.step()
@@ -278,7 +280,7 @@ class CGIL(VLMModel):
         return normalize(self.prompts.encode(self.net, self.context(rows), rows).float(), dim=1)
 
     def image_keys(self, x, rows):
-        """Unit keys (R, D) of some of the B * S prompts that images make whose features, as g reads them, are x (B, D)."""
+        """Unit keys (R, D) of some of the B * S prompts made from images with features x (B, D), as g reads them."""
         rows = torch.arange(rows.start, rows.stop)
         image, name = rows // self.n_seen_classes, rows % self.n_seen_classes
         context = self.g(x)[image][:, None]
@@ -316,7 +318,7 @@ class CGIL(VLMModel):
         return self.all_logits(self.encode(x), self.unseen_keys(unit))
 
     def future_variants(self, x):
-        """Other ways to score all names, measured beside future_forward: the released one, and zero-shot CLIP."""
+        """Other ways to score all names, measured along with future_forward: the released one, and zero-shot CLIP."""
         features = self.encode(x)
         other = self.args.future_scoring == "mammoth"
         return {
@@ -342,16 +344,16 @@ class CGIL(VLMModel):
 
 
 def prompt_mode(args) -> str:
-    """combo, class, general, generated or cocoop; what excludes each other is refused."""
+    """combo, class, general, generated or cocoop; flags that exclude each other are refused."""
     if args.combo_context:
         for flag in ("general_context", "generated_context", "cocoop"):
             if getattr(args, flag):
                 raise UserError(
-                    f"--{flag} is another form of prompt than --combo_context 1: give --combo_context 0 with it"
+                    f"--{flag} is a different form of prompt from --combo_context 1: give --combo_context 0 with it"
                 )
         mode = "combo"
     elif args.general_context and args.generated_context:
-        raise UserError("--general_context and --generated_context are two forms of prompt: give one of them")
+        raise UserError("--general_context and --generated_context are two forms of prompt: give only one of them")
     elif args.cocoop and not args.generated_context:
         raise UserError("--cocoop 1 makes the generated context from the image: it needs --generated_context 1")
     else:
@@ -367,13 +369,14 @@ def prompt_mode(args) -> str:
     if mode not in {"combo", "class"}:
         for flag in ("align_with_ortholoss", "train_only_current_prompts"):
             if getattr(args, flag):
-                raise UserError(f"--{flag} concerns the vectors of single classes, which this form of prompt has not")
+                raise UserError(f"--{flag} is about class-specific vectors, which this form of prompt does not have")
     if args.past_names_train_g and not (mode == "combo" and args.train_only_current_prompts):
         raise UserError(
-            "--past_names_train_g 1 is about --train_only_current_prompts 1 with a g in the prompt: give both, or leave it out"
+            "--past_names_train_g 1 is about --train_only_current_prompts 1 with a g in the prompt: "
+            "give both, or leave it out"
         )
     if args.cocoop_query == "unit" and mode != "cocoop":
-        raise UserError("--cocoop_query is about prompts that the image makes: it needs --cocoop 1")
+        raise UserError("--cocoop_query is about prompts made from the image: it needs --cocoop 1")
     if mode == "cocoop":
         for flag, value in (
             ("level_weight", args.level_weight),

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: nothing is trained, an image gets the name whose sentence is nearest.
+"""Zero-shot CLIP: nothing is trained, an image gets the class name whose text feature is nearest.
 
 Radford et al., ICML 2021, arXiv 2103.00020; as a continual baseline Thengane et al. 2022, arXiv 2210.03114.
 Choices: one template by default; --use_templates 1 averages the unit features of all of the dataset's templates.

@@ -1,30 +1,30 @@
-"""CluMo: prompts picked by a visual and a textual k-means key, in front of a fused image and question sequence.
+"""CluMo: prompts picked by a visual and a textual k-means key, prepended to a fused image and question sequence.
 
 Cai & Rostami, "CluMo: Cluster-based Modality Fusion Prompt for Continual Learning in Visual Question Answering",
 arXiv 2408.11742. Each task has Nv visual and Nt textual keys and a grid of Nt * Nv prompts of L tokens.
 
-    stage 1   keys = k-means centres of the task's frozen image and question features; then fixed  -> `begin_task`
+    stage 1   keys = k-means centers of the task's frozen image and question features; then fixed  -> `begin_task`
     stage 2   nearest visual key i, nearest textual key j, prompt j * Nv + i                       -> `choose`
               [CLS ; general ; prompt ; image ; question] -> fusion -> answer head                 -> `states`
               loss = CE(answer) + kd_weight * distance to the previous head on its own answers     -> `observe`
-    test      pool of the task with the least |v - c_t|^2 / s_v + |q - c'_t|^2 / s_q               -> `route`
+    test      pool of the task with the smallest |v - c_t|^2 / s_v + |q - c'_t|^2 / s_q            -> `route`
 
-No sample is kept. The abstract is the source; where the released code does something else (keys of the farthest points,
-clusters of letters, prompts that are not in the optimiser, the true task at test time) it is not followed.
+No sample is kept. The abstract is the source; the released code is not followed where it differs (keys of the farthest
+points, clusters of letters, prompts that are not in the optimizer, the true task at test time).
 
-Choices: CLIP's two towers and a small fusion transformer stand in for ALBEF, so the fusion has to be trained once
+Choices: CLIP's two towers and a small fusion transformer replace ALBEF, so the fusion has to be trained once
 (--fusion_train first: with the first task; never: with weights that were trained before; always: a copy is then kept
-as teacher). --vqa_backbone vilt or blip takes one that was: prompts then stand in ViLT's sequence, or among the words of
-BLIP's question encoder. One pooled feature and one metric serve clustering and selection (--key_feature, --key_metric). At test
-time the task is not known: its pool is that of the nearest centre c_t, the mean of a task's features, in both
-modalities together, each in units of its spread (mean squared distance to the own centre, averaged over the tasks
-seen). --route_rule nearest takes the nearest of all tasks' keys instead; the more keys a task has, the more that
-follows what a picture shows rather than where it comes from (docs/clumo.md has both). --route oracle uses the true
-task, as the released code does; the record holds the scores of both ways and route_acc. --head routed keeps the head
-of each task with its pool. Prompts start uniform in ±prompt_init: the released ±1 is large beside normalised states.
---kd_type kl compares softmaxes over the old answers at temperature 2. The decay of .02 leaves out biases and norms, as the
-released code does (--decay_vectors 1: all). --answer_loss bce trains on the annotators' soft scores. Streams of pictures alone
-get a null question and one textual key.
+as teacher). --vqa_backbone vilt or blip uses a pretrained one: prompts are then inserted into ViLT's sequence, or among
+the words of BLIP's question encoder. One pooled feature and one metric serve clustering and selection (--key_feature,
+--key_metric). At test time the task is unknown: the pool is that of the nearest center c_t, the mean of a task's
+features, in both modalities together, each in units of its spread (mean squared distance to its own center, averaged
+over the tasks seen). --route_rule nearest takes the nearest of all tasks' keys instead; the more keys a task has, the
+more that follows what an image shows rather than where it comes from (docs/clumo.md has both). --route oracle uses the
+true task, as the released code does; the record holds the scores of both ways and route_acc. --head routed keeps the
+head of each task with its pool. Prompts start uniform in ±prompt_init: the released ±1 is large compared to normalized
+states. --kd_type kl compares softmaxes over the old answers at temperature 2. The decay of .02 leaves out biases and
+norms, as the released code does (--decay_vectors 1: all). --answer_loss bce trains on the annotators' soft scores.
+Streams of images only get a null question and one textual key.
 
 Controls: --keys random puts keys at samples of the task; --prompt_train frozen leaves prompts random; --prompt_len 0
 --general_prompt_len 0 trains the head alone on the frozen fusion.
@@ -52,7 +52,7 @@ from utils.randomness import generator
 from utils.settings import option
 
 KL_TEMPERATURE = 2.0
-SHOWN = 6  # pictures of a task on the sheet
+SHOWN = 6  # images per task on the sheet
 
 
 class CluMo(FusedModel):
@@ -66,42 +66,42 @@ class CluMo(FusedModel):
         "kmeans_batch": 8,
     }
     NOT_TRIED = {
-        "n_text_keys": "streams of pictures alone have one question; tests/test_clumo.py",
-        "route": "the true task is known to evaluation only; tests/test_clumo.py compares both ways",
+        "n_text_keys": "streams of images alone have one question; tests/test_clumo.py",
+        "route": "only evaluation knows the true task; tests/test_clumo.py compares both ways",
     }
 
     @staticmethod
     def get_parser(parser):
         parser.set_defaults(optimizer="adamw", lr=3e-4, optim_wd=0.02, decay_vectors=False)
         add = add_fused_args(parser).add_argument
-        add("--n_visual_keys", type=positive_int, default=3, help="visual keys of a task")
+        add("--n_visual_keys", type=positive_int, default=3, help="visual keys per task")
         add(
             "--n_text_keys",
             type=positive_int,
             default=3,
-            help="textual keys of a task (1 where there are no questions)",
+            help="textual keys per task (1 without questions)",
         )
-        add("--keys", choices=["kmeans", "random"], default="kmeans", help="random: samples of the task, drawn evenly")
-        add("--prompt_len", type=natural, default=10, help="tokens of a prompt; 0: no prompt, the head alone")
-        add("--general_prompt_len", type=natural, default=10, help="tokens of a task's prompt that is always used")
-        add("--prompt_init", type=positive, default=0.1, help="prompts start uniform between minus this and this")
+        add(
+            "--keys", choices=["kmeans", "random"], default="kmeans", help="random: uniformly drawn samples of the task"
+        )
+        add("--prompt_len", type=natural, default=10, help="tokens per prompt; 0: no prompt, only the head")
+        add("--general_prompt_len", type=natural, default=10, help="tokens of a task's general prompt")
+        add("--prompt_init", type=positive, default=0.1, help="prompts are initialized uniformly in [-x, x]")
         add("--prompt_train", choices=["trained", "frozen"], default="trained", help="frozen: prompts stay random")
-        add("--kmeans_iters", type=positive_int, default=50, help="mini-batches of stage 1")
-        add("--kmeans_batch", type=positive_int, default=32, help="points of a mini-batch")
+        add("--kmeans_iters", type=positive_int, default=50, help="k-means mini-batches in stage 1")
+        add("--kmeans_batch", type=positive_int, default=32, help="points per k-means mini-batch")
         add("--key_metric", choices=METRICS, default="l2", help="distance of clustering, selection and routing")
         add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation from the previous head")
-        add("--kd_type", choices=["mse", "kl"], default="mse", help="on logits, or on softmaxes")
-        add("--answer_loss", choices=["ce", "bce"], default="ce", help="most frequent answer, or soft scores of all")
+        add("--kd_type", choices=["mse", "kl"], default="mse", help="distillation of logits, or of softmaxes")
+        add("--answer_loss", choices=["ce", "bce"], default="ce", help="target: top answer, or soft scores of all")
         add(
             "--route",
             choices=["key", "oracle"],
             default="key",
-            help="pool at test time: nearest keys, or the true task's",
+            help="pool at test time: that of the nearest keys, or of the true task",
         )
-        add("--route_rule", choices=["centre", "nearest"], default="centre", help="task of the nearest mean, or key")
-        add(
-            "--head", choices=["shared", "routed"], default="shared", help="one head, or that of the routed pool's task"
-        )
+        add("--route_rule", choices=["centre", "nearest"], default="centre", help="nearest task mean, or nearest key")
+        add("--head", choices=["shared", "routed"], default="shared", help="one head, or the routed task's own")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -130,7 +130,7 @@ class CluMo(FusedModel):
         self.opt = self.get_optimizer()
 
     def add_keys(self, visual, textual, task):
-        """Keys of a task from its features (N, Dv) and (N, Dt), and how far features lie from them."""
+        """Keys of a task from its features (N, Dv) and (N, Dt), and how far features are from them."""
         args, spread = self.args, []
         for name, x, k in (("visual", visual, args.n_visual_keys), ("text", textual, self.n_text_keys)):
             rng = generator(args.seed, "clumo keys", name, task)
@@ -146,7 +146,7 @@ class CluMo(FusedModel):
         self.spreads = grown(self.spreads, torch.stack(spread)[None])
 
     def add_prompts(self, task):
-        """The task's grid of prompts and its general prompt; those of older tasks are fixed from here on."""
+        """The task's grid of prompts and its general prompt; those of older tasks are fixed from now on."""
         args, width = self.args, self.net.fusion.width
         for old in (*self.prompts, *self.general):
             old.requires_grad_(False)
@@ -159,14 +159,14 @@ class CluMo(FusedModel):
     # prompts
 
     def choose(self, batch, pool):
-        """Number of the prompt (B,) in the grid of pools (B,): j * Nv + i of the nearest keys i and j."""
+        """Index of the prompt (B,) in the grid of pools (B,): j * Nv + i of the nearest keys i and j."""
         own_visual, own_text = self.visual_keys[pool], self.text_keys[pool]  # (B, N, D)
         i = distances(batch.visual[:, None], own_visual, self.args.key_metric)[:, 0].argmin(1)
         j = distances(batch.textual[:, None], own_text, self.args.key_metric)[:, 0].argmin(1)
         return j * self.args.n_visual_keys + i
 
     def task_distances(self, batch):
-        """(B, T): distance to both centres, or the nearest keys, of each task in units of the spreads."""
+        """(B, T): distance to both centers, or the nearest keys, of each task in units of the spreads."""
         scale, total = self.spreads.mean(0).clamp(min=1e-6), 0.0  # no spread: equal questions only
         own = "centres" if self.args.route_rule == "centre" else "keys"
         for number, (name, x) in enumerate((("visual", batch.visual), ("text", batch.textual))):
@@ -256,7 +256,7 @@ class CluMo(FusedModel):
         every = torch.einsum("bd,tad->tba", states, self.head_bank[..., :-1]) + self.head_bank[:, None, :, -1]
         return self.head.spread(every[pool, torch.arange(len(pool), device=pool.device)])
 
-    # what is measured beside the answers
+    # what is measured in addition to the answers
 
     @torch.no_grad()
     def end_eval(self, dataset, accs):
@@ -268,7 +268,7 @@ class CluMo(FusedModel):
             astray = torch.cat([self.route(self.read(part), "key") for part in refs.split(EVAL_ROWS)]).cpu() != task
             extras = {name: getattr(split, name)[astray].to(self.device) for name in split.extra_return_fields}
             labels = split.targets[astray].to(self.device)
-            own, other = (  # both ways differ on these samples only
+            own, other = (  # the two ways differ only on these samples
                 float(dataset.score(self.answers(refs[astray], way)[:, : self.n_seen_classes], labels, extras).sum())
                 if len(labels)
                 else 0.0
@@ -283,7 +283,7 @@ class CluMo(FusedModel):
         return self.measured
 
     def draw(self, dataset):
-        """A sheet beside the record: pictures of each task with question, answer, and the keys of the prompt."""
+        """A sheet next to the record: images of each task with question, answer, and the keys of the prompt."""
         images, texts, names = [], [], dataset.get_class_names()
         for task, loader in enumerate(dataset.test_loaders):
             split, rows = loader.dataset, loader.dataset.rows[:SHOWN]
@@ -304,5 +304,5 @@ class CluMo(FusedModel):
 
 
 def grown(kept, new):
-    """Rows of a new task behind those of older tasks; nothing is kept yet where `kept` is empty."""
+    """Rows of a new task after those of older tasks; nothing is kept yet if `kept` is empty."""
     return torch.cat([kept, new]) if len(kept) else new

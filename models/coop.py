@@ -1,4 +1,4 @@
-"""CoOp made sequential: learned context vectors in front of the class names, trained on each task's features in turn.
+"""CoOp made sequential: learned context vectors before the class names, trained on each task's features in turn.
 
 Zhou et al., IJCV 2022, arXiv 2109.01134. The image tower is frozen and images are not augmented, so training runs on
 cached features. `--joint 1` gives joint prompt tuning.
@@ -7,7 +7,7 @@ cached features. `--joint 1` gives joint prompt tuning.
     loss     cross-entropy of exp(logit_scale) cos(x, key) over the task's classes
 
 Choices: --coop_loss seen puts every class seen so far into the softmax instead of the task's; class-specific vectors of
-other classes stay as they are; names not seen yet get the shared context, or with --csc 1 their hand-written key.
+other classes are not changed; names not seen yet get the shared context, or with --csc 1 their hand-written key.
 
 Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
     python main.py --model coop --eval_future 1 --dataset seq-tiny --permute_classes 1 --seed 1992 \
@@ -33,10 +33,10 @@ class CoOp(VLMModel):
     @staticmethod
     def get_parser(parser):
         parser.set_defaults(lr=0.002, optim_mom=0.9, n_epochs=30, batch_size=32, lr_scheduler="cosine")
-        parser.add_argument("--n_ctx", type=positive_int, default=16, help="context vectors in a prompt")
-        parser.add_argument("--csc", type=boolean, default=False, help="context vectors of its own for each class")
+        parser.add_argument("--n_ctx", type=positive_int, default=16, help="context vectors per prompt")
+        parser.add_argument("--csc", type=boolean, default=False, help="class-specific context vectors")
         parser.add_argument(
-            "--coop_loss", choices=["current", "seen"], default="current", help="classes in the softmax"
+            "--coop_loss", choices=["current", "seen"], default="current", help="classes in the training softmax"
         )
         return add_vlm_args(parser, names=False)
 

@@ -4,7 +4,7 @@ Buzzega et al., NeurIPS 2020, arXiv 2004.07211. With z the logits stored when a 
 
     loss = CE(h(x), y) + alpha * MSE(h(x'), z') + beta * CE(h(x''), y''),   (x', z') and (x'', y'') drawn independently.
 
-Choices: --single_forward 1 sends x, x' and x'' through the network as one batch. The maths is the same but for
+Choices: --single_forward 1 sends x, x' and x'' through the network as one batch. The math is the same but for
 BatchNorm, whose batch statistics are then those of stream and memory together instead of each on its own.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
@@ -30,7 +30,9 @@ class Derpp(ContinualModel):
         add_codec_args(parser)
         parser.add_argument("--alpha", type=non_negative, required=True, help="weight of the stored logits")
         parser.add_argument("--beta", type=non_negative, required=True, help="weight of the stored labels")
-        parser.add_argument("--single_forward", type=boolean, default=False, help="stream and memory as one batch")
+        parser.add_argument(
+            "--single_forward", type=boolean, default=False, help="process stream and memory as one batch"
+        )
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

@@ -1,15 +1,15 @@
-"""DualPrompt: general prefixes in the first layers, and in later ones a task's own, found by the nearest key.
+"""DualPrompt: general prefixes in the first layers, in later ones a task-specific prefix, selected by the nearest key.
 
 Wang et al., ECCV 2022, arXiv 2204.04799. Prompts are prefix tokens: K <- [p_K ; K], V <- [p_V ; V].
 
-    training  the expert prefix of the task, its key pulled to the queries                     -> `observe`
+    training  the expert prefix of the task, its key pulled toward queries                     -> `observe`
     test      the expert prefix whose key has the largest cosine with the query                -> `answers`
     loss      CE among the task's classes - pull_constraint_coeff * cos(q, key of the task)
 
-Choices: a task's prefix starts as a copy of the one before. Keys of tasks not seen yet take no part at test time. Key
+Choices: a task's prefix starts as a copy of the one before. Keys of tasks not seen yet are not used at test time. Key
 and value rows are indexed by sample, never reshaped together (the published ports mix images of a batch there).
 Layers default to the paper's (0, 1 and 2, 3, 4) where the network has five or more, else to the first third and the
-rest. The batch-wise vote is left out, as in l2p; on pictures with questions the sequence is the fused one.
+rest. The batch-wise vote is left out, as in l2p; on images with questions the sequence is the fused one.
 
 Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
     python main.py --model dualprompt --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
@@ -43,10 +43,10 @@ class DualPrompt(PromptModel):
         add("--g_prompt_length", type=natural, default=5, help="tokens of the general prefix, 0 for none")
         add("--g_prompt_layer_idx", type=natural, nargs="+", help="layers of the general prefix")
         add("--e_prompt_layer_idx", type=natural, nargs="+", help="layers of the expert prefix")
-        add("--size", type=positive_int, default=10, help="expert prefixes: one for each task")
+        add("--size", type=positive_int, default=10, help="expert prefixes, one per task")
         add("--length", type=positive_int, default=5, help="tokens of an expert prefix")
-        add("--prompt_range", type=positive, default=1.0, help="prefixes start uniform between minus this and this")
-        add("--pull_constraint_coeff", type=non_negative, default=1.0, help="weight of the key's pull to the queries")
+        add("--prompt_range", type=positive, default=1.0, help="prefixes are initialized uniformly in [-x, x]")
+        add("--pull_constraint_coeff", type=non_negative, default=1.0, help="weight of pulling keys toward queries")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -62,7 +62,7 @@ class DualPrompt(PromptModel):
         for layer in (*self.g_layers, *self.e_layers):
             if layer >= self.n_layers:
                 raise UserError(
-                    f"layer {layer} of a prefix: the network has {self.n_layers} layers, 0 to {self.n_layers - 1}"
+                    f"prefix layer {layer}: the network has {self.n_layers} layers, 0 to {self.n_layers - 1}"
                 )
 
         def uniform(*shape):
@@ -78,7 +78,7 @@ class DualPrompt(PromptModel):
                 self.e[self.current_task] = self.e[self.current_task - 1]
 
     def prefixes(self, slots):
-        """(B, 2, P, W) by layer, for expert prefixes of the slots (B,); where a layer has both, general ones come first."""
+        """(B, 2, P, W) by layer, for expert prefixes of the slots (B,); in a layer with both, general come first."""
         found = {}
         if self.args.g_prompt_length:
             found = {layer: self.g[n].expand(len(slots), -1, -1, -1) for n, layer in enumerate(self.g_layers)}

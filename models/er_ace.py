@@ -7,7 +7,7 @@ Caccia et al., ICLR 2022, arXiv 2104.05025. With P the classes of the batch and 
 An old class that is not in the batch gets no gradient from the stream, so its features are not pushed away.
 
 Choices: U are classes that no batch had before, whatever their numbers. The first task has no mask and no replay
-unless --task_free 1. --use_custom_classifier 1 puts a cosine classifier of scale 10 in place of the linear one.
+unless --task_free 1. --use_custom_classifier 1 replaces the linear classifier with a cosine classifier of scale 10.
 --mammoth_compat 1 opens the mask from the highest class seen on, so that this class is never masked, as in Mammoth.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
@@ -33,7 +33,9 @@ class ErAce(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser)
-        parser.add_argument("--task_free", type=boolean, default=False, help="mask and replay from the first batch on")
+        parser.add_argument(
+            "--task_free", type=boolean, default=False, help="mask and replay already in the first task"
+        )
         parser.add_argument(
             "--use_custom_classifier", type=boolean, default=True, help="cosine instead of linear classifier"
         )
@@ -46,7 +48,8 @@ class ErAce(ContinualModel):
             old = getattr(self.net, "classifier", None)
             if not hasattr(old, "in_features"):
                 raise UserError(
-                    "er-ace replaces a linear classifier, which this --backbone has not: give --use_custom_classifier 0"
+                    "er-ace replaces a linear classifier, but this --backbone does not have one: "
+                    "give --use_custom_classifier 0"
                 )
             self.net.classifier = CosineLinear(old.in_features, self.num_classes, scale=SCALE, learn_scale=False).to(
                 self.device

@@ -6,9 +6,9 @@ Schwarz et al., ICML 2018, arXiv 1805.06370 (online form); Kirkpatrick et al., P
     F <- gamma F + mean over images of (d log p(y|x) / d theta)^2,  theta* <- theta              -> `end_task`, `fisher`
 
 Choices: the gradients are those of single images, exactly (utils/per_sample.py), over the task's images without
-augmentation, network in eval mode, so that BatchNorm is left alone. --fisher empirical takes the true label for y, as
-is common; true draws y from the network's own prediction, once for each image; mammoth weighs an image's squares by
-p(y|x) and divides by whole batches, which is neither Fisher but what Mammoth's numbers rest on.
+augmentation, network in eval mode, so that BatchNorm is not changed. --fisher empirical takes the true label for y, as
+is common; true samples y from the network's own prediction, once for each image; mammoth weighs an image's squares by
+p(y|x) and divides by whole batches, which is neither of them, but Mammoth's numbers depend on it.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
     python main.py --model ewc-on --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
@@ -38,7 +38,7 @@ class EwcOn(ContinualModel):
             "--fisher",
             choices=["empirical", "true", "mammoth"],
             default="empirical",
-            help="label of the gradients: the image's, a drawn one; or Mammoth's weighting",
+            help="labels of the gradients: the true ones, sampled ones, or Mammoth's weighting",
         )
         return parser
 

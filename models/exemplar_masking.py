@@ -1,31 +1,31 @@
-"""ExemplarMasking: exemplars keep only the patches and words that attention points at, so more fit into the same bytes.
+"""ExemplarMasking: exemplars keep only the patches and words with high attention, so more fit into the same bytes.
 
 Lee, Lee, Chiu & Tsai, "Exemplar Masking for Multimodal Incremental Learning", arXiv 2412.09549.
 
-    image mask   patch i stays iff A[class, i] > mean of A[class, :]                        -> `utils.memory.masks.image_mask`
-    text mask    words the class token or the discarded patches attend to                   -> `utils.memory.masks.text_mask`
-    selection    herding, masked, until the bytes of the class are spent                    -> `select_class`
-    replay       kept patches and words at their own places, augmented                      -> `replayed`
+    image mask   patch i is kept iff A[class, i] > mean of A[class, :]                -> `utils.memory.masks.image_mask`
+    text mask    words the class token or the discarded patches attend to           -> `utils.memory.masks.text_mask`
+    selection    herding, masked, until the bytes of the class are used                     -> `select_class`
+    replay       kept patches and words at their positions, augmented                       -> `replayed`
     loss         CE + kd_weight * KL to the previous network's answers, T = 2               -> `observe`
 
 The image rule is the one of the published masks; a mask is made once, when its task ends, and never changes. Tuned are
-scale-and-shift adapters behind every layer of both towers (--tune ssf), the fusion transformer and a linear head.
+scale-and-shift adapters after every layer of both towers (--tune ssf), the fusion transformer and a linear head.
 
-Choices: CLIP's towers and a fusion transformer stand in for ViLT, which --fusion vilt brings (its [CLS] token is then
-the only one: --attn_source and --fusion_lr say nothing). The paper's text at hand shows the shape of the text
-rule, not its formula: --text_rule union keeps words above the mean of either attention; --direction says who attends.
-Attention is the mean of the towers' own class tokens and the fusion's, over all blocks and heads (--attn_source,
---attn_layer, --attn_heads): the fusion's last block alone drops most nouns of the captions (docs/exemplar_masking.md).
-Budget: as many bytes for each class as full samples of it take (5x), or a number; --buffer_bytes shares a total among
-the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps patches as JPEG, exemplars counts
-records: what a mask changes at equal count. --exemplar_codec masked_jpeg has the mask and JPEG of --jpeg_quality
-together. A record that does not fit ends the class (--budget_fill skip: smaller ones are tried). Augmentation
-(--exemplar_aug) is background by default: patches of a new picture with at most the mean attention, whatever
---mask_rule says, fill the holes of an exemplar, so that holes do not tell old classes from new ones
+Choices: CLIP's towers and a fusion transformer replace ViLT, which --fusion vilt uses (its [CLS] token is then
+the only one: --attn_source and --fusion_lr do not apply). The available text of the paper describes the text
+rule without its formula: --text_rule union keeps words above the mean of either attention; --direction says who
+attends. Attention is the mean of the towers' own class tokens and the fusion's, over all blocks and heads
+(--attn_source, --attn_layer, --attn_heads): the fusion's last block alone drops most nouns of the captions
+(docs/exemplar_masking.md). Budget: as many bytes for each class as five full samples of it take (5x), or a number;
+--buffer_bytes shares a total among the classes seen. --budget_unit tokens counts patches and words, bytes_jpeg keeps
+patches as JPEG, exemplars counts records: what a mask changes at an equal count. --exemplar_codec masked_jpeg combines
+the mask and JPEG of --jpeg_quality. A record that does not fit ends the class (--budget_fill skip: smaller ones are
+tried). Augmentation (--exemplar_aug) is background by default: patches of a new image with at most the mean attention,
+whatever --mask_rule says, fill the holes of an exemplar, so that holes do not distinguish old classes from new ones
 (docs/exemplar_masking.md compares; swap takes the text of another exemplar of the class). --replay_fill zero or mean
-puts black or grey patches into what is still empty. Both heads are measured in every run: --predict says which one
-answers, the record has the other as nme or linear. Nothing augments the stream's own pictures. The adapters are fp32
-whatever --clip_dtype says; --tune full takes fp32 alone. Weight decay leaves out parameters of one dimension
+puts black or gray patches into what is still empty. Both heads are measured in every run: --predict says which one
+answers, the record has the other as nme or linear. Nothing augments the stream's own images. The adapters are fp32
+whatever --clip_dtype is; --tune full requires fp32. Weight decay leaves out parameters of one dimension
 (--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
 
 Row of docs/exemplar_masking.md, by scripts/claims_exemplar_masking.sh, one seed:
@@ -70,7 +70,7 @@ class ExemplarMasking(VLMModel):
         "buffer_bytes_per_class": "2x",
     }
     NOT_TRIED = {
-        "fusion_weights": "the shipped ones have sizes of their own; tests/test_clumo.py",
+        "fusion_weights": "the shipped ones have other sizes; tests/test_clumo.py",
         **dict.fromkeys(
             ("fusion", "vilt_weights", "vilt_resolution"),
             "no weights of ViLT are embedded; tests/test_vilt.py makes tiny ones",
@@ -87,7 +87,7 @@ class ExemplarMasking(VLMModel):
                 "exemplar_aug",
                 "aug_p",
             ),
-            "acts with another flag's value, or on texts; tests/test_exemplar_masking.py",
+            "acts only with another flag's value, or on texts; tests/test_exemplar_masking.py",
         ),
     }
 
@@ -100,31 +100,33 @@ class ExemplarMasking(VLMModel):
             "--fusion_lr",
             type=non_negative,
             default=0.1,
-            help="factor on the fusion's learning rate after the first task",
+            help="multiplier of the fusion's learning rate after the first task",
         )
         add_hub_args(parser, "fusion", ["vilt"])
-        add("--tune", choices=TUNED, default="ssf", help="of the towers: scale-and-shift adapters, everything, nothing")
+        add(
+            "--tune", choices=TUNED, default="ssf", help="trained in the towers: scale-and-shift adapters, all, nothing"
+        )
         add("--look_at", choices=["both", "image", "text"], default="both", help="image: no words; text: no patches")
-        add("--attn_source", choices=SOURCES, default="mean", help="whose class token makes masks; mean: of both")
-        add("--attn_layer", choices=LAYERS, default="mean", help="block whose attention makes masks; mean: of all")
-        add("--attn_heads", choices=HEADS, default="mean", help="mean or largest over the heads")
+        add("--attn_source", choices=SOURCES, default="mean", help="class token that makes the masks; mean: both")
+        add("--attn_layer", choices=LAYERS, default="mean", help="block whose attention makes the masks; mean: all")
+        add("--attn_heads", choices=HEADS, default="mean", help="mean or maximum over the heads")
         add_exemplar_args(parser)
         add(
             "--replay_fill",
             choices=["drop", "zero", "mean"],
             default="drop",
-            help="holes on replay: dropped, black, grey",
+            help="masked patches on replay: dropped, black, gray",
         )
         add(
             "--replay_ratio",
             type=fraction,
             default=0.0,
-            help="exemplars per new sample in a batch (0: each once an epoch)",
+            help="exemplars per new sample in a batch (0: each once per epoch)",
         )
         add("--exemplar_aug", choices=AUGMENTATIONS, default="background", help="augmentation of exemplars")
         add("--aug_p", type=fraction, default=0.5, help="probability of the augmentation")
         add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation")
-        add("--kd_temperature", type=positive, default=2.0, help="of the distillation")
+        add("--kd_temperature", type=positive, default=2.0, help="temperature of the distillation")
         add("--predict", choices=["linear", "nme"], default="linear", help="linear head, or nearest mean of exemplars")
         return parser
 
@@ -132,27 +134,28 @@ class ExemplarMasking(VLMModel):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.look_at == "text" and "jpeg" in args.exemplar_codec + args.budget_unit:
             raise UserError(
-                "--look_at text keeps no patches that JPEG could hold: leave JPEG out of --exemplar_codec and "
-                "--budget_unit"
+                "--look_at text keeps no patches to store as JPEG: leave JPEG out of --exemplar_codec and --budget_unit"
             )
         if args.tune == "full" and args.clip_dtype != "fp32":
             raise UserError(
-                f"--clip_dtype {args.clip_dtype}: --tune full trains CLIP's weights, which takes fp32 (bf16 products: "
-                "-O 2)"
+                f"--clip_dtype {args.clip_dtype}: --tune full trains CLIP's weights, which requires fp32 "
+                "(bf16 products: -O 2)"
             )
         clip = self.net
         if isinstance(clip, HubBackbone):
             if args.attn_source == "tower":
-                raise UserError("--attn_source tower is about CLIP's towers; ViLT has none: leave the flag out")
+                raise UserError(
+                    "--attn_source tower is about CLIP's towers; ViLT does not have them: leave the flag out"
+                )
             self.net = ViltNet(clip, self.num_classes, args.tune).to(self.device)
         else:
             self.net = MultimodalNet(clip, fusion_of(clip, args), self.num_classes, args.tune).to(self.device)
-        self.null = clip.tokenize("")[:, :2]  # start and end: the text of pictures alone
+        self.null = clip.tokenize("")[:, :2]  # start and end: the text of images alone
         self.preprocess, self.tokenizer = clip.preprocess, clip.tokenizer
         clip.tokenizer = clip.preprocess = None
         self.memory = ExemplarMemory(args, self.net.patch_width, self.net.cells)
         self.teacher = None  # trained parameters of the previous network, by name
-        self.means = None  # (C, W) unit class means; None when the network has changed since
+        self.means = None  # (C, W) unit class means; None when the network has changed since then
         self.order = None  # exemplars of an epoch
         self.measured: dict[str, list[float]] = {}
         self.opt = self.get_optimizer()
@@ -172,7 +175,7 @@ class ExemplarMasking(VLMModel):
             split.transform = BatchTransform([Fixed(self.net.clip.normalize_images)]) if in_memory else self.preprocess
 
     def get_optimizer(self, params=None, lr=None):
-        """The fusion has a learning rate of its own after the first task."""
+        """The fusion has its own learning rate after the first task."""
         if params is not None or not isinstance(self.net, MultimodalNet):
             return super().get_optimizer(params, lr)
         own = {id(p) for p in self.net.fusion.parameters()}
@@ -187,7 +190,7 @@ class ExemplarMasking(VLMModel):
     # tokens
 
     def tokens(self, x, as_bytes: bool = False) -> Tokens:
-        """Pictures (B, 3, R, R) as the tower takes them, or Pairs; `as_bytes`: pictures in [0, 1], patches of bytes."""
+        """Images (B, 3, R, R) as the tower takes them, or Pairs; `as_bytes`: images in [0, 1], patches of bytes."""
         image, ids = (x.image, x.text) if isinstance(x, Pair) else (x, self.null.expand(len(x), -1))
         if self.args.look_at == "image":
             ids = self.null.expand(len(image), -1)
@@ -251,7 +254,7 @@ class ExemplarMasking(VLMModel):
             old, old_labels = self.replayed(rows, fresh)
             parts, targets = [*parts, old], [*targets, old_labels]
         self.opt.zero_grad()
-        # new samples and exemplars apart: the second are shorter, and padding would cost as much as patches
+        # new samples and exemplars separately: the second are shorter, and padding would cost as much as patches
         logits = torch.cat([self.run_net(part) for part in parts])[:, : self.n_seen_classes]
         loss = cross_entropy(logits, torch.cat(targets))
         if self.teacher is not None and self.args.kd_weight:
@@ -312,15 +315,15 @@ class ExemplarMasking(VLMModel):
             return self.net.classifier(features)[:, : max(self.n_seen_classes, 1)]
         if self.means is None:
             self.means = self.class_means()
-        # not by a matrix product, which turns an infinitely far class into NaN
+        # not by a matrix product, which turns an infinitely distant class into NaN
         return -torch.cdist(
             normalize(features, dim=1), self.means, compute_mode="donot_use_mm_for_euclid_dist"
         ).square()
 
     @torch.no_grad()
     def class_means(self):
-        """(C, W) unit means of the stored exemplars' features under the current network; of training images where a
-        class has none yet."""
+        """(C, W) unit means of the stored exemplars' features under the current network; of training images for a
+        class without exemplars."""
         memory, every = self.memory.records, torch.arange(len(self.memory))
         parts = [self.features(memory.decode(rows).to(self.device)) for rows in every.split(ROWS) if len(rows)]
         return nearest_means(
@@ -331,11 +334,11 @@ class ExemplarMasking(VLMModel):
             self.dataset.train_loader,
         )
 
-    # what is measured beside the answers
+    # what is measured in addition to the answers
 
     @torch.no_grad()
     def end_eval(self, dataset, accs):
-        """Scores of the other head; of every task's exemplars: how many a class, bytes, kept shares and attention."""
+        """Scores of the other head; of every task's exemplars: how many per class, bytes, kept shares and attention."""
         other = "nme" if self.args.predict == "linear" else "linear"
         scores = []
         for loader in dataset.test_loaders:

@@ -1,4 +1,4 @@
-"""FDR: after each step, a second one that brings the answers on stored samples back to what they were.
+"""FDR: after each step, a second one that restores the answers on stored samples.
 
 Benjamin et al., ICLR 2019, arXiv 1805.08289. With z the logits of a stored sample at the end of its task,
 
@@ -31,14 +31,16 @@ class Fdr(ContinualModel):
     def get_parser(parser):
         add_rehearsal_args(parser)
         parser.add_argument("--alpha", type=non_negative, required=True, help="weight of the second step")
-        parser.add_argument("--mammoth_compat", type=boolean, default=False, help="second step without its weight")
+        parser.add_argument(
+            "--mammoth_compat", type=boolean, default=False, help="second step without its weight alpha"
+        )
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.buffer_size < self.n_tasks:
             raise UserError(
-                f"--buffer_size {args.buffer_size} leaves some of the {self.n_tasks} tasks no sample: "
+                f"--buffer_size {args.buffer_size} leaves some of the {self.n_tasks} tasks without a sample: "
                 f"give at least {self.n_tasks}"
             )
         self.buffer = Buffer(args.buffer_size)
@@ -77,6 +79,6 @@ class Fdr(ContinualModel):
 
 
 def drift_of_answers(outputs: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Mean Euclidean distance of softmaxes; 0 where nothing changed, at most the root of 2."""
+    """Mean Euclidean distance of softmaxes; 0 if nothing changed, at most the square root of 2."""
     distance = (outputs.softmax(1) - before.softmax(1)).square().sum(1)
     return (distance + 1e-12).sqrt().mean()  # the root has no gradient at 0

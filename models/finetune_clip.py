@@ -1,4 +1,4 @@
-"""CLIP fine-tuned on one task after another, both towers: the lower bound of cross-domain methods.
+"""CLIP with both towers fine-tuned on each task in turn: the lower bound of cross-domain methods.
 
 The "continual fine-tuning" row of Zheng et al., ICCV 2023, arXiv 2303.06628. Choices: see models/utils/clip_tuning.py;
 --avg_freq 100 adds the mean of weights within each task.

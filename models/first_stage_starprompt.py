@@ -1,11 +1,12 @@
-"""STAR-Prompt, first stage: a learned vector per class in front of its name, refreshed on samples of Gaussian mixtures.
+"""STAR-Prompt, first stage: a learned vector per class before its name, retrained on samples of Gaussian mixtures.
 
 Menabue et al., ECCV 2024, arXiv 2403.06870.
 
     prompt   [start][V_c][name.][end]
-    task     cross-entropy of exp(logit_scale) cos(x, key) over the task's classes + lambda mean((V_new . V_old)^2)  -> `task_step`
-    memory   per class a mixture of diagonal Gaussians on its raw image features                                    -> `end_task`
-    replay   cross-entropy over all classes seen on samples of the mixtures, V of older classes at rest             -> `replay_step`
+    task     cross-entropy of exp(logit_scale) cos(x, key) over the task's classes + lambda mean((V_new . V_old)^2)
+                                                                                                -> `task_step`
+    memory   per class a mixture of diagonal Gaussians on its raw image features                        -> `end_task`
+    replay   cross-entropy over all classes seen on samples of the mixtures, V of older classes frozen  -> `replay_step`
 
 Choices: images are not augmented, so that the frozen tower sees each of them once (the released code fits the mixtures
 on two augmented passes); names not seen yet keep their hand-written key; float32 throughout. The second stage, a ViT
@@ -31,7 +32,7 @@ class FirstStageStarPrompt(VLMModel):
     COMPATIBILITY = ["class-il", "task-il"]
     trains_in_loop = False
     TOY_ARGS = {"num_samples_gr": 8, "num_epochs_gr": 2}
-    NOT_TRIED = {"gr_mog_n_iters": "EM on so few features settles at once; tests/test_starprompt.py"}
+    NOT_TRIED = {"gr_mog_n_iters": "EM on so few features converges at once; tests/test_starprompt.py"}
 
     @staticmethod
     def get_parser(parser):
@@ -44,12 +45,12 @@ class FirstStageStarPrompt(VLMModel):
             help="weight of the term between new and old vectors",
         )
         add("--enable_gr", type=boolean, default=True, help="replay of synthetic features after each task")
-        add("--learning_rate_gr", type=positive, default=0.05, help="of the replay, by plain SGD")
-        add("--num_epochs_gr", type=natural, default=10, help="passes over freshly drawn samples")
-        add("--num_samples_gr", type=positive_int, default=256, help="samples of a class in a pass")
-        add("--batch_size_gr", type=positive_int, default=128, help="samples in a step")
-        add("--gr_mog_n_components", type=positive_int, default=5, help="components of a mixture")
-        add("--gr_mog_n_iters", type=positive_int, default=500, help="EM iterations at most")
+        add("--learning_rate_gr", type=positive, default=0.05, help="learning rate of the replay (plain SGD)")
+        add("--num_epochs_gr", type=natural, default=10, help="epochs of newly drawn samples")
+        add("--num_samples_gr", type=positive_int, default=256, help="samples per class and epoch")
+        add("--batch_size_gr", type=positive_int, default=128, help="samples per step")
+        add("--gr_mog_n_components", type=positive_int, default=5, help="components per mixture")
+        add("--gr_mog_n_iters", type=positive_int, default=500, help="maximum number of EM iterations")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -59,7 +60,7 @@ class FirstStageStarPrompt(VLMModel):
         self.register_buffer("written", self.text_features(names), persistent=False)  # (C, D)
         self.V = nn.Parameter(0.02 * torch.randn(self.num_classes, 1, self.net.text_width, device=self.device))
         self.mixtures = GENERATORS["mog"](n_components=args.gr_mog_n_components, n_iters=args.gr_mog_n_iters)
-        self.keys = None  # unit keys of the seen classes (S, D); None when a vector has changed since
+        self.keys = None  # unit keys of the seen classes (S, D); None when a vector has changed since then
         self.opt = self.get_optimizer()
 
     def get_parameters(self):
@@ -84,7 +85,7 @@ class FirstStageStarPrompt(VLMModel):
         self.keys = None
 
     def epoch(self, step, features, labels, size):
-        self.keys = self.seen_keys()  # the old rows stay as they are during a task
+        self.keys = self.seen_keys()  # the old rows do not change during a task
         batches = zip(normalize(features, dim=1).split(size), labels.split(size), strict=True)
         self.work_loss = torch.stack([step(x, y) for x, y in batches]).mean()
         self.keys = None
@@ -102,7 +103,7 @@ class FirstStageStarPrompt(VLMModel):
         return self.step(cross_entropy(self.logits(x, torch.cat([self.keys[: self.n_past_classes], new])), y))
 
     def step(self, loss):
-        """Step on the vectors of the task; weight decay would move the others too."""
+        """Step on the vectors of the task; weight decay would also move the others."""
         before = self.V.detach().clone()
         self.opt.zero_grad()
         loss.backward()

@@ -1,11 +1,11 @@
-"""GDumb: keep a class-balanced memory, learn from nothing else; the network is trained on it from scratch.
+"""GDumb: keep a class-balanced memory and train the network from scratch on it alone.
 
 Prabhu et al., ECCV 2020. The memory is greedy: a sample of any class but the largest replaces one of the largest.
 
-Choices: the network is trained anew after every task, since each can be asked for (--fit_every_task 0: after the last
-one alone, as Mammoth does; scores before that are those of an untrained network). It starts from the weights that the run
-began with. The learning rate falls along cosines from --maxlr to --minlr, over 1, 2, 4, ... epochs. CutMix takes every
-batch (--cutmix_alpha 0: none); images with a text are not mixed, since a text has no patch to cut.
+Choices: the network is trained from scratch after every task, since each is evaluated (--fit_every_task 0: only after
+the last one, as Mammoth does; scores before that are those of an untrained network). It starts from the weights that
+the run began with. The learning rate falls along cosines from --maxlr to --minlr, over 1, 2, 4, ... epochs. CutMix is
+applied to every batch (--cutmix_alpha 0: none); images with a text are not mixed, since texts cannot be cut.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
     python main.py --model gdumb --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
@@ -33,16 +33,16 @@ class GDumb(ContinualModel):
         parser.set_defaults(n_epochs=1)
         add_memory_args(parser)
         add = parser.add_argument
-        add("--maxlr", type=positive, default=0.05, help="learning rate at the start of a cosine")
-        add("--minlr", type=non_negative, default=0.0005, help="learning rate at its end")
-        add("--fitting_epochs", type=positive_int, default=256, help="passes over the memory")
+        add("--maxlr", type=positive, default=0.05, help="learning rate at the start of each cosine")
+        add("--minlr", type=non_negative, default=0.0005, help="learning rate at the end of each cosine")
+        add("--fitting_epochs", type=positive_int, default=256, help="epochs on the memory")
         add(
             "--cutmix_alpha",
             type=non_negative,
             default=1.0,
-            help="shape of the distribution of mixing shares, 0 for no CutMix",
+            help="parameter of the beta distribution of CutMix, 0 for no CutMix",
         )
-        add("--fit_every_task", type=boolean, default=True, help="train after every task, not after the last alone")
+        add("--fit_every_task", type=boolean, default=True, help="train after every task, not only after the last")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

@@ -1,11 +1,11 @@
 """GEM: the gradient step nearest to the stream's that raises no past task's loss on its memory.
 
 Lopez-Paz & Ranzato, NeurIPS 2017, arXiv 1706.08840. With g the gradient of the stream batch and G (t, P) those of the
-past tasks' memories: where G g >= 0 fails, step along g + G^T v, v = argmin ||g + G^T v|| over v >= gamma (the dual of the
-projection; gamma > 0 moves the step towards the past)   -> `utils.gradients.project_cone`
+past tasks' memories: where G g >= 0 fails, step along g + G^T v, v = argmin ||g + G^T v|| over v >= gamma (the dual
+of the projection; gamma > 0 moves the step toward the past)   -> `utils.gradients.project_cone`
 
-Choices: the quadratic program is solved as non-negative least squares (scipy), to the same solution. A task leaves M / T
-random images without augmentation. --whole_memory 1 replays all of them in every step, as the paper's constraints
+Choices: the quadratic program is solved as non-negative least squares (scipy), to the same solution. A task stores
+M / T random images without augmentation. --whole_memory 1 replays all of them in every step, as the paper's constraints
 read; 0 draws --minibatch_size of each past task.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
@@ -25,15 +25,15 @@ from utils.memory.buffer import Buffer
 class Gem(ContinualModel):
     NAME = "gem"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    TOY_ARGS = {"whole_memory": 0}  # a run in which --minibatch_size tells
+    TOY_ARGS = {"whole_memory": 0}  # a run in which --minibatch_size matters
 
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser)
         parser.add_argument(
-            "--gamma", type=non_negative, default=0.5, help="least weight of a past task's gradient in a step"
+            "--gamma", type=non_negative, default=0.5, help="minimum weight of a past task's gradient in a step"
         )
-        parser.add_argument("--whole_memory", type=boolean, default=True, help="all stored samples in every step")
+        parser.add_argument("--whole_memory", type=boolean, default=True, help="use all stored samples in every step")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -75,7 +75,7 @@ def store_grad(params, grads, grad_dims):
 
 
 def overwrite_grad(params, newgrad, grad_dims):
-    """Put the vector `newgrad` (P,) into the gradients of `params`; those that have none are left without."""
+    """Put the vector `newgrad` (P,) into the gradients of `params`; parameters without a gradient stay without."""
     params = list(params() if callable(params) else params)
     for p, values in zip(params, newgrad.split(list(grad_dims)), strict=True):
         if p.grad is not None:

@@ -1,10 +1,11 @@
-"""GSS: replay from a memory whose samples have gradients as unlike each other as possible (the greedy form).
+"""GSS: replay from a memory whose samples have gradients as different from each other as possible (the greedy form).
 
-Aljundi et al., NeurIPS 2019, arXiv 1903.08671. A sample's score c is 1 + the largest cosine between its gradient and those of
-`batch_num` random batches from memory: 0 to 2, low for what is new.
+Aljundi et al., NeurIPS 2019, arXiv 1903.08671. A sample's score c is 1 + the largest cosine between its gradient and
+those of `batch_num` random batches from memory: 0 to 2, low for new information.
 
-    memory not full   the sample is stored with its score                                                    -> `utils.memory.gss`
-    full, c < 1       a candidate i is drawn in proportion to its score s_i, and replaced with probability s_i / (s_i + c)
+    memory not full   the sample is stored with its score                                  -> `utils.memory.gss`
+    full, c < 1       a candidate i is drawn in proportion to its score s_i,
+                      and replaced with probability s_i / (s_i + c)
 
 Choices: --gss_gradients all takes the gradient of every parameter, in chunks of samples; classifier that of the last
 linear layer, which has a closed form. Gradients are taken in eval mode, on images without augmentation, after the step.
@@ -37,9 +38,11 @@ class Gss(ContinualModel):
         parser.add_argument(
             "--batch_num", type=positive_int, default=1, help="memory batches that a sample is compared with"
         )
-        parser.add_argument("--gss_minibatch_size", type=positive_int, help="their size (default: minibatch_size)")
         parser.add_argument(
-            "--gss_gradients", choices=["classifier", "all"], default="classifier", help="parameters in a gradient"
+            "--gss_minibatch_size", type=positive_int, help="size of these batches (default: minibatch_size)"
+        )
+        parser.add_argument(
+            "--gss_gradients", choices=["classifier", "all"], default="classifier", help="parameters in the gradients"
         )
         return parser
 

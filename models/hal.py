@@ -1,16 +1,18 @@
-"""HAL: replay, and anchors on which a step may not change the answers.
+"""HAL: replay, and anchors on which a step should not change the answers.
 
-Chaudhry et al., AAAI 2021, arXiv 2002.08165. With anchors e (one image for each class learnt),
+Chaudhry et al., AAAI 2021, arXiv 2002.08165. With anchors e (one image for each class learned),
 
     tentative   theta~ = theta - lr grad L(batch and replay)
-    step        along grad [ L(batch and replay) + hal_lambda mean ||h_theta(e) - h_theta~(e)||^2 ] at theta        -> `observe`
+    step        along grad [ L(batch and replay) + hal_lambda mean ||h_theta(e) - h_theta~(e)||^2 ] at theta
+                                                                                                -> `observe`
     phi_c       mean feature of class c, phi <- beta phi + (1 - beta) mean over a batch
     anchors     after a task, of each of its classes: ascent on
-                l_theta'(e) - l_theta(e) - gamma ||f(e) - phi_c||^2,  theta' tuned on the memory for one pass      -> `make_anchors`
+                l_theta'(e) - l_theta(e) - gamma ||f(e) - phi_c||^2,  theta' tuned on the memory for one pass
+                                                                                                -> `make_anchors`
 
-Choices: anchors start at a stored image of their class and take --anchor_steps of gradient ascent with the run's learning
-rate, network in eval mode. The memory keeps the last samples of each class (a ring). Of images with texts the picture alone is
-moved.
+Choices: anchors start at a stored image of their class and take --anchor_steps of gradient ascent with the run's
+learning rate, network in eval mode. The memory keeps the last samples of each class (a ring). Of images with texts only
+the image is changed.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
     python main.py --model hal --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
@@ -37,7 +39,7 @@ class Hal(ContinualModel):
     def get_parser(parser):
         add_rehearsal_args(parser)
         add = parser.add_argument
-        add("--hal_lambda", type=non_negative, default=0.1, help="weight of the answers on anchors")
+        add("--hal_lambda", type=non_negative, default=0.1, help="weight of the loss on anchors")
         add("--beta", type=fraction, default=0.5, help="decay of the mean features")
         add(
             "--gamma",
@@ -76,7 +78,7 @@ class Hal(ContinualModel):
 
     @torch.no_grad()
     def answers_after_step(self):
-        """Logits of the anchors after a plain gradient step; the weights are then as before."""
+        """Logits of the anchors after a plain gradient step; the weights are then restored."""
         parameters = [p for p in self.net.parameters() if p.grad is not None]
         before = [p.clone() for p in parameters]
         torch._foreach_add_(parameters, [p.grad for p in parameters], alpha=-self.opt.param_groups[0]["lr"])
@@ -94,7 +96,7 @@ class Hal(ContinualModel):
         means = sums[there] / counts[there, None]
         beta = torch.where(self.counted.to(labels.device)[there], self.args.beta, 0.0)[
             :, None
-        ]  # the first mean stands as it is
+        ]  # the first mean is taken as it is
         self.phi[there] = beta * self.phi[there] + (1 - beta) * means
         self.counted |= there.cpu()
 

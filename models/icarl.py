@@ -43,7 +43,7 @@ class ICarl(ContinualModel):
         super().__init__(backbone, loss, args, transform, dataset)
         self.buffer = replay_buffer(args, self.net, self.normalization_transform, "uint8")
         self.old_net = None
-        self.means = None  # (C, D) unit class means; None when the network has changed since
+        self.means = None  # (C, D) unit class means; None when the network has changed since then
 
     def begin_task(self, dataset):
         icarl_replay(self, dataset)
@@ -85,5 +85,5 @@ class ICarl(ContinualModel):
                 self.net, self.buffer, self.dataset, self.n_seen_classes, self.normalization_transform
             )
         features = F.normalize(self.net(x, returnt="features").flatten(1), dim=1)
-        # not by a matrix product, which turns an infinitely far class into NaN
+        # not by a matrix product, which turns an infinitely distant class into NaN
         return -torch.cdist(features, self.means, compute_mode="donot_use_mm_for_euclid_dist").square()

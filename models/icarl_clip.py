@@ -1,14 +1,16 @@
-"""iCaRL on CLIP: fine-tuning with herded exemplars of past tasks, on which the first CLIP's answers are kept.
+"""iCaRL on CLIP: fine-tuning with herded exemplars of past tasks and distillation from the original CLIP on them.
 
-Rebuffi et al., CVPR 2017, arXiv 1611.07725, in the form that Zheng et al., ICCV 2023, arXiv 2303.06628 compare with: names
-classify instead of class means, so that data sets to come can be scored; the memory holds 10,000 images there.
+Rebuffi et al., CVPR 2017, arXiv 1611.07725, in the form that Zheng et al., ICCV 2023, arXiv 2303.06628 compare with:
+class names classify instead of class means, so that future datasets can be scored; the memory holds 10,000 images
+there.
 
     loss = CE(task) + replay_weight CE(exemplars) + kd_weight T^2 KL(teacher || student)(exemplars)     -> `penalty`
     exemplars: greedy choice that keeps the mean unit feature of a class, M / C for each class           -> `end_task`
 
-Choices: the exemplars' softmax in the cross-entropy is over the names that the replayed batch holds, since past data sets
-may have more names than a step can encode; the distillation is over all past names with the teacher's texts on both
-sides; exemplars are kept as bytes and are not augmented. --teacher previous holds the previous model instead.
+Choices: the exemplars' softmax in the cross-entropy is over the names that the replayed batch holds, since past
+datasets may have more names than a step can encode; the distillation is over all past names with the teacher's texts on
+both sides; exemplars are kept as bytes and are not augmented. --teacher previous distills from the previous model
+instead.
 
 No table has a row of it; on the picture world:
     python main.py --model icarl-clip --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
@@ -73,7 +75,7 @@ class IcarlClip(HeldTuning):
         self.choose_exemplars(dataset.train_loader.dataset)
 
     def choose_exemplars(self, split):
-        """Past classes keep the first, hence best, of their exemplars; those of the task's classes are herded."""
+        """Past classes keep the first (best) of their exemplars; those of the task's classes are herded."""
         store = FeatureStore(None, "off", progress=self.store.progress)
         encoder = ClipImageEncoder(self.net)
         features = normalize(store.rows(split.samples, split.rows, encoder, "herding"), dim=1)

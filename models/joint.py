@@ -1,6 +1,6 @@
 """Joint training on the data of all tasks, after the last one has arrived: the upper bound.
 
-`--joint 1` with any model is the other form: the stream itself is then a single task. This one also serves streams
+`--joint 1` with any model is the other form: the stream itself is then a single task. This one also works for streams
 whose tasks share their classes.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
@@ -32,7 +32,7 @@ class Joint(ContinualModel):
                 inputs = inputs.to(self.device)
                 loss = self.meta_observe(
                     inputs, labels.to(self.device), inputs, epoch=epoch
-                )  # without unlabelled images
+                )  # without unlabeled images
                 self.step_schedule("iter")
             self.step_schedule("epoch")
             self.work_loss = loss

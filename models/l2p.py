@@ -1,4 +1,4 @@
-"""L2P: a pool of prompts, of which the keys nearest to the picture's own feature choose a few for the input.
+"""L2P: a pool of prompts, a few of which are selected by the keys nearest to the image's own feature.
 
 Wang et al., CVPR 2022, arXiv 2112.08654.
 
@@ -7,10 +7,10 @@ Wang et al., CVPR 2022, arXiv 2112.08654.
     input    [CLS ; top_k * length prompt tokens ; the rest], answer from the prompts' mean state -> `states`
     loss     CE among the task's classes - pull_constraint_coeff * sum of cos(q, chosen keys)
 
-Choices: each sample chooses for itself (the batch-wise vote of the released code makes answers depend on the other
-images of a batch and is left out). On pictures with questions the sequence is the fused one, and the query is the
-picture's, as in the comparison of CluMo's authors, or with --query both the question's too. --prompt_range is the
-released uniform start; beside a small network's normalised states ±1 is large.
+Choices: each sample selects its own (the batch-wise vote of the released code makes answers depend on the other
+images of a batch and is left out). On images with questions the sequence is the fused one, and the query is the
+image's, as in the comparison of CluMo's authors, or with --query both the question's too. --prompt_range is the
+released uniform start; compared to a small network's normalized states ±1 is large.
 
 Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
     python main.py --model l2p --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu --seed 0 \
@@ -42,17 +42,17 @@ class L2P(PromptModel):
     def get_parser(parser):
         add = add_prompt_args(parser).add_argument
         add("--pool_size_l2p", type=positive_int, default=10, help="prompts in the pool")
-        add("--length", type=positive_int, default=5, help="tokens of a prompt")
-        add("--top_k", type=positive_int, default=5, help="prompts chosen for a sample")
-        add("--prompt_key_init", choices=["uniform", "zero"], default="uniform", help="start of the keys")
-        add("--prompt_range", type=positive, default=1.0, help="prompts start uniform between minus this and this")
-        add("--pull_constraint", type=boolean, default=True, help="pull chosen keys to the queries")
-        add("--pull_constraint_coeff", type=non_negative, default=0.1, help="weight of that")
+        add("--length", type=positive_int, default=5, help="tokens per prompt")
+        add("--top_k", type=positive_int, default=5, help="prompts selected per sample")
+        add("--prompt_key_init", choices=["uniform", "zero"], default="uniform", help="initialization of the keys")
+        add("--prompt_range", type=positive, default=1.0, help="prompts are initialized uniformly in [-x, x]")
+        add("--pull_constraint", type=boolean, default=True, help="pull selected keys toward the queries")
+        add("--pull_constraint_coeff", type=non_negative, default=0.1, help="weight of that loss")
         add(
             "--head_type",
             choices=["prompt", "token"],
             default="prompt",
-            help="answer from the prompts' mean state or from CLS",
+            help="input of the head: mean state of the prompts, or CLS",
         )
         return parser
 
@@ -66,7 +66,7 @@ class L2P(PromptModel):
         self.keys = nn.Parameter((keys if args.prompt_key_init == "uniform" else 0 * keys).to(self.device))
 
     def choose(self, query):
-        """Cosines (B, k) with the nearest keys, and their numbers (B, k)."""
+        """Cosines (B, k) with the nearest keys, and their indices (B, k)."""
         return (query @ normalize(self.keys, dim=1, eps=1e-6).T).topk(self.args.top_k, dim=1)
 
     def states(self, x, chosen):

@@ -1,10 +1,10 @@
 """Logistic regression on frozen CLIP features, on each task in turn; with --joint 1 the upper bound of frozen features.
 
-Minimises C * sum CE + |W|^2 / 2 by L-BFGS (bias not penalised), warm-started from the previous task. Without --joint
-it shows what forgetting a linear head alone suffers, the encoder being fixed.
+Minimizes C * sum CE + |W|^2 / 2 by L-BFGS (bias not penalized), warm-started from the previous task. Without --joint
+it shows how much a linear head alone forgets when the encoder is frozen.
 
 Choices: unit features (--normalize 1) and C = 10 are ours; for raw features of norm r the equal C is 10 / r^2.
-Of pictures with texts it sees both and their product, or with --probe_input one of them: what each alone can tell.
+Of images with texts it sees both and their product, or with --probe_input one of them: what each one alone achieves.
 
 Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
     python main.py --model linear-probe --joint 1 --dataset seq-tiny --permute_classes 1 --seed 1992 \
@@ -24,17 +24,17 @@ class LinearProbe(VLMModel):
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
     IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "")
-    TOY_ARGS = {"probe_iters": 3}  # a small run in which every flag tells
+    TOY_ARGS = {"probe_iters": 3}  # a small run in which every flag matters
     FUSES_TEXT = True
     NOT_TRIED = {"probe_input": "needs a stream with texts that CLIP reads; tests/test_vlm_models.py"}
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--C", type=positive, default=10.0, help="weight of the data against the squared weights")
+        parser.add_argument("--C", type=positive, default=10.0, help="inverse weight of the L2 penalty")
         parser.add_argument("--normalize", type=boolean, default=True, help="unit features")
-        parser.add_argument("--probe_iters", type=positive_int, default=500, help="L-BFGS iterations at most")
+        parser.add_argument("--probe_iters", type=positive_int, default=500, help="maximum L-BFGS iterations")
         parser.add_argument(
-            "--probe_input", choices=["both", "image", "text"], help="of pictures with texts (default: both)"
+            "--probe_input", choices=["both", "image", "text"], help="input where images have texts (default: both)"
         )
         return add_vlm_args(parser, names=False)
 
@@ -42,7 +42,7 @@ class LinearProbe(VLMModel):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.probe_input and not self.dataset.HAS_TEXT:
             raise UserError(
-                f"--probe_input {args.probe_input}: {self.dataset.NAME} has pictures alone; leave the flag out"
+                f"--probe_input {args.probe_input}: {self.dataset.NAME} has only images; leave the flag out"
             )
         self.looks_at = args.probe_input or self.looks_at
         self.weight = torch.zeros(self.num_classes, self.feature_dim, device=self.device)
@@ -63,7 +63,7 @@ class LinearProbe(VLMModel):
 
 
 def fit_logistic(features, labels, weight, bias, C, iterations):
-    """The minimiser of C * sum CE + |W|^2 / 2, from a starting point; in float64."""
+    """The minimizer of C * sum CE + |W|^2 / 2, from a starting point; in float64."""
     features = features.double()
     weight, bias = (t.detach().double().requires_grad_() for t in (weight, bias))
     solver = torch.optim.LBFGS(
@@ -74,7 +74,7 @@ def fit_logistic(features, labels, weight, bias, C, iterations):
         history_size=20,
         line_search_fn="strong_wolfe",
     )
-    scale = 1.0 / max(len(features), 1)  # the same minimiser, better conditioned
+    scale = 1.0 / max(len(features), 1)  # the same minimizer, better conditioned
 
     def closure():
         solver.zero_grad()

@@ -1,7 +1,7 @@
-"""LUCIR: cosine classifier, features held in direction, old samples kept apart from the new classes they resemble.
+"""LUCIR: cosine classifier, feature distillation, and a margin between old samples and similar new classes.
 
 Hou et al., CVPR 2019 ("Learning a unified classifier incrementally via rebalancing"). With f the features, f* those of
-the old network, w_c the rows of the classifier, eta its learnt scale,
+the old network, w_c the rows of the classifier, eta its learned scale,
 
     loss = CE(eta cos(w, f)) + lambda_t mean(1 - cos(f, f*)) + lamda_mr * margin                 -> `observe`
     lambda_t = lamda_base sqrt(C_o / C_n)                                                        -> `begin_task`
@@ -10,10 +10,10 @@ the old network, w_c the rows of the classifier, eta its learnt scale,
     new rows start as the mean unit feature of their class, at the mean length of the old rows   -> `imprint`
     exemplars by herding, M / C for each class; then the classifier is tuned on them alone       -> `end_task`
 
-Choices: old rows keep their direction while new classes are learnt (the features are held towards them). The
+Choices: old rows keep their direction while new classes are learned (the features are kept close to them). The
 class-balanced tuning works on features of exemplars without augmentation, encoded once: full-batch steps, one for each
-of --fitting_epochs. The last ReLU of the network stays. --mammoth_compat 1 takes lambda_t from the counts of the task
-before, so that the second task has no distillation, as in Mammoth.
+of --fitting_epochs. The last ReLU of the network is kept. --mammoth_compat 1 takes lambda_t from the counts of the
+previous task, so that the second task has no distillation, as in Mammoth.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
     python main.py --model lucir --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
@@ -41,21 +41,21 @@ class Lucir(ContinualModel):
     def get_parser(parser):
         add_memory_args(parser)
         add = parser.add_argument
-        add("--lamda_base", type=non_negative, default=5.0, help="weight of the distillation of features")
+        add("--lamda_base", type=non_negative, default=5.0, help="weight of the feature distillation")
         add("--lamda_mr", type=non_negative, default=1.0, help="weight of the margin loss")
         add("--k_mr", type=positive_int, default=2, help="new classes that a stored sample is kept apart from")
         add("--mr_margin", type=non_negative, default=0.5, help="margin between cosines")
         add("--fitting_epochs", type=natural, default=20, help="steps of the classifier on the exemplars after a task")
         add("--lr_finetune", type=positive, default=0.01, help="learning rate of those steps")
         add("--imprint_weights", type=boolean, default=True, help="new rows start at their class's mean feature")
-        add("--mammoth_compat", type=boolean, default=False, help="distillation weight of the task before")
+        add("--mammoth_compat", type=boolean, default=False, help="distillation weight of the previous task")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         old = getattr(self.net, "classifier", None)
         if not hasattr(old, "in_features"):
-            raise UserError("lucir puts a cosine classifier in place of a linear one, which this --backbone has not")
+            raise UserError("lucir replaces a linear classifier, but this --backbone does not have one")
         self.net.classifier = CosineLinear(old.in_features, self.num_classes).to(self.device)
         self.opt = self.get_optimizer()
         self.buffer = Buffer(args.buffer_size, codec="uint8")
@@ -134,7 +134,7 @@ class Lucir(ContinualModel):
 
 
 def margin_ranking(cosines, labels, n_old: int, k: int, margin: float):
-    """Mean over the samples of old classes of sum_k max(0, margin - cos of their class + cos of the k nearest new ones)."""
+    """Mean over the samples of old classes of sum_k max(0, margin - cos of their class + cos of k nearest new ones)."""
     old = labels < n_old
     nearest = cosines[:, n_old:].topk(min(k, cosines.shape[1] - n_old), dim=1).values  # (B, K)
     gap = F.relu(margin - cosines.gather(1, labels[:, None]) + nearest).sum(1)

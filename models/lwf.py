@@ -1,4 +1,4 @@
-"""Learning without forgetting: the old network's answers on the new task's images are kept, no image is.
+"""Learning without forgetting: the old network's answers on the new task's images are distilled; no images are stored.
 
 Li & Hoiem, ECCV 2016, arXiv 1606.09282.
 
@@ -9,9 +9,9 @@ Li & Hoiem, ECCV 2016, arXiv 1606.09282.
 The KL divergence has the gradient of the paper's cross-entropy with soft targets, and is 0 where the networks agree.
 
 Choices: --old_outputs recorded (the paper's) takes Y_o once, on images without augmentation, network in eval mode;
-network keeps a copy of the old network and asks it about each augmented batch. The warm-up sees each image's features
-once, so its epochs cost next to nothing; --warmup_epochs says how many. Cross-entropy runs over all seen classes,
-since no task is known at test time. --mammoth_compat 1 records Y_o on images that are not normalised, as Mammoth does.
+network keeps a copy of the old network and runs it on each augmented batch. The warm-up sees each image's features
+once, so its epochs (--warmup_epochs) cost almost nothing. Cross-entropy runs over all seen classes,
+since no task is known at test time. --mammoth_compat 1 records Y_o on images that are not normalized, as Mammoth does.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
     python main.py --model lwf --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
@@ -38,15 +38,17 @@ class Lwf(ContinualModel):
     def get_parser(parser):
         parser.add_argument("--alpha", type=non_negative, default=0.5, help="weight of the distillation")
         parser.add_argument("--softmax_temp", type=positive, default=2.0, help="temperature of the distillation")
-        parser.add_argument("--warmup_epochs", type=natural, default=1, help="epochs of the new classifier rows alone")
+        parser.add_argument(
+            "--warmup_epochs", type=natural, default=1, help="epochs that train only the new classifier rows"
+        )
         parser.add_argument(
             "--old_outputs",
             choices=["recorded", "network"],
             default="recorded",
-            help="old logits taken once, or from a copy of the old network in each step",
+            help="old logits recorded once, or computed by a copy of the old network in each step",
         )
         parser.add_argument(
-            "--mammoth_compat", type=boolean, default=False, help="recorded logits of images not normalised"
+            "--mammoth_compat", type=boolean, default=False, help="record logits of unnormalized images"
         )
         return parser
 
@@ -66,7 +68,7 @@ class Lwf(ContinualModel):
 
     @torch.no_grad()
     def look(self, dataset, normalize=True):
-        """Logits (N, C), features (N, D) and labels (N,) of the task's images under the network as it is."""
+        """Logits (N, C), features (N, D) and labels (N,) of the task's images under the current network."""
         training = self.net.training
         self.net.eval()
         found = []
@@ -78,7 +80,7 @@ class Lwf(ContinualModel):
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def warm_up(self, features, labels):
-        """Train the classifier's rows of the new classes on fixed features; the rest of the network stays."""
+        """Train the classifier's rows of the new classes on fixed features; the rest of the network is frozen."""
         new = slice(self.n_past_classes, self.n_seen_classes)
         opt = torch.optim.SGD(self.net.classifier.parameters(), lr=self.args.lr)
         for _ in range(self.args.warmup_epochs):

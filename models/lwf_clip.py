@@ -1,12 +1,13 @@
-"""LwF on CLIP: fine-tuning that keeps the teacher's answers on the task's own images and names.
+"""LwF on CLIP: fine-tuning with distillation of the teacher's answers on the task's own images and class names.
 
 Li and Hoiem, ECCV 2016, arXiv 1606.09282, in the form that Zheng et al., ICCV 2023, arXiv 2303.06628 compare with.
 
     loss = CE + kd_weight T^2 [KL over names + KL over the batch](teacher || student), T = 2     -> `penalty`
 
-Choices: as in the released code of ZSCL the teacher's text features stand on both sides, so the text tower gets no
-distillation gradient (--kd_text student: the student's own). Two controls of methods with more parts: --teacher pretrained
-holds the first CLIP instead of the previous model; --inter_alpha .8 merges weights after each task.
+Choices: as in the released code of ZSCL the teacher's text features are used on both sides, so the text tower gets no
+distillation gradient (--kd_text student: the student's own). Two controls of methods with more parts: --teacher
+pretrained distills from the original CLIP instead of the previous model; --inter_alpha .8 merges weights after each
+task.
 
 Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
     python main.py --model lwf-clip --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
@@ -25,7 +26,7 @@ class LwfClip(HeldTuning):
     def get_parser(parser):
         add_merge_args(add_distillation_args(add_tuning_args(parser), teacher="previous"), alpha=1.0)
         parser.add_argument(
-            "--kd_text", choices=["teacher", "student"], default="teacher", help="names on the student's side"
+            "--kd_text", choices=["teacher", "student"], default="teacher", help="text features on the student's side"
         )
         return parser
 

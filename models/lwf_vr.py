@@ -1,10 +1,10 @@
-"""LwF-VR: fine-tuning CLIP that keeps the teacher's answers to random sentences, which stand for all names to come.
+"""LwF-VR: fine-tuning CLIP with distillation of the teacher's answers to random sentences, in place of future names.
 
 Ding et al. 2022, arXiv 2207.09248, in the form that Zheng et al., ICCV 2023, arXiv 2303.06628 compare with: LwF on CLIP
 whose names are replaced by 1,000 sentences of ten random tokens (--n_sentences, --sentence_length).
 
-Choices: the sentences are drawn once by the seed; the teacher's features of them stand on both sides, so the text tower
-gets no distillation gradient; a shorter context than CLIP's shortens them.
+Choices: the sentences are drawn once by the seed; the teacher's features of them are used on both sides, so the text
+tower gets no distillation gradient; a shorter context than CLIP's shortens them.
 
 Arm of scripts/claims_mulki.sh (docs/mulki.md), no row yet, one seed:
     python main.py --model lwf-vr --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
@@ -24,7 +24,7 @@ class LwfVr(HeldTuning):
     def get_parser(parser):
         add = add_distillation_args(add_tuning_args(parser), teacher="previous").add_argument
         add("--n_sentences", type=positive_int, default=1000, help="random sentences")
-        add("--sentence_length", type=positive_int, default=10, help="tokens of one")
+        add("--sentence_length", type=positive_int, default=10, help="tokens per sentence")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

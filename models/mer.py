@@ -1,6 +1,7 @@
 """MER: replayed and new samples one by one, with Reptile interpolation within a batch and across batches.
 
-Riemer et al., ICLR 2019, arXiv 1810.11910 (the first algorithm). For each stream batch and each of `batch_num` memory batches,
+Riemer et al., ICLR 2019, arXiv 1810.11910 (the first algorithm). For each stream batch and each of `batch_num` memory
+batches,
 
     theta_w <- single-sample SGD steps over the memory batch, then the stream batch
     theta   <- theta_before + beta (theta_w - theta_before)        within the batch
@@ -31,8 +32,8 @@ class Mer(ContinualModel):
     def get_parser(parser):
         parser.set_defaults(batch_size=1)
         add_rehearsal_args(parser)
-        parser.add_argument("--beta", type=real, required=True, help="share of the way that a batch goes")
-        parser.add_argument("--gamma", type=real, required=True, help="share of the way that all batches go")
+        parser.add_argument("--beta", type=real, required=True, help="Reptile step size within a batch")
+        parser.add_argument("--gamma", type=real, required=True, help="Reptile step size across batches")
         parser.add_argument("--batch_num", type=positive_int, default=1, help="memory batches for each stream batch")
         return parser
 

@@ -1,33 +1,33 @@
-"""MulKI: CLIP tuned domain by domain, held by two teachers through prototypes of both modalities; no reference data.
+"""MulKI: CLIP fine-tuned domain by domain with distillation from two teachers through prototypes; no reference data.
 
-Zhang et al., IEEE TIP 2026, arXiv 2411.06764. Its abstract names four stages; the body was not at hand, so every formula
-below is a reconstruction, marked in "Choices", and each choice is a flag.
+Zhang et al., IEEE TIP 2026, arXiv 2411.06764. Its abstract names four stages; the full text was not available, so every
+formula below is a reconstruction, marked in "Choices", and each choice is a flag.
 
     Eliciting Ideas        class prototypes of the teachers align the two towers             -> `elicit`
-    Adding New Ideas       five relations between images, texts and prototypes are kept      -> `relate`
+    Adding New Ideas       five relations between images, texts and prototypes are distilled -> `relate`
     Distinguishing Ideas   the teachers are weighted for each image                          -> `distinguish`
     Making Connections     mean of weights within a task, interpolation between tasks        -> `connect`
     loss = CE(s x U^T, y) + lambda_E elicit + lambda_A relate [+ l2 |theta - theta_(t-1)|^2]
 
-Teachers: the pre-trained CLIP and the model of the previous task; in the first task they are one, and count as one.
+Teachers: the pre-trained CLIP and the model of the previous task; in the first task they are the same and count as one.
 Choices (all of them ours):
-- Prototypes are the teachers' (--elicit teacher): no moving average, hence no noise. `student` keeps moving means of the
-  student's images, `soft` matches the class-by-text matrix without labels.
+- Prototypes are the teachers' (--elicit teacher): no moving average, hence no noise. `student` keeps moving means of
+  the student's images, `soft` matches the class-by-text matrix without labels.
 - Relations `it`, `ti` weigh 1 and the rest 1/2 (--rel it=1,vv=.5); the student's own texts are live in them
   (--rel_text), visual prototypes are the teachers' (--rel_visual); T = 2.
 - An image's teachers share softmax(-cross-entropy) (--teacher_weight label): the labels are the task's own; --w_min
-  keeps both guards awake. A row per class takes the mean over the images of its class.
-- A class of the task without labelled images has no prototype: it is left out of eliciting, `vv` and `tv`, and its rows of
-  `ti` and `tt` weigh nothing.
+  keeps both teachers active. A row per class takes the mean over the images of its class.
+- A class of the task without labeled images has no prototype: it is left out of eliciting, `vv` and `tv`, and its rows
+  of `ti` and `tt` have weight 0.
 - --kd_gate multiplies an image's weights by the better teacher's probability of the true class, and a class row takes
   the mean of gated weights; prototypes are blended by ungated ones. Without it a domain that no teacher knows is
-  learned less, because all relations ask to keep noise.
+  learned less, because all relations distill noise.
 - Snapshots every --avg_freq steps without the start (0: no mean); --inter_alpha .8; the anchor is the previous model.
 - Beyond the abstract, off by default: --text_bank seen adds relations of the images to sampled names of past tasks
-  (names only; --bank_teacher previous has them from the model that learned these tasks, not from the first CLIP, too),
-  --first_hold weakens distillation in the first task, --rel_equal gives all relations the size of `it`.
-- --distill_data reference keeps `it` and `ti` on pictures and texts of no task instead, for comparison; there is no gate then,
-  no label rule, and each step encodes a second batch.
+  (names only; --bank_teacher previous has them from the model that learned these tasks, and not also from the original
+  CLIP), --first_hold weakens distillation in the first task, --rel_equal gives all relations the size of `it`.
+- --distill_data reference keeps `it` and `ti` on images and texts outside all tasks instead, for comparison; there is
+  then no gate, no label rule, and each step encodes a second batch.
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
 
 Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
@@ -61,54 +61,59 @@ from utils.settings import option
 from utils.weights import interpolate, squared_distance
 
 MOMENTUM = 0.9  # of moving prototypes of the student
-PICTURES = 256  # reference pictures encoded at once
+PICTURES = 256  # reference images encoded at once
 
 
 def add_relation_args(add) -> None:
-    """What is held, and how strongly."""
+    """What is distilled, and how strongly."""
     add("--lambda_E", type=non_negative, default=0.5, help="weight of the alignment with prototypes")
     add("--lambda_A", type=non_negative, default=1.0, help="weight of the relations")
     aligned = ["teacher", "student", "soft", "off"]
-    add("--elicit", choices=aligned, default="teacher", help="what the towers are aligned by")
-    add("--proto_max_per_class", type=natural, default=100, help="images of a class in its prototype, 0 for all")
-    add("--rel", type=relation_weights, default="it,ti,vv,tt,tv", help="relations, =weight if not its own; or none")
-    add("--rel_text", choices=["student", "teacher"], default="student", help="texts on the student's side of it, ti")
-    add("--rel_visual", choices=["teacher", "student"], default="teacher", help="prototypes there in vv, tv")
+    add("--elicit", choices=aligned, default="teacher", help="prototypes the towers are aligned with")
+    add("--proto_max_per_class", type=natural, default=100, help="images per class prototype, 0 for all")
+    add(
+        "--rel",
+        type=relation_weights,
+        default="it,ti,vv,tt,tv",
+        help="relations to keep (name or name=weight), or none",
+    )
+    add("--rel_text", choices=["student", "teacher"], default="student", help="student's texts in it, ti")
+    add("--rel_visual", choices=["teacher", "student"], default="teacher", help="student's prototypes in vv, tv")
     add("--tt_self", type=boolean, default=False, help="tt compares the student's texts with each other")
-    add("--rel_equal", type=boolean, default=False, help="each relation scaled to the size of it")
-    add("--temperature", type=positive, default=2.0, help="of the relations")
-    add("--first_hold", type=fraction, default=1.0, help="share of lambda_A in the first task")
-    add("--text_bank", choices=["current", "seen"], default="current", help="seen: names of past tasks, too")
-    add("--bank_size", type=positive_int, default=24, help="past names, or reference texts, in a step")
+    add("--rel_equal", type=boolean, default=False, help="scale every relation to the size of it")
+    add("--temperature", type=positive, default=2.0, help="temperature of the relations")
+    add("--first_hold", type=fraction, default=1.0, help="fraction of lambda_A in the first task")
+    add("--text_bank", choices=["current", "seen"], default="current", help="seen: also names of past tasks")
+    add("--bank_size", type=positive_int, default=24, help="past names, or reference texts, per step")
     add("--bank_weight", type=non_negative, default=1.0, help="weight of the past names' relations")
-    add("--bank_teacher", choices=["both", "previous"], default="both", help="who teaches them")
+    add("--bank_teacher", choices=["both", "previous"], default="both", help="teachers of the past names")
     data = ["task", "reference"]
-    add("--distill_data", choices=data, default="task", help="images and texts that it and ti are kept on")
+    add("--distill_data", choices=data, default="task", help="images and texts of it and ti")
     add(
         "--reference",
         type=path,
         default="tiny",
         help="reference data: a folder with images and captions.txt, tiny, or synthetic",
     )
-    add("--n_reference", type=positive_int, default=1000, help="most reference images, and most texts")
+    add("--n_reference", type=positive_int, default=1000, help="maximum number of reference images, and of texts")
 
 
 def add_teacher_args(add) -> None:
-    """Who teaches, who is believed, and how tasks are connected."""
+    """The teachers, their weights, and how tasks are connected."""
     add("--teachers", choices=["both", "pretrained", "previous"], default="both", help="who teaches")
     rules = ["label", "entropy", "proto", "snd", "const"]
-    add("--teacher_weight", choices=rules, default="label", help="rule of the teachers' shares")
-    add("--tau_w", type=positive, default=1.0, help="softness of the shares")
-    add("--w_min", type=number(float, 0, 0.5), default=0.1, help="least share of a teacher")
+    add("--teacher_weight", choices=rules, default="label", help="rule for weighting the teachers")
+    add("--tau_w", type=positive, default=1.0, help="temperature of the teacher weights")
+    add("--w_min", type=number(float, 0, 0.5), default=0.1, help="minimum weight of a teacher")
     add("--snd_scale", type=positive, default=6.0, help="slope of the snd rule")
-    add("--snd_threshold", type=non_negative, default=0.2, help="feature distance at which its shares are equal")
+    add("--snd_threshold", type=non_negative, default=0.2, help="feature distance of equal weights")
     add("--kd_gate", type=non_negative, default=1.0, help="power of the better teacher's probability, 0 for no gate")
     add("--teacher_dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="precision of the teachers")
-    add("--cache_teacher", type=boolean, default=False, help="keep the teachers' features of the task's images")
-    add("--inter_alpha", type=fraction, default=0.8, help="share of the new weights after a task, 1 for all")
+    add("--cache_teacher", type=boolean, default=False, help="cache the teachers' features of the task's images")
+    add("--inter_alpha", type=fraction, default=0.8, help="merge weight of the new parameters, 1 for no merge")
     anchors = ["previous", "pretrained", "both"]
     add("--inter_anchor", choices=anchors, default="previous", help="what the new weights are merged with")
-    add("--l2", type=non_negative, default=0.0, help="weight of the squared way from the task's start")
+    add("--l2", type=non_negative, default=0.0, help="weight of the squared distance from the task's start")
 
 
 class MulKI(ClipTuning):
@@ -123,7 +128,7 @@ class MulKI(ClipTuning):
     }
     NOT_TRIED = dict.fromkeys(
         "snd_scale snd_threshold lora_rank lora_scale cache_teacher distill_data reference n_reference".split(),
-        "acts with another flag's value, or is exact where nothing is augmented; tests/test_mulki.py",
+        "acts only with another flag's value, or is exact where nothing is augmented; tests/test_mulki.py",
     )
 
     @staticmethod
@@ -137,13 +142,13 @@ class MulKI(ClipTuning):
         super().__init__(backbone, loss, args, transform, dataset)
         self.pretrained = self.frozen_copy(args.teacher_dtype) if args.teachers != "previous" else None
         self.previous = None  # the model of the previous task, within a task
-        self.teachers = Teachers()  # what they know of the task
+        self.teachers = Teachers()  # their features of the task
         self.origin = self.copied_weights("cpu") if args.inter_anchor != "previous" and args.inter_alpha < 1 else None
         self.start = None  # weights at the start of a task
         self.pictures = self.sentences = None  # reference data: bytes (N, 3, R, R) and token ids (K, L)
         if args.distill_data == "reference":
             if args.teacher_weight in {"label", "proto"}:
-                text = f"--teacher_weight {args.teacher_weight} needs labels, which reference data has not"
+                text = f"--teacher_weight {args.teacher_weight} needs labels, which reference data does not have"
                 raise UserError(f"{text}; give const, entropy or snd with --distill_data reference")
             if args.rel and not {"it", "ti"} & set(args.rel):
                 text = f"--rel {','.join(args.rel)}: reference data has texts but no prototypes"
@@ -163,7 +168,7 @@ class MulKI(ClipTuning):
         self.start = self.weights_at_start() if anchored else None
 
     def weights_at_start(self):
-        """Those of a task, by name: the previous model's own tensors where it is at hand as it was, else copies."""
+        """Those of a task, by name: the previous model's own tensors if it is still unchanged, else copies."""
         if self.previous is None or self.args.teacher_dtype != "fp32":
             return self.copied_weights(None if self.args.l2 else "cpu")
         held = dict(self.previous.named_parameters())
@@ -212,7 +217,7 @@ class MulKI(ClipTuning):
         first, last = self.n_past_classes, self.n_seen_classes
         labelled = torch.nonzero(split.targets >= 0).flatten()
         if not len(labelled):
-            return  # nothing to teach on, and no step will be made
+            return  # nothing to distill on, and there will be no step
         chosen = labelled[self.prototype_rows(split.targets[labelled])]
         asked = torch.arange(len(split)) if self.args.cache_teacher else chosen
         with self.mixed():
@@ -239,7 +244,7 @@ class MulKI(ClipTuning):
                 t.pictures = torch.stack([self.picture_rows(net, self.pictures) for net in nets])
 
     def prototype_rows(self, labels):
-        """Places of at most --proto_max_per_class images of each class, drawn by the seed."""
+        """Positions of at most --proto_max_per_class images of each class, drawn by the seed."""
         drawn = torch.randperm(
             len(labels), generator=generator(option(self.args, "seed", 0), "prototypes", self.current_task)
         )
@@ -251,7 +256,7 @@ class MulKI(ClipTuning):
         return order[place < self.args.proto_max_per_class].sort().values
 
     def encode_rows(self, net, split, places):
-        """Unit features (N, D) of images of a split, prepared as test images; the pre-trained net's are kept for all runs."""
+        """Unit features (N, D) of images of a split, prepared as test images; the pre-trained net's are cached."""
         store = self.store if net is self.pretrained else FeatureStore(None, "off", progress=self.store.progress)
         encoder = ClipImageEncoder(net)
         if option(self.args, "code_optimization", 0) >= 2:
@@ -263,7 +268,7 @@ class MulKI(ClipTuning):
         return rows if self.args.teacher_dtype == "fp32" else rows.to(net.dtype)
 
     def picture_rows(self, net, pictures):
-        """Unit features (N, D) of reference pictures."""
+        """Unit features (N, D) of reference images."""
         with self.mixed():
             parts = [self.image_rows(net, net.normalize_images(p.to(self.device))) for p in pictures.split(PICTURES)]
         return torch.cat(parts)
@@ -284,7 +289,7 @@ class MulKI(ClipTuning):
     # Eliciting Ideas
 
     def elicit(self, images, texts, labels, visuals):
-        """Each tower is drawn to the other's prototypes of the class."""
+        """Each tower is aligned with the other's prototypes of the class."""
         s, t, known = self.scale, self.teachers, self.teachers.known
         if self.args.elicit == "teacher":
             wanted, place = torch.arange(len(known), device=known.device), torch.searchsorted(known, labels)
@@ -315,7 +320,7 @@ class MulKI(ClipTuning):
         own = t.texts if self.args.rel_text == "teacher" else texts[None]
         right = texts[None] if self.args.tt_self else t.texts
         columns = (visuals if self.args.rel_visual == "student" else t.visuals)[:, known]
-        sizes = {"ti": len(images) > 1, "tt": len(texts) > 2}  # else a row has one entry: nothing to compare
+        sizes = {"ti": len(images) > 1, "tt": len(texts) > 2}  # else a row has a single entry: nothing to compare
         terms = {}
         for kind in self.args.rel:
             if sizes.get(kind, True):
@@ -347,7 +352,7 @@ class MulKI(ClipTuning):
         return self.args.bank_weight * loss
 
     def relate_to_reference(self, size):
-        """`it` and `ti` on a batch of reference pictures and texts in place of the task's; no gate, there are no labels."""
+        """`it` and `ti` on a batch of reference images and texts instead of the task's; no gate without labels."""
         drawn = generator(option(self.args, "seed", 0), "reference", self.current_task, self.task_iteration)
         pictures = torch.randperm(len(self.pictures), generator=drawn)[:size]
         rows = torch.randperm(len(self.sentences), generator=drawn)[: self.args.bank_size]
@@ -371,7 +376,7 @@ class MulKI(ClipTuning):
 
     @torch.no_grad()
     def distinguish(self, taught, labels):
-        """Shares (M, B) of the teachers for each image, and the same times the gate."""
+        """Weights (M, B) of the teachers for each image, and the same times the gate."""
         weights = self.shares(taught, self.teachers.texts, self.teachers.visuals, labels)
         return weights, weights * trust(taught, self.teachers.texts, labels, self.scale, self.args.kd_gate)
 

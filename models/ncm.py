@@ -1,7 +1,7 @@
 """Nearest class mean on frozen CLIP features, optionally drawn toward the class name's text.
 
 As SimpleCIL does with ViT features (Zhou et al. 2023, arXiv 2303.07338), but a class mean is the mean of unit features.
-Choices: --text_weight w makes prototypes (1 - w) image mean + w text, both of unit length; 0 leaves the text out.
+Choices: --text_weight w makes prototypes (1 - w) image mean + w text, both of unit length; 0 ignores the text.
 
 Row of docs/tiny_world.md, by scripts/tiny_world.py, one seed:
     python main.py --model ncm --dataset seq-tiny --permute_classes 1 --device cpu --seed 0 --picture_seed 0
@@ -19,11 +19,11 @@ class Ncm(VLMModel):
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     trains_in_loop = False
     IDLE_FLAGS = dict.fromkeys(LOOP_FLAGS, "")
-    TOY_ARGS = {"text_weight": 0.5}  # a small run in which every flag tells
+    TOY_ARGS = {"text_weight": 0.5}  # a small run in which every flag matters
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--text_weight", type=fraction, default=0.0, help="share of the text in a prototype")
+        parser.add_argument("--text_weight", type=fraction, default=0.0, help="weight of the text in a prototype")
         return add_vlm_args(parser)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

@@ -1,4 +1,4 @@
-"""RAIL, primal form: ridge regression on random features of frozen CLIP, fused with zero-shot where a domain is known.
+"""RAIL, primal form: ridge regression on random features of frozen CLIP, fused with zero-shot scores for known classes.
 
 Xu et al., NeurIPS 2024, arXiv 2406.18868.
 
@@ -6,11 +6,11 @@ Xu et al., NeurIPS 2024, arXiv 2406.18868.
     W = (sum h h^T + ridge I)^-1 sum h y^T, exactly the joint solution whatever the order         -> `end_task`
     z = softmax(zero-shot scores) over all names; if its best name has been trained, z <- (1 - fusion) z + fusion h W
                                                                                                   -> `future_forward`
-Choices: the paper updates the inverse batch by batch; here the two sums are kept and solved after each task, which is the
-same matrix (tests compare) and a quarter of the work. Sums are in float64. --rp_size 0 is the regression without a random
-layer; the default is the paper's 15,000, or the number of training images of the stream, if that is less: more random
-features do not raise the rank of the sums. W_r is uniform as torch initialises a linear layer, without intercept, and
-drawn by the seed, not stored.
+Choices: the paper updates the inverse batch by batch; here the two sums are kept and solved after each task, which is
+the same matrix (tests compare) and a quarter of the work. Sums are in float64. --rp_size 0 is the regression without a
+random layer; the default is the paper's 15,000, or the number of training images of the stream, if that is less: more
+random features do not raise the rank of the sums. W_r is uniform as torch initializes a linear layer, without
+intercept, and drawn by the seed, not stored.
 
 No table has a row of it; on the picture world:
     python main.py --model rail --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
@@ -43,9 +43,9 @@ class Rail(VLMModel):
             type=natural,
             help="width of the random layer, 0 for none (default: 15,000, or as many as training images)",
         )
-        add("--ridge", type=positive, default=0.1, help="lambda of the squared weights")
-        add("--fusion", type=fraction, default=0.8, help="share of the regression where the best name has been trained")
-        add("--test_templates", choices=["all", "first"], default="all", help="sentences averaged for a name's key")
+        add("--ridge", type=positive, default=0.1, help="ridge penalty lambda")
+        add("--fusion", type=fraction, default=0.8, help="weight of the regression where the top class is trained")
+        add("--test_templates", choices=["all", "first"], default="all", help="templates averaged per class key")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

@@ -25,7 +25,7 @@ class Ridge(VLMModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--ridge", type=positive, default=0.1, help="lambda of the squared weights")
+        parser.add_argument("--ridge", type=positive, default=0.1, help="ridge penalty lambda")
         return add_vlm_args(parser, names=False)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

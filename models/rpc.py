@@ -1,7 +1,7 @@
-"""RPC: experience replay under a classifier that never moves, the corners of a regular simplex.
+"""RPC: experience replay with a fixed classifier, the corners of a regular simplex.
 
-Pernici et al., ICPR 2020, "Class-incremental learning with pre-allocated fixed classifiers". With z the first C - 1 outputs
-of the network and V (C - 1, C) the unit corners,
+Pernici et al., ICPR 2020, "Class-incremental learning with pre-allocated fixed classifiers". With z the first C - 1
+outputs of the network and V (C - 1, C) the unit corners,
 
     logits = z V;   loss = CE(logits, y) on the batch together with replayed samples.
 

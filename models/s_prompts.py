@@ -1,14 +1,14 @@
-"""S-Prompts: prompts and a head of its own for each task, found at test time by the nearest k-means centre.
+"""S-Prompts: prompts and a head for each task, selected at test time by the nearest k-means center.
 
 Wang, Huang & Hong, NeurIPS 2022, arXiv 2207.12819 (the form with prompts of the image side).
 
     training  [CLS ; prompts of the task ; the rest], CE over the task's classes               -> `observe`
-    end       k-means centres of the task's frozen features                                    -> `new_task`
-    test      the task of the nearest centre gives prompts and head                            -> `answers`
+    end       k-means centers of the task's frozen features                                    -> `new_task`
+    test      the task of the nearest center gives prompts and head                            -> `answers`
 
-Choices: centres are made in mini-batches and before training, which changes nothing as features are frozen. On
-pictures with questions the sequence is the fused one, and centres are of the picture's features, or with --query both
-of the question's too. Answers of other tasks get no logit.
+Choices: centers are made in mini-batches and before training, which makes no difference since features are frozen. On
+images with questions the sequence is the fused one, and centers are of the image's features, or with --query both
+of the question's too. Answers of other tasks do not get a logit.
 
 Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
     python main.py --model s-prompts --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
@@ -39,9 +39,9 @@ class SPrompts(PromptModel):
     @staticmethod
     def get_parser(parser):
         add = add_prompt_args(parser).add_argument
-        add("--n_centroids", type=positive_int, default=5, help="centres of a task")
-        add("--length", type=positive_int, default=10, help="prompt tokens of a task")
-        add("--prompt_range", type=positive, default=0.1, help="prompts start uniform between minus this and this")
+        add("--n_centroids", type=positive_int, default=5, help="k-means centers per task")
+        add("--length", type=positive_int, default=10, help="prompt tokens per task")
+        add("--prompt_range", type=positive, default=0.1, help="prompts are initialized uniformly in [-x, x]")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

@@ -1,4 +1,4 @@
-"""Synaptic intelligence: parameters that lowered the loss of past tasks on their way are held.
+"""Synaptic intelligence: parameters that contributed to lowering the loss of past tasks are protected.
 
 Zenke et al., ICML 2017, arXiv 1703.04200.
 
@@ -6,8 +6,8 @@ Zenke et al., ICML 2017, arXiv 1703.04200.
     Omega += omega / (|theta - theta*|^2 + xi), theta* <- theta, omega <- 0                        -> `end_task`
     loss  = task's loss + c * sum Omega (theta - theta*)^2
 
-Choices: g is without the penalty and the step is the one the optimiser made, so that the path integral holds for any
-optimiser. A parameter whose omega ends below 0 made the loss worse on the whole, as weight decay can do; --clamp_omega
+Choices: g is without the penalty and the step is the one the optimizer made, so that the path integral holds for any
+optimizer. A parameter whose omega ends below 0 made the loss worse overall, as weight decay can do; --clamp_omega
 1 counts it as 0, since a negative Omega would push it away from theta* without bound.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
@@ -30,8 +30,8 @@ class SI(ContinualModel):
     @staticmethod
     def get_parser(parser):
         parser.add_argument("--c", type=non_negative, required=True, help="weight of the penalty")
-        parser.add_argument("--xi", type=positive, required=True, help="added to the squared way of a parameter")
-        parser.add_argument("--clamp_omega", type=boolean, default=True, help="no importance below 0")
+        parser.add_argument("--xi", type=positive, required=True, help="damping added to each squared displacement")
+        parser.add_argument("--clamp_omega", type=boolean, default=True, help="clamp importances at 0")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):

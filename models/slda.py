@@ -5,7 +5,7 @@ Hayes & Kanan, CVPRW 2020, arXiv 1909.01520. With Sigma the pooled within-class 
     S = (1 - a) Sigma + a tr(Sigma) / D I,   W = S^-1 mu_c,   b_c = -mu_c . W_c / 2 + log prior_c
 
 Choices: moments are accumulated in float64, so task order does not matter; --normalize 1 uses unit features;
---prior empirical weighs classes by their images, uniform does not; the default shrinkage 1e-2 is ours.
+--prior empirical weighs classes by their image counts, uniform does not; the default shrinkage 1e-2 is ours.
 
 Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
     python main.py --model slda --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
@@ -28,13 +28,13 @@ class Slda(VLMModel):
     @staticmethod
     def get_parser(parser):
         parser.add_argument(
-            "--shrinkage", type=fraction, default=1e-2, help="share of a multiple of I in the covariance"
+            "--shrinkage", type=fraction, default=1e-2, help="weight of the scaled identity in the covariance"
         )
         parser.add_argument(
             "--prior",
             choices=["empirical", "uniform"],
             default="empirical",
-            help="weigh classes by their images, or alike",
+            help="class prior: proportional to the image counts, or uniform",
         )
         parser.add_argument("--normalize", type=boolean, default=True, help="unit features")
         return add_vlm_args(parser, names=False)

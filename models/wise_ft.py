@@ -1,11 +1,11 @@
-"""WiSE-FT task by task: CLIP is fine-tuned, then its weights go part of the way back to an anchor.
+"""WiSE-FT task by task: CLIP is fine-tuned, then its weights are interpolated with those of an anchor.
 
 Wortsman et al., CVPR 2022, arXiv 2109.01903; the sequential form is that of Zheng et al., ICCV 2023, arXiv 2303.06628:
 
     theta_t = (1 - inter_alpha) theta_(t-1) + inter_alpha theta, inter_alpha = .8                -> `end_task`
 
 Choices: the anchor is the model before the task, as in the released code of ZSCL; --inter_anchor pretrained takes the
-first CLIP, which is what WiSE-FT does for one task (there with halves).
+original CLIP, which is what WiSE-FT does for one task (there with halves).
 
 Arm of scripts/claims_mulki.sh (docs/mulki.md), no row yet, one seed:
     python main.py --model wise-ft --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \

@@ -1,19 +1,21 @@
-"""X-DER: dark experience replay whose stored logits learn about later classes, and whose unused outputs are prepared.
+"""X-DER: dark experience replay that updates stored logits with later classes and prepares unused outputs for them.
 
-Boschini et al., TPAMI 2022, arXiv 2201.00766. Outputs h are cut into past, current and future classes at each task; z are stored
-logits. With (x, y) from the stream, (x', y', z') and (x'', y'') from memory,
+Boschini et al., TPAMI 2022, arXiv 2201.00766. Outputs h are split into past, current and future classes at each task; z
+are stored logits. With (x, y) from the stream, (x', y', z') and (x'', y'') from memory,
 
     loss = CE(h_current(x), y) + alpha MSE(h(x'), z') + beta CE(h_past(x''), y'')
          + lambd SupCon of the future outputs, each task's on its own                             -> `prepared`
-         + constr_eta mean max(0, constr_margin + max h_future - max h_own), own: the sample's present outputs -> `constraint`
+         + constr_eta mean max(0, constr_margin + max h_future - max h_own), own: the sample's present outputs
+                                                                                                  -> `constraint`
          + dp_weight ||similarities of the outputs - those of the old network||^2                 -> `similarity`
-    implant: where a stored z is to get outputs for classes later than its own, they are scaled down so that their maximum
-             is gamma z_y, if it would be above z_y                                               -> `implant`
+    implant: where a stored z is to get outputs for classes later than its own, they are scaled down so that
+             their maximum is gamma z_y, if it would be above z_y                                 -> `implant`
 
-Choices: the memory is balanced over classes and filled after a task, with logits of images without augmentation; after that
-every older sample gets the new classes' outputs. While a task runs, the drawn samples get new current and future outputs with
-probability 1 / (number of times drawn). SupCon sees the stream and the first draw, at most --simclr_batch_size of them, in
---simclr_num_aug views made by the stream's own augmentation. Where z_y is negative, the outputs are shifted, not scaled.
+Choices: the memory is balanced over classes and filled after a task, with logits of images without augmentation; after
+that every older sample gets the new classes' outputs. While a task runs, the drawn samples get new current and future
+outputs with probability 1 / (number of times drawn). SupCon sees the stream and the first draw, at most
+--simclr_batch_size of them, in --simclr_num_aug views made by the stream's own augmentation. Where z_y is negative, the
+outputs are shifted, not scaled.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
     python main.py --model xder --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
@@ -50,16 +52,16 @@ class XDer(ContinualModel):
         add = parser.add_argument
         add("--alpha", type=non_negative, required=True, help="weight of the stored logits")
         add("--beta", type=non_negative, required=True, help="weight of the stored labels")
-        add("--gamma", type=real, default=0.85, help="implanted outputs stay below this share of the label's")
+        add("--gamma", type=real, default=0.85, help="implanted logits stay below this fraction of the label's")
         add("--lambd", type=non_negative, default=0.05, help="weight of the future outputs' contrastive loss")
-        add("--simclr_temp", type=positive, default=5.0, help="its temperature")
-        add("--simclr_batch_size", type=positive_int, default=64, help="its samples")
-        add("--simclr_num_aug", type=positive_int, default=4, help="views of each of them")
+        add("--simclr_temp", type=positive, default=5.0, help="temperature of that loss")
+        add("--simclr_batch_size", type=positive_int, default=64, help="samples in that loss")
+        add("--simclr_num_aug", type=positive_int, default=4, help="views of each of these samples")
         add("--constr_eta", type=non_negative, default=0.1, help="weight of the margin to outputs of other tasks")
-        add("--constr_margin", type=non_negative, default=0.3, help="that margin")
-        add("--past_constraint", type=boolean, default=False, help="margin of stream samples to past outputs too")
-        add("--future_constraint", type=boolean, default=True, help="margin to future outputs")
-        add("--dp_weight", type=non_negative, default=0.0, help="weight of the old network's similarities of samples")
+        add("--constr_margin", type=non_negative, default=0.3, help="size of that margin")
+        add("--past_constraint", type=boolean, default=False, help="also apply the margin to past outputs")
+        add("--future_constraint", type=boolean, default=True, help="apply the margin to future outputs")
+        add("--dp_weight", type=non_negative, default=0.0, help="weight of the distillation of sample similarities")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -170,7 +172,7 @@ class XDer(ContinualModel):
 
 
 def implant(stored, outputs, labels, where: slice, gamma: float):
-    """`stored` logits (B, C) with `outputs` at `where`, brought down so that their maximum is gamma z_y if it is above z_y."""
+    """`stored` logits (B, C) with `outputs` at `where`, scaled down to a maximum of gamma z_y if above z_y."""
     new, truth = outputs[:, where], stored.gather(1, labels[:, None])  # (B, 1)
     highest = new.amax(1, keepdim=True)
     lowered = torch.where(truth > 0, new * (gamma * truth / highest.clamp(min=1e-12)), new - highest + truth)

@@ -1,4 +1,4 @@
-"""ZSCL: CLIP tuned task by task, held to the first CLIP's answers on reference images and texts of no task.
+"""ZSCL: CLIP fine-tuned task by task with distillation from the original CLIP on reference images and texts.
 
 Zheng et al., ICCV 2023, arXiv 2303.06628.
 
@@ -6,13 +6,14 @@ Zheng et al., ICCV 2023, arXiv 2303.06628.
     the distillation is on a batch of reference images against all reference texts              -> `penalty`
     theta_t is the mean of the start and the weights every --avg_freq steps within the task     -> ClipTuning
 
-As in the released code: teacher is the first CLIP; the teacher's text features stand on both sides, so the text tower gets
-no distillation gradient; the start and the weights after the first step are snapshots, too (12 of them in 1,000 steps).
+As in the released code: the teacher is the original CLIP; its text features are used on both sides, so the text tower
+gets no distillation gradient; the start and the weights after the first step are also snapshots (12 of them in 1,000
+steps).
 
 Choices: --reference names the data: a folder (the paper takes ImageNet's training images and captions of Conceptual
-Captions), `tiny` (pictures and captions that the embedded CLIP was pre-trained on), `synthetic` (noise and random
+Captions), `tiny` (images and captions that the embedded CLIP was pre-trained on), `synthetic` (noise and random
 sentences), `self` (the task's own batch and names). At most --n_reference images, and as many texts, are kept in memory
-and asked of the teacher once.
+and encoded by the teacher once.
 
 Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
     python main.py --model zscl --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
@@ -40,19 +41,19 @@ class Zscl(HeldTuning):
     def get_parser(parser):
         add_averaging_args(add_tuning_args(parser), include_init=True)
         add = add_distillation_args(parser, teacher="pretrained").add_argument
-        add("--l2", type=non_negative, default=1.0, help="weight of the squared way from the task's start")
+        add("--l2", type=non_negative, default=1.0, help="weight of the squared distance from the task's start")
         add(
             "--reference",
             type=path,
             required=True,
             help="folder with images and captions.txt, or tiny, synthetic, self",
         )
-        add("--n_reference", type=positive_int, default=1000, help="most reference images, and most texts")
-        add("--reference_batch", type=positive_int, default=64, help="reference images in a step")
+        add("--n_reference", type=positive_int, default=1000, help="maximum number of reference images, and of texts")
+        add("--reference_batch", type=positive_int, default=64, help="reference images per step")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
-        self.KEEPS_TEACHER = args.reference == "self"  # else it is asked everything at the start of a task
+        self.KEEPS_TEACHER = args.reference == "self"  # else it encodes everything at the start of a task
         super().__init__(backbone, loss, args, transform, dataset)
         self.pictures = self.sentences = None  # bytes (N, 3, R, R) and token ids (K, L)
         if args.reference != "self":

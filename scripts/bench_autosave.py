@@ -1,8 +1,8 @@
-"""What autosave costs: a fine-tuned CLIP-sized state (weights, two moments, mean, start, previous) saved in a loop of steps.
+"""Cost of autosave: the state of a fine-tuned CLIP (weights, two moments, mean, start, previous) is saved during steps.
 
     python scripts/bench_autosave.py --millions 86 --seconds 60
 
-Prints the bytes of a file, the seconds a snapshot takes of the training thread, and the share of the run.
+Prints the bytes of a file, the seconds that a snapshot blocks the training thread, and their share of the run.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--millions", type=float, default=86, help="parameters of the network")
     parser.add_argument("--seconds", type=float, default=60, help="length of the run")
-    parser.add_argument("--autosave", type=float, default=10, help="seconds between saves, as asked for")
+    parser.add_argument("--autosave", type=float, default=10, help="requested seconds between saves")
     args = parser.parse_args(argv)
     weights = [torch.randn(1024, 1024) for _ in range(max(1, round(args.millions * 1e6 / 2**20)))]
     state = {"net": weights, **{name: [w + i for w in weights] for i, name in enumerate(("m", "v", "mean"), 1)}}

@@ -12,7 +12,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
 
 
 class Replay:
-    """er and derpp: a network, SGD, a few tensors as memory. Images of 3 channels are augmented as CIFAR's are."""
+    """er and derpp: a network, SGD, a few tensors as memory. Images with 3 channels are augmented as in CIFAR."""
 
     def __init__(self, method: str, net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor):
         self.method, self.net, self.images, self.labels = method, net, images, labels
@@ -22,7 +22,7 @@ class Replay:
         self.mean, self.std = torch.tensor(MEAN).view(-1, 1, 1), torch.tensor(STD).view(-1, 1, 1)
 
     def augment(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """Pad by 4, crop 32 x 32, mirror, normalise; u (B, 3) uniform."""
+        """Pad by 4, crop 32 x 32, flip, normalize; u (B, 3) uniform."""
         if x.shape[1] == 1:
             return x
         x, start = F.pad(x, [4] * 4), (u[:, :2] * 9).long().clamp_(max=8)
@@ -79,7 +79,7 @@ class Replay:
 def evaluate(
     bare: Replay, images: torch.Tensor, rows_of_tasks: list[torch.Tensor], labels: torch.Tensor
 ) -> list[tuple[float, float]]:
-    """Hits among the classes seen and among the task's own, for the test set of every task."""
+    """Correct predictions among the seen classes and among the task's own, for each test set."""
     bare.net.eval()
     hits, seen = [], 2 * len(rows_of_tasks)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def evaluate(
 
 
 def live(folder: Path, net: torch.nn.Module, tasks: int) -> None:
-    """A short seq-cifar10 run: read the files, train a few steps per task, test after each, all images in two arrays."""
+    """A short seq-cifar10 run: read the files into two arrays, train a few steps per task, test after each."""
     images, labels = read(folder, [f"data_batch_{k}" for k in range(1, 6)])
     test_images, test_labels = read(folder, ["test_batch"])
     bare = Replay("er", net, images, labels)

@@ -5,7 +5,7 @@ ImageNet-R: with the two context tokens 6.6 tokens on average and 9 at most. A s
 batch of 128 features.
 
     OMP_NUM_THREADS=1 python scripts/bench_cgil.py [--classes 40] [--repeats 3] [--check]
-    OMP_NUM_THREADS=1 python scripts/bench_cgil.py --memory 50 100 200   # our step alone: seconds, and bytes beyond weights
+    OMP_NUM_THREADS=1 python scripts/bench_cgil.py --memory 50 100 200   # our step alone: seconds and memory
 """
 
 import argparse
@@ -48,7 +48,7 @@ def plain_keys(clip: CLIPBackbone, tokens: torch.Tensor, context: torch.Tensor) 
 
 
 class Bench:
-    """Prompts, parameters and a batch of one size; `step` times forward, backward and the optimiser."""
+    """Prompts, parameters and a batch of one size; `step` times forward, backward and the optimizer."""
 
     def __init__(self, classes: int):
         self.clip = random_clip()
@@ -79,7 +79,7 @@ class Bench:
 
 
 def compare(args) -> float:
-    """Seconds of the plain step over those of ours."""
+    """Ratio of the seconds of the plain step to ours."""
     bench = Bench(args.classes)
     tokens = bench.clip.tokenize([f"X X {name}." for name in bench.names])
     rows = torch.arange(args.classes)
@@ -100,19 +100,19 @@ def compare(args) -> float:
         f"{args.classes} prompts, {lengths.float().mean():.1f} tokens on average, {int(lengths.max())} at most; "
         f"largest difference of a key {difference.abs().max():.1e}"
     )
-    print(f"plain {seconds:.2f} s, ours {own:.3f} s of processor time a step: ratio {seconds / own:.1f} (wanted: 10)")
+    print(f"plain {seconds:.2f} s, ours {own:.3f} s of processor time per step: ratio {seconds / own:.1f} (target: 10)")
     return seconds / own
 
 
 def own_step(classes: int, chunk: int, repeats: int) -> None:
-    """In a process of its own: time of our step, and the growth of the peak of memory from before the first one."""
+    """In a process of its own: time of our step, and growth of peak memory since before the first step."""
     bench = Bench(classes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = statistics.median([bench.step(bench.ours, chunk) for _ in range(repeats + 1)][1:])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"{classes} classes, --align_chunk {chunk}: {seconds:.2f} s, {1e3 * seconds / classes:.1f} ms a prompt, "
-        f"{(peak - before) / 2**20:.2f} GiB beyond what stood before the first step",
+        f"{classes} classes, --align_chunk {chunk}: {seconds:.2f} s, {1e3 * seconds / classes:.1f} ms per prompt, "
+        f"{(peak - before) / 2**20:.2f} GiB more than before the first step",
         flush=True,
     )
 

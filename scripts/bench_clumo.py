@@ -1,6 +1,6 @@
-"""What CluMo costs: clustering of a task, and a training step with and without prompts, at the sizes of ViT-B/32 and B/16.
+"""Cost of CluMo: clustering of a task, and a training step with and without prompts, at the sizes of ViT-B/32 and B/16.
 
-Tokens are random, as if read from the cache. Times are processor seconds of one thread, the median of alternating steps.
+Tokens are random, as if read from the cache. Times are processor seconds of one thread, medians of alternating steps.
 Usage: OMP_NUM_THREADS=1 python scripts/bench_clumo.py [--repeats 5] [--batch 8] [--check]
 """
 
@@ -58,7 +58,8 @@ def steps(image_tokens: int, batch: int, repeats: int, fusion_trains: bool) -> f
     own, plain = (statistics.median(times[k]) for k in ("with", "without"))
     what = "fusion and head" if fusion_trains else "prompts and head (without prompts: the head alone)"
     print(
-        f"{image_tokens} image tokens, batch {batch}, training {what}: {own:.3f} s against {plain:.3f} s, ratio {own / plain:.2f}"
+        f"{image_tokens} image tokens, batch {batch}, training {what}: {own:.3f} s against {plain:.3f} s, "
+        f"ratio {own / plain:.2f}"
     )
     return own / plain
 
@@ -68,7 +69,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument(
-        "--check", action="store_true", help="exit 1 if clustering takes a second or the ratio passes 1.2"
+        "--check", action="store_true", help="exit with 1 if clustering takes a second or the ratio exceeds 1.2"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)

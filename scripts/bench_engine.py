@@ -1,11 +1,11 @@
-"""Times and weighs the engine against bare PyTorch loops that do the same maths, on CIFAR-form files made up on the spot.
+"""Compares time and memory of the engine with bare PyTorch loops that do the same math, on generated CIFAR-like files.
 
     python scripts/bench_engine.py                  # every section; about 3 minutes on one core
-    python scripts/bench_engine.py --check          # the same; exit status 1 when a bound is broken
+    python scripts/bench_engine.py --check          # the same; exits with 1 if a bound is exceeded
     python scripts/bench_engine.py --step --wide 0  # only the steps of er and derpp, only with the narrow network
 
-Times are seconds of processor time on one thread, which other programs disturb least; both sides of a ratio alternate in one process
-and the median of the paired ratios is printed. Peak memory is that of a process of its own for each side.
+Times are seconds of processor time on one thread, which other programs disturb least; both sides of a ratio alternate
+in one process and the median of the paired ratios is printed. Peak memory is measured in one process per side.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from scripts import bench_bare  # noqa: E402
 from scripts.bench_bare import ALPHA, BATCH, BETA, BUFFER, EVAL_BATCH, LR  # noqa: E402
 
 MIB = 2**20
-ENOUGH_PAIRS = 20  # fewer cannot tell 3 percent from noise
+ENOUGH_PAIRS = 20  # fewer cannot distinguish 3 percent from noise
 
 
 @dataclass
@@ -105,7 +105,7 @@ def child_first(argv: list[str]) -> dict:
 
     training.Fit.step = timed
     try:
-        sys.exit(f"main.py {' '.join(argv)} ended with {main.main(argv)} before a step")
+        sys.exit(f"main.py {' '.join(argv)} exited with {main.main(argv)} before a step")
     except Done:
         return found
 
@@ -154,7 +154,7 @@ class Interleaved:
         torch.set_rng_state(engine[1])
         for ours, bare in zip(self.model.net.parameters(), self.bare.net.parameters(), strict=True):
             if not torch.equal(ours, bare):
-                sys.exit(f"{self.bare.method}: after step {len(self.bare_s)} the two sides have other weights")
+                sys.exit(f"{self.bare.method}: after step {len(self.bare_s)} the weights of the two sides differ")
 
 
 def step_rows(args: argparse.Namespace) -> list[Row]:
@@ -246,7 +246,7 @@ def build(method: str, stream: str, args: argparse.Namespace, *more: str) -> tup
 
 @contextlib.contextmanager
 def quiet():
-    """What a run prints goes nowhere."""
+    """Discard what a run prints."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
@@ -269,7 +269,7 @@ def child_memory(argv: list[str]) -> dict:
 
     with quiet():
         code = main.main(argv)
-    return {"peak": peak_bytes()} if code == 0 else sys.exit(f"main.py {' '.join(argv)} ended with {code}")
+    return {"peak": peak_bytes()} if code == 0 else sys.exit(f"main.py {' '.join(argv)} exited with {code}")
 
 
 def child_bare_memory(argv: list[str]) -> dict:
@@ -287,7 +287,7 @@ def peak_bytes() -> int:
 
 
 def evaluation_rows(args: argparse.Namespace) -> list[Row]:
-    """Evaluation over bare evaluation; a run in which a test image takes a second pass at a boundary stops the bench."""
+    """Evaluation over bare evaluation; the bench stops if a test image takes a second pass at a task boundary."""
     from utils.engine.evaluate import evaluate_tasks
     from utils.engine.training import train
     from utils.passes import eval_batch_size
@@ -314,7 +314,7 @@ def evaluation_rows(args: argparse.Namespace) -> list[Row]:
         marks.append(time.process_time())
         seconds.append((marks[1] - marks[0], marks[2] - marks[1]))
         if [(s.class_il, s.task_il) for s in ours.values()] != theirs:
-            sys.exit("evaluation: the two sides count other hits")
+            sys.exit("evaluation: the two sides count different hits")
     engine, plain = (sum(sizes) / statistics.median(side) for side in zip(*seconds[1:], strict=True))
     note = f"{engine:.0f} against {plain:.0f} images/s, batches of {batch} and {EVAL_BATCH}"
     ratio = statistics.median(a / b for a, b in seconds[1:])
@@ -350,13 +350,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, section in SECTIONS.items():
         parser.add_argument(f"--{name}", action="store_true", help=f"only this section: {section.__doc__}")
-    parser.add_argument("--check", action="store_true", help="exit status 1 when a bound is broken")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a bound is exceeded")
     parser.add_argument("--pairs", type=int, default=30, help="pairs of steps with resnet18 of width 8")
     parser.add_argument("--wide", type=int, default=2, help="pairs of steps with the full resnet18; bound from 20 on")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="memory also over all tasks, and with the full resnet18")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*other files than the published")  # made up, as they are
+    warnings.filterwarnings("ignore", message=".*files other than the published")  # made up, as they are
     chosen = [name for name in SECTIONS if getattr(args, name)] or list(SECTIONS)
     with tempfile.TemporaryDirectory() as folder:
         args.small, args.large, args.runs = (f"{folder}/{name}" for name in ("small", "large", "runs"))

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python scripts/bench_exemplar_masking.py [--layers 12] [--batch 4] [--vilt]
 
-The image tower has the shape of ViT-B/16 (width 768, 12 heads, 196 patches of 16 pixels) and random weights. --vilt: the
-step of ViLT-B/32 with adapters instead (144 patches of 32 pixels and 20 words), and nothing else.
+The image tower has the shape of ViT-B/16 (width 768, 12 heads, 196 patches of 16 pixels) and random weights.
+--vilt: only the step of ViLT-B/32 with adapters instead (144 patches of 32 pixels and 20 words).
 """
 
 import argparse
@@ -79,12 +79,14 @@ def main() -> None:
     if args.vilt:
         full, quarter = vilt_step_times(args.batch)
         print(
-            f"step of ViLT-B/32, batch {args.batch}: {full:.2f} s with 144 patches, {quarter:.2f} s with 36: {quarter / full:.2f}x"
+            f"step of ViLT-B/32, batch {args.batch}: {full:.2f} s with 144 patches, {quarter:.2f} s with 36: "
+            f"{quarter / full:.2f}x"
         )
         return
     full, quarter = (step_time(args.layers, args.batch, n) for n in (CELLS, CELLS // 4))
     print(
-        f"step, batch {args.batch}, {args.layers} layers: {full:.2f} s with 196 patches, {quarter:.2f} s with 49: {quarter / full:.2f}x"
+        f"step, batch {args.batch}, {args.layers} layers: {full:.2f} s with 196 patches, {quarter:.2f} s with 49: "
+        f"{quarter / full:.2f}x"
     )
     memory, claimed = records(256, 0.25)
     rows = torch.arange(256)

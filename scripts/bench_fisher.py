@@ -1,6 +1,6 @@
 """Seconds per image of the exact diagonal Fisher information, one image at a time and in the batched forms.
 
-The forms take turns in one process, so that what else the machine does meets all of them; medians over the rounds.
+The forms alternate in one process, so that other load on the machine affects all of them; medians over the rounds.
 Usage: bench_fisher.py [--net resnet18|clip-visual] [--images 16] [--rounds 5] [--device cpu]
 """
 

@@ -24,7 +24,7 @@ from utils.generative.vae import VAE
 
 
 def norm_net(dims: list[int]) -> nn.Sequential:
-    """Linear layers, all but the last with batch normalisation and leaky ReLU."""
+    """Linear layers, all but the last with batch normalization and leaky ReLU."""
     layers = []
     for a, b in zip(dims[:-2], dims[1:-1], strict=True):
         layers += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU(0.2)]

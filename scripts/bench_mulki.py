@@ -1,8 +1,8 @@
 """A training step of MulKI against a plain fine-tuning step of the same CLIP, alternating, with random weights.
 
-The first task is trained for one step, then steps of the second are timed, where both teachers differ. `ZSCL` is its plain
-form: the student also encodes a batch of reference images, the teacher too, against 1,000 cached texts. A step is
-forward, backward and AdamW; processor seconds (on a GPU: wall seconds). Begin of a task is what teachers cost once.
+The first task is trained for one step, then steps of the second are timed, where the two teachers differ. `ZSCL` is its
+plain form: student and teacher also encode a batch of reference images, against 1,000 cached texts. A step is forward,
+backward and AdamW, in processor seconds (on a GPU: wall seconds). The start of a task is what teachers cost once.
 
     OMP_NUM_THREADS=1 python scripts/bench_mulki.py [--shape small|base] [--batch 32] [--classes 40] [--repeats 5]
     OMP_NUM_THREADS=1 python scripts/bench_mulki.py --memory     # peak bytes of each arm, in a process of its own
@@ -171,12 +171,14 @@ def times(args, base: str) -> None:
             found[name].append(arm.step())
     plain = statistics.median(found["plain fine-tuning"])
     print(
-        f"{args.shape}, batch {args.batch}, {args.classes} classes, {args.device}, median of {args.repeats}, alternating"
+        f"{args.shape}, batch {args.batch}, {args.classes} classes, {args.device}, "
+        f"median of {args.repeats}, alternating"
     )
-    print("| arm | ms a step | times plain | begin of a task, ms |\n|---|---|---|---|")
+    print("| arm | ms per step | times plain | start of a task, ms |\n|---|---|---|---|")
     for name, values in found.items():
         print(
-            f"| {name} | {1e3 * statistics.median(values):.0f} | {statistics.median(values) / plain:.2f} | {1e3 * arms[name].begin_s:.0f} |"
+            f"| {name} | {1e3 * statistics.median(values):.0f} | {statistics.median(values) / plain:.2f} "
+            f"| {1e3 * arms[name].begin_s:.0f} |"
         )
 
 
@@ -225,7 +227,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-O", "--code_optimization", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--half", action="store_true", help="bf16 teachers on the CPU, too")
+    parser.add_argument("--half", action="store_true", help="bf16 teachers also on the CPU")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:

@@ -1,7 +1,9 @@
-"""Captions of a folder of images, one json line each: `python scripts/caption_images.py data/imagenet-r data/mm_imagenet_r/captions.jsonl`.
+"""Captions for a folder of images, one JSON line each.
 
-The captioner sees the picture and one fixed prompt, never a class or file name. Lines are appended as they are made and
-synced to disk, so a run that was killed goes on where it stopped; a half-written last line is dropped. Needs
+    python scripts/caption_images.py data/imagenet-r data/mm_imagenet_r/captions.jsonl
+
+The captioner sees the image and one fixed prompt, never a class or file name. Lines are appended as they are made and
+synced to disk, so a run that was killed continues where it stopped; a partial last line is dropped. Needs
 `pip install transformers` and the model's weights.
 """
 
@@ -20,12 +22,12 @@ Captioner = Callable[[list[Image.Image]], list[str]]
 
 
 class Problem(Exception):
-    """What the user has to do, in one line."""
+    """An error of the user: what to do, in one line."""
 
 
 def done_so_far(path: Path, model: str, prompt: str) -> set[str]:
-    """Files that have a caption; what a killed run left of a line is cut off. Other settings are refused: one set of
-    captions comes from one model."""
+    """Files that have a caption; a partial last line left by a killed run is cut off. Different settings
+    are refused: one set of captions comes from one model."""
     if not path.exists():
         return set()
     content = path.read_bytes()
@@ -36,7 +38,7 @@ def done_so_far(path: Path, model: str, prompt: str) -> set[str]:
             row = json.loads(line)
             name, made_by = row["file"], (row["model"], row["prompt"])
         except (ValueError, KeyError, TypeError) as error:
-            raise Problem(f"{path} line {number} is no caption ({error}): mend or remove it") from None
+            raise Problem(f"{path} line {number} is not a caption ({error}): fix or remove it") from None
         if made_by != (model, prompt):
             raise Problem(
                 f"{path} line {number} was made by {made_by[0]} with prompt {made_by[1]!r}: name another file"
@@ -54,7 +56,7 @@ def images_below(root: Path) -> list[str]:
         raise Problem(f"{root} does not exist: name a folder of images")
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not names:
-        raise Problem(f"{root} holds no image")
+        raise Problem(f"{root} does not contain images")
     return names
 
 
@@ -72,7 +74,7 @@ def opened(root: Path, names: list[str]) -> list[Image.Image]:
 def caption_all(
     root: Path, out: Path, captioner: Captioner, model: str, prompt: str, batch_size: int = 8
 ) -> Iterator[int]:
-    """Append the captions that are missing; yields how many are done after each batch."""
+    """Append the missing captions; yields how many are done after each batch."""
     names, done = images_below(root), done_so_far(out, model, prompt)
     missing = [name for name in names if name not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def caption_all(
 
 
 def load_captioner(model: str, kind: str, prompt: str, device: str, max_new_tokens: int, beams: int) -> Captioner:
-    """BLIP or InstructBLIP of transformers."""
+    """BLIP or InstructBLIP from transformers."""
     try:
         import torch
         import transformers
@@ -122,7 +124,7 @@ def load_captioner(model: str, kind: str, prompt: str, device: str, max_new_toke
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path, help="folder of images")
-    parser.add_argument("out", type=Path, help="captions.jsonl to write or go on with")
+    parser.add_argument("out", type=Path, help="captions.jsonl to write or continue")
     parser.add_argument("--model", default="Salesforce/instructblip-vicuna-7b", help="name or folder of the weights")
     parser.add_argument("--kind", choices=sorted(PROMPTS), help="default: instructblip if its name says so, else blip")
     parser.add_argument("--batch_size", type=int, default=8)

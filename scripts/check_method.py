@@ -1,7 +1,8 @@
 """The contract checks for the author of a plug-in: python scripts/check_method.py my_method.py
 
-One line for each check, ok, skip or FAIL with the reason: the checks of tests/test_contract_models.py on toy streams, then a short run on
-seq-tiny. The exit code is 1 if a check fails. `--only NAME ...` runs some of them, `--list` shows them all.
+One line for each check, ok, skip or FAIL with the reason: the checks of tests/test_contract_models.py on toy streams,
+then a short run on seq-tiny. The exit code is 1 if a check fails. `--only NAME ...` runs some of them, `--list` shows
+them all.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def check_names() -> list[str]:
 
 
 def model_of(path: Path, asked: str | None) -> str:
-    """The one method of the file, as `--model` has it."""
+    """The method that the file defines, or the one that `--model` chooses."""
     plugins.use([str(path)])
     found = [name for name, entry in registry.index("model").items() if plugins.owns(entry.path)]
     if asked is not None:
@@ -80,7 +81,7 @@ def model_of(path: Path, asked: str | None) -> str:
 
 
 def on_toys(name: str, checks: list[str], lines: Lines) -> None:
-    """The checks of the tests, by pytest, which explains what an assertion compared."""
+    """The checks of the tests, run by pytest, which shows what an assertion compared."""
     from tests import contract
 
     if not contract.settings_of(name):
@@ -95,7 +96,7 @@ def on_toys(name: str, checks: list[str], lines: Lines) -> None:
 
 
 def on_seq_tiny(name: str, lines: Lines) -> None:
-    """A few batches of the first two tasks, through main.py."""
+    """Train a few batches of the first two tasks through main.py."""
     from tests import contract
 
     started = time.perf_counter()
@@ -109,7 +110,7 @@ def on_seq_tiny(name: str, lines: Lines) -> None:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 entry.run(cli.parse(argv))
-        except Exception as error:  # whatever a method does
+        except Exception as error:  # a method may raise anything
             reason, outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "FAIL"
     lines.show(outcome, LAST, reason, time.perf_counter() - started)
 
@@ -117,7 +118,7 @@ def on_seq_tiny(name: str, lines: Lines) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", help="the method's .py file")
-    parser.add_argument("--model", help="which method, where the file has several")
+    parser.add_argument("--model", help="the method to check, if the file defines several")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="names of the checks to run (default: all)")
     parser.add_argument("--list", action="store_true", help="print the names of the checks and exit")
     args = parser.parse_args(argv)
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         path = Path(args.file).expanduser().resolve()
         name, known = model_of(path, args.model), check_names()
         if wrong := sorted(set(args.only or ()) - set(known)):
-            raise UserError(f"--only: there is no check {', '.join(wrong)}; --list shows the names")
+            raise UserError(f"--only: unknown check {', '.join(wrong)}; --list shows the names")
         chosen = [check for check in known if check in (args.only or known)]
         os.chdir(ROOT)
         lines = Lines(path)

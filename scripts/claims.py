@@ -24,7 +24,7 @@ VQA_COLUMNS = {
     "vqa_last": "last",
     "exact_match_last": "exact match",
     "vqa_forgetting": "forgetting",
-    "route_acc_last": "routed right",
+    "route_acc_last": "routing accuracy",
     "oracle_route_last": "true pool",
     "stored_bytes": "stored MiB",
     "wall_s": "seconds",
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="a --results_path")
     parser.add_argument("--reference", required=True, help="the arm that the others are compared with")
-    parser.add_argument("--vqa", action="store_true", help="columns of question answering")
+    parser.add_argument("--vqa", action="store_true", help="columns for question answering")
     args = parser.parse_args()
     columns, last = (VQA_COLUMNS, "vqa_last") if args.vqa else (COLUMNS, "class_il_last")
     arms = arms_of(finished(args.results))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# CGIL against its neighbours on the picture world: three seeds, each with pictures, class order and initialisation of
-# its own. Prints the table of docs/cgil.md. Runs that are there already are not repeated. About ten minutes on two cores.
+# CGIL against related methods on the picture world: three seeds, each with its own images, class order and
+# initialization. Prints the table of docs/cgil.md. Finished runs are not repeated. About ten minutes on two cores.
 # Usage: claims_cgil.sh [seeds, default "1992 1996 1997"]
 set -euo pipefail
 cd "$(dirname "$0")/.."

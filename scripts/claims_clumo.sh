@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# CluMo against its neighbours and its own parts on the picture world's question streams. Every seed has pictures, task
-# order and initialisation of its own; all arms share the frozen towers and the fusion trained beforehand. Prints the tables of
-# docs/clumo.md. Runs that are there already are not repeated.
+# CluMo against related methods and its own ablations on the picture world's question streams. Every seed has its own
+# images, task order and initialization; all arms share the frozen towers and the pre-trained fusion. Prints the tables
+# of docs/clumo.md. Finished runs are not repeated.
 # Usage: claims_clumo.sh [seeds, default "0 1 2"] [streams] [arms: a pattern on their names, default all]
 # LAUNCH is put in front of each run; JOBS of them run at a time (default 2).
 set -euo pipefail

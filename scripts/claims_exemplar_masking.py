@@ -1,5 +1,5 @@
-"""Accuracy, exemplars and bytes of each arm (the --notes of a run), the claims as paired differences, and a plot of accuracy
-against bytes."""
+"""Accuracy, exemplars and bytes of each arm (the --notes of a run), the claims as paired differences, and a plot of
+accuracy against bytes."""
 
 import argparse
 import re
@@ -47,7 +47,7 @@ Arms = dict[str, dict[int, dict[str, float]]]
 
 
 def gaps(arms: Arms, first: str, second: str, key: str) -> list[float]:
-    """Differences of two arms, of every seed that both have."""
+    """Differences of two arms for each seed that both have."""
     one, other = arms.get(first, {}), arms.get(second, {})
     return [one[s][key] - other[s][key] for s in sorted(one) if s in other and key in one[s] and key in other[s]]
 
@@ -61,7 +61,7 @@ def table(arms: Arms) -> None:
 
 
 def claims(arms: Arms) -> None:
-    """A line for each claim and head whose two arms were run with a common seed."""
+    """One line per claim and head whose two arms share a seed."""
     rows = []
     for first, second, sign, bound in CLAIMS:
         for score, head in (("class_il", "linear"), ("nme", "nearest mean")):
@@ -101,7 +101,7 @@ def claims(arms: Arms) -> None:
 
 
 def plot(arms: Arms, path: Path) -> None:
-    """A line for each kind of exemplar with several budgets: average accuracy of the seeds that all of them have."""
+    """One line per kind of exemplar with several budgets: average accuracy over the seeds that all of them have."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

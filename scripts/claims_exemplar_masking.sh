@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# ExemplarMasking against full exemplars, random masks and compressed pictures at equal bytes, on the picture world's
-# pictures with captions. Every seed has pictures and initialisation of its own; all arms train three epochs a task.
+# ExemplarMasking against full exemplars, random masks and compressed images at equal bytes, on the picture world's
+# images with captions. Every seed has its own images and initialization; all arms train three epochs per task.
 # Prints a table of arms, one of claims (paired over seeds, 95 % intervals), and draws accuracy against bytes
-# (docs/img/exemplar_masking.png). Runs that are there already are not repeated.
-# Usage: claims_exemplar_masking.sh [seeds, default "0 1 2"] [phases, default "5 10"] [groups, default "claims curve more"]
-# claims: an arm for each claim and rival. curve: other budgets. more: other settings. The last two with 5 phases alone.
-# LAUNCH is put in front of each run; JOBS of them run at a time (default 2); ARMS is a pattern on the names of arms;
+# (docs/img/exemplar_masking.png). Finished runs are not repeated.
+# Usage: claims_exemplar_masking.sh [seeds, default "0 1 2"] [phases, default "5 10"]
+#        [groups, default "claims curve more"]
+# claims: one arm per claim and alternative. curve: other budgets. more: other settings. The last two with 5 phases alone.
+# LAUNCH is prepended to each run; JOBS of them run at a time (default 2); ARMS is a pattern on the names of arms;
 # MORE are flags added to every run (for a try: "--stop_after 1"); PLOT is where the plot goes.
 set -euo pipefail
 cd "$(dirname "$0")/.."

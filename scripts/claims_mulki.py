@@ -1,7 +1,7 @@
-"""Tables of scripts/claims_mulki.sh: Transfer, Average and Last of each arm, and MulKI minus the arm, paired by seed and order.
+"""Tables of scripts/claims_mulki.sh: Transfer, Average and Last of each arm, and paired differences to MulKI.
 
-A pair of runs has the same pictures, batches and order of domains. Signs, which nothing in pre-training names (zero-shot CLIP
-is at chance there), are also left out of Last and Average.
+A pair of runs has the same seed, images, batches and order of domains. Last and Average are also given without signs,
+which no caption of the pre-training names (zero-shot CLIP is at chance there).
 """
 
 import argparse
@@ -18,7 +18,7 @@ SCORES = ("Transfer", "Average", "Last")
 
 
 def place_of_signs(args: dict) -> int | None:
-    """Place of the domain that no teacher knows, on the picture world."""
+    """Index of the domain that no teacher knows, on the picture world."""
     from datasets.tiny_world.streams import MTIL_ORDERS
 
     order = MTIL_ORDERS.get(args.get("mtil_order"), ())
@@ -29,14 +29,14 @@ WANTED = ("mtil_transfer", "mtil_avg", "mtil_last", "task_il_forgetting", "class
 
 
 def scores_of(run: Run) -> dict | None:
-    """Scores and costs of a run; None, said on stderr, where it is not one of a cross-domain stream."""
+    """Scores and costs of a run; None, reported on stderr, if the run is not on a cross-domain stream."""
     args, summary = run.args, run.summary
     rows = [task["scores"].get("task_il", []) for task in run.tasks]
     square = (
         len(rows) > 0 and all(len(row) == len(rows) for row in rows) and all("seconds" in task for task in run.tasks)
     )
     if not square or not set(WANTED) <= summary.keys():
-        print(f"left out: {run.folder}: it has no scores across domains", file=sys.stderr)
+        print(f"left out: {run.folder}: it does not have scores across domains", file=sys.stderr)
         return None
     R = np.array(rows, dtype=float)
     signs = place_of_signs(args)

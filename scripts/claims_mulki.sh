@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# MulKI against its neighbours on the picture world's domains, both orders; a seed draws pictures and batches. Prints the
-# tables of docs/mulki.md. Runs that are there already are not repeated. A tuned run takes about two minutes of one core.
+# MulKI against related methods on the picture world's domains, both orders; each seed has its own images and batches.
+# Prints the tables of docs/mulki.md. Finished runs are not repeated. A fine-tuning run takes about two minutes on one core.
 # Usage: claims_mulki.sh ["seeds", default "1992 1996 1997"] ["arms to run, a regular expression", default all]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ results=${CLAIMS_PATH:-runs/claims_mulki}
 seeds=${1:-1992 1996 1997}
 only=${2:-.}
 
-# the same steps, batches, rate and images for every method that tunes weights; MulKI's own are in models/config/mulki.yaml
+# the same steps, batches, rate and images for every method that trains weights; MulKI's are in models/config/mulki.yaml
 tuned="--fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0"
 held="--reference_batch 32 --avg_freq 10"
 arms=(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every classic on the picture world with CLIP's image tower: each seed has pictures, class order and initialisation of
-# its own. Writes the table of docs/classics.md. Runs that are there already are not repeated.
+# Every classic on the picture world with CLIP's image tower: each seed has its own images, class order and
+# initialization. Writes the table of docs/classics.md. Finished runs are not repeated.
 # Usage: classics.sh [seeds, default 1992 1996 1997]; MODELS="er der" chooses methods, JOBS=1 runs one at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""The records of scripts/classics.sh as a table: mean over seeds and 95 % interval of what each classic reaches and costs."""
+"""The records of scripts/classics.sh as a table: scores and costs of each classic, mean over seeds, 95 % interval."""
 
 import argparse
 import sys
@@ -36,21 +36,21 @@ COLUMNS = {
     "class_il_last": "last",
     "class_il_avg": "average",
     "class_il_forgetting": "forgetting",
-    "task_il_last": "last, task known",
+    "task_il_last": "last, task-il",
     "stored_bytes": "stored MiB",
     "wall_s": "seconds",
 }
-OF_A_STREAM = {"class_il_avg", "class_il_forgetting"}  # no scores of joint, which learns once, at the end
+OF_A_STREAM = {"class_il_avg", "class_il_forgetting"}  # joint does not have these: it trains once, on all tasks
 PREAMBLE = """# The classics on the picture world
 
 Every method trains all of the tiny CLIP's image tower and a linear classifier (`--backbone clip-visual`) on `seq-tiny`:
 10 tasks of 6 classes, class-il, with the values of the block `seq-tiny` in `models/config/<model>.yaml`; methods with a
-memory keep 500 images. Scores compare mechanisms on this world;
-they do not say how good a method is on real images. The values were not searched: rates of 0.03, lower where a seed
-failed (0.1 for `icarl`), one pass over each task, which suits `der` badly (its stored logits are those of the first look).
-`bash scripts/classics.sh` runs all of it with three seeds; a seed there also draws pictures and class order.
+memory keep 500 images. Scores compare mechanisms on this world; they do not say how good a method is on real images.
+The values were not tuned: learning rates of 0.03, lower where a seed failed (0.1 for `icarl`), one pass over each task,
+which suits `der` badly (it stores the logits of the first pass).
+`bash scripts/classics.sh` runs all of it with three seeds; each seed also draws its own images and class order.
 
-*Reproduced* with seeds {seeds} at {commits} (+: beside files not yet committed), on
+*Reproduced* with seeds {seeds} at {commits} (+: with uncommitted changes), on
 {where}:
 
 ```
@@ -58,8 +58,9 @@ failed (0.1 for `icarl`), one pass over each task, which suits `der` badly (its 
 ```
 
 Mean over seeds, ± half of the 95 % interval (Student's t; none with one seed). *stored*: what a method keeps between
-tasks besides its network; `icarl`, `lucir` and `bic` hold images as bytes, the others as floats (`--exemplar_codec uint8` of `er`
-and `derpp` takes a quarter), so the column compares no methods at equal bytes. *seconds*: wall clock of a run on one thread, with other work on the machine.
+tasks besides its network; `icarl`, `lucir` and `bic` hold images as bytes, the others as floats (`--exemplar_codec
+uint8` of `er` and `derpp` takes a quarter), so the column does not compare methods at equal bytes. *seconds*: wall
+clock of a run on one thread, with other work on the machine.
 
 """
 NOT_SHOWN = {"--seed", "--picture_seed", "--notes", "--results_path", "--resume", "--non_verbose", "--autosave"}
@@ -82,7 +83,7 @@ def table(arms: dict[str, dict[int, dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="a --results_path")
-    parser.add_argument("--write", type=Path, help="file to write, instead of printing")
+    parser.add_argument("--write", type=Path, help="file to write (default: print)")
     args = parser.parse_args()
     runs = finished(args.results)
     arms: dict[str, dict[int, dict[str, float]]] = {}
@@ -105,7 +106,7 @@ def main() -> None:
 
 
 def command_lines(starts: list[dict]) -> list[str]:
-    """The command lines of the runs; one that a single method was run with names it."""
+    """The command lines of the runs; a command used by a single method names that method."""
     models: dict[str, set[str]] = {}
     for start in starts:
         models.setdefault(command(start.get("argv", [])), set()).add(start["args"]["model"])
@@ -114,7 +115,7 @@ def command_lines(starts: list[dict]) -> list[str]:
 
 
 def command(argv: list[str]) -> str:
-    """The command line of a run, without what differs between methods and seeds or changes no number."""
+    """The command line of a run, without flags that differ between methods and seeds or do not change numbers."""
     shown, value_of = [], ""
     for token in argv:
         if value_of:

@@ -1,11 +1,11 @@
-"""Mammoth's logs.pyd to run records: python scripts/import_mammoth_logs.py data/results --results_path runs
+"""Converts Mammoth's logs.pyd to run records: python scripts/import_mammoth_logs.py data/results --results_path runs
 
 A logs.pyd holds one Python dict literal per line and run. The lines are parsed, never evaluated: numbers, strings,
 containers, nan and inf are read, `device(type='cpu')` and other calls become text, `tensor(1.5)` its content. A line
-that cannot be read, or holds no accuracies, is named on stderr and skipped; the exit code is then 1.
-Of each run the accuracies are taken over (`accuracy_{j}_task{i}`, both from 1), and from the file of the same run under
-task-il/ the masked ones; the averages are computed here from them, by the definitions of utils/engine/metrics.py. Importing a
-file twice makes no second record.
+that cannot be read, or does not have accuracies, is reported on stderr and skipped; the exit code is then 1.
+The accuracies of each run are imported (`accuracy_{j}_task{i}`, both from 1), and the masked ones from the file of the
+same run under task-il/; averages are computed from them by the definitions of utils/engine/metrics.py. Importing a file
+twice does not make a second record.
 """
 
 import argparse
@@ -34,18 +34,18 @@ VALUES_OF = {"tensor", "array", "Tensor", "list", "tuple", "float32", "float64",
 
 
 def parse(line: str) -> dict:
-    """A dict from one line; ValueError says why it is none."""
+    """A dict from one line; ValueError says why it is not one."""
     try:
         tree = ast.parse(line.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ValueError(f"no Python literal ({error})") from None
+        raise ValueError(f"not a Python literal ({error})") from None
     if not isinstance(tree, ast.Dict):
         raise ValueError("no dict")
     return value_of(tree)
 
 
 def value_of(node: ast.expr):
-    """The value of a literal; what is none is given as its text."""
+    """The value of a literal; anything else becomes its text."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Dict):
@@ -76,7 +76,7 @@ def matrix_of(row: dict) -> np.ndarray:
         raise ValueError("no accuracy_<j>_task<i>")
     wrong = [k for k, v in found.items() if not isinstance(v, (int, float, str)) or not is_number(v)]
     if wrong:
-        raise ValueError(f"accuracy_{wrong[0][0]}_task{wrong[0][1]} is no number")
+        raise ValueError(f"accuracy_{wrong[0][0]}_task{wrong[0][1]} is not a number")
     tasks = max(max(pair) for pair in found)
     if tasks > MOST_TASKS:
         raise ValueError(f"{tasks} tasks, more than {MOST_TASKS}")
@@ -96,10 +96,10 @@ def is_number(value) -> bool:
 
 
 def check_names(row: dict) -> None:
-    """Refuse names that would lead out of the results folder, and arguments that no record takes."""
+    """Refuse names that point outside the results folder, and arguments that a record cannot hold."""
     for key in ("dataset", "model"):
         if key in row and not re.fullmatch(r"[\w.+:-]{1,100}", str(row[key])) or set(str(row.get(key, "x"))) <= {"."}:
-            raise ValueError(f"{key} {str(row[key])[:40]!r} is no name")
+            raise ValueError(f"{key} {str(row[key])[:40]!r} is not a valid name")
     seed = row.get("seed")
     told = wrong_line({"type": "start", "args": {"seed": seed, "notes": row.get("notes")}})
     if told:
@@ -107,7 +107,7 @@ def check_names(row: dict) -> None:
 
 
 def key_of(row: dict) -> str:
-    """What tells a run from others: its job number, else everything that is no score."""
+    """What identifies a run: its job number, else everything that is not a score."""
     if row.get("conf_jobnum"):
         return str(row["conf_jobnum"])
     return str(
@@ -118,7 +118,7 @@ def key_of(row: dict) -> str:
 
 
 def runs_in(path: Path, problems: list[str]) -> dict[str, tuple[dict, np.ndarray]]:
-    """The readable runs of one logs.pyd, by key; what is wrong goes to `problems`."""
+    """The readable runs of one logs.pyd, by key; errors are added to `problems`."""
     found = {}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -136,7 +136,7 @@ def runs_in(path: Path, problems: list[str]) -> dict[str, tuple[dict, np.ndarray
 
 
 def write(row: dict, R: np.ndarray, masked: np.ndarray | None, source: Path, target: Path) -> bool:
-    """One record; False where the run has been imported before."""
+    """Write one record; False if the run was imported before."""
     args = {str(k): v for k, v in row.items() if not ACCURACY.match(str(k)) and not str(k).startswith("accmean_")}
     dataset, model = str(args.get("dataset", source.parent.parent.name)), str(args.get("model", source.parent.name))
     args |= {
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         missing = [str(p) for p in args.paths if not p.exists()]
         if missing:
-            raise UserError(f"there is no {missing[0]}")
+            raise UserError(f"{missing[0]} does not exist")
         files = sorted({f for p in args.paths for f in ([p] if p.is_file() else p.rglob("logs.pyd"))})
         if not files:
             raise UserError(f"no logs.pyd under {', '.join(map(str, args.paths))}")
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"{written} runs imported to {args.results_path}, {known} were there already, {len(problems)} lines skipped")
+    print(f"{written} runs imported to {args.results_path}, {known} were already there, {len(problems)} lines skipped")
     return 1 if problems else 0
 
 

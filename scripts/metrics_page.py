@@ -1,8 +1,8 @@
 """Writes docs/metrics.md: every key of a record with its name, formula, range of tasks and paper.
 
-The keys are those that the code writes: the functions of utils/engine/metrics.py are replaced by ones that note which matrix
-they are given, then report.summary runs on made-up streams of each kind. Formulas, tasks and papers are read from the
-docstrings of metrics.py. A key that nothing here describes stops the script.
+The keys are those that the code writes: the functions of utils/engine/metrics.py are replaced by ones that note which
+matrix they are given, then report.summary runs on made-up streams of each kind. Formulas, tasks and papers are read
+from the docstrings of metrics.py. The script stops at a key that it does not describe.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ START = {
     "schema": "version of this format",
     "config_hash": "sha256 of the arguments that change numbers; `--resume auto` looks for it",
     "argv": "the command line as typed",
-    "requested": "arguments before anything was drawn or found out",
+    "requested": "arguments before defaults were resolved and the seed was drawn",
     "args": "effective arguments, the drawn seed included",
     "git_commit": "commit of the checkout, with + if files differ from it",
     "versions": "of torch, torchvision, timm, numpy, as far as imported",
@@ -39,14 +39,14 @@ START = {
     "host": "name of the machine",
     "device": "cpu, cuda:0, ...",
     "time": "UTC",
-    "facts_version": "of the facts below; 2: the fingerprint is of the content of files",
+    "facts_version": "version of the facts below; 2: the fingerprint is of file contents",
     "dataset_fingerprint": "sha256 of the content and labels of all samples",
     "protocol": "setting, numbers of tasks and classes, order of the tasks, size of an image",
     "class_names": "in the order of the stream",
     "templates_sha256": "of the prompt templates",
     "initial_sha256": "of parameters and buffers before training",
     "files_sha256": "of files that flags name",
-    "data": "facts that the dataset found out about its files",
+    "data": "what the dataset found out about its files",
     "class_order": "raw label of each class in the order of the stream, or null",
     "threads": "of torch",
     "weights_sha256": "of the pre-trained weights, or null",
@@ -64,7 +64,7 @@ TASK = {
     "stored_bytes": "what the method keeps between tasks besides its network, by attribute",
     "parameters": "of the network: `trainable` now and `total`",
     "image_forwards": "images that went through the network or a copy of it so far",
-    "question_forwards": "the same of questions, where there are any",
+    "question_forwards": "the same for questions, if the stream has them",
 }
 EPOCH = {
     "type": "`epoch`; with `--eval_epochs`",
@@ -96,14 +96,17 @@ MATRICES = {
     "mixed_task_il": ("`task_il` from mixed batches", "as `task_il`, with `--mixed_batches`"),
     "mixed_all_names": ("`all_names` from mixed batches", "as `all_names`, with `--mixed_batches`"),
     "all_names_zero_shot": ("`all_names` of zero-shot CLIP", "as `all_names`; `cgil`"),
-    "all_names_mammoth": ("`all_names` with raw keys of unseen names, as Mammoth has it", "as `all_names`; `cgil`"),
+    "all_names_mammoth": (
+        "`all_names` with unnormalized keys of unseen names, as in Mammoth",
+        "as `all_names`; `cgil`",
+    ),
     "all_names_normalised": (
-        "`all_names` with unit keys of unseen names, where `--future_scoring` has the raw ones",
+        "`all_names` with unit keys of unseen names, if `--future_scoring` uses unnormalized ones",
         "as `all_names`; `cgil`",
     ),
 }
-OWN = {  # scores of a method's own
-    "route_acc": ("percent of samples sent to the prompt pool of their own task", "`clumo`"),
+OWN = {  # scores that one method adds
+    "route_acc": ("routing accuracy: percent of samples sent to their own task's prompt pool", "`clumo`"),
     "oracle_route": ("`class_il` with the true task's pool, where `--route key` is used", "`clumo`"),
     "key_route": ("`class_il` with the pool of the nearest keys, where `--route oracle` is used", "`clumo`"),
     "nme": ("`class_il` by the nearest mean of exemplars, where the head is linear", "`exemplar-masking`"),
@@ -114,7 +117,7 @@ OWN = {  # scores of a method's own
     "kept_words": ("percent of the words of an exemplar that are kept", "`exemplar-masking`"),
     "kept_attention": ("percent of the attention on the patches that are kept", "`exemplar-masking`"),
 }
-SUMMARY = {  # of the summary, but no function of a score matrix: formula, tasks
+SUMMARY = {  # in the summary, but not a function of a score matrix: formula, tasks
     "final_test": ("mean of `class_il` on the test sets, where `--validation` images took their place", "all trained"),
     "stored_bytes": ("sum of `stored_bytes` of the last task line", "all trained"),
     "image_forwards": ("`image_forwards` of the last task line", "all trained"),
@@ -142,7 +145,7 @@ def named(name: str) -> Named:
 
 
 def traced() -> dict[str, tuple[str, tuple[str, ...]] | None]:
-    """Key of the summary -> metric and the matrices (or keys) it is of; None for what no metric computes."""
+    """Key of the summary -> metric and its matrices (or keys); None for values that no metric computes."""
     calls: dict[float, tuple[str, tuple[str, ...]]] = {}
     numbers = itertools.count(1)
 
@@ -170,7 +173,7 @@ def traced() -> dict[str, tuple[str, tuple[str, ...]] | None]:
 
 
 def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, Namespace]:
-    """A run, a model and a dataset with all that report asks them for, and every matrix there can be."""
+    """A run, a model and a dataset with everything that report reads, and all possible matrices."""
     rows = {
         "matrices": {name: named(name) for name in MATRICES},
         "untrained": named("untrained")[0],
@@ -209,9 +212,9 @@ def parts(metric: str) -> dict[str, str]:
 
 
 def described(kind: str, written: set[str], known: dict) -> None:
-    """Stop at a key that is written and not described here, or the other way round."""
+    """Stop at a key that is written but not described here, or described but not written."""
     if wrong := written ^ set(known):
-        raise SystemExit(f"error: scripts/metrics_page.py and the code do not agree on keys of {kind}: {sorted(wrong)}")
+        raise SystemExit(f"error: scripts/metrics_page.py and the code disagree on keys of {kind}: {sorted(wrong)}")
 
 
 def check() -> None:
@@ -238,7 +241,7 @@ def summary_rows() -> list[list[str]]:
 
 
 def title_of(key: str) -> str:
-    """The name in the table that ends a run, or what it is made of."""
+    """The name in the table printed at the end of a run, or what it is computed from."""
     variants = [name.removeprefix("all_names") for name in MATRICES if name.startswith("all_names_")]
     ending = next((v for v in variants if key.endswith(v)), "")
     if key in report.TITLES or not ending:
@@ -265,18 +268,19 @@ def page() -> str:
     convention = " ".join(inspect.getdoc(metrics).partition("\n\n")[2].split())
     return f"""# Every number of a record
 
-Written by `python scripts/metrics_page.py` from `utils/engine/metrics.py` and from what writes the record; a test keeps it up to date.
+Written by `python scripts/metrics_page.py` from `utils/engine/metrics.py` and from the code that writes the record; a
+test keeps it up to date.
 
-A run writes `record.jsonl`, one JSON object per line: `start`, a `task` line for each task, `end`, and `epoch`, `features` and
-`warning` lines where there are any. Scores are percent. A value that is not finite is null.
+A run writes `record.jsonl`, one JSON object per line: `start`, a `task` line for each task, `end`, and `epoch`,
+`features` and `warning` lines where there are any. Scores are percent. A value that is not finite is null.
 
 ## Summary
 
-The flat scores of the `end` line. *Of* names the matrix R (or the scores) that the formula is of. {convention}
+The flat scores of the `end` line. *Of* is the matrix R (or the scores) that the formula is computed from. {convention}
 
 {table(["key", "name", "of", "formula", "tasks", "paper"], summary_rows())}
 
-A score that comes out as NaN is left out of the summary. When that is, and what else there is to say:
+A score that is NaN is left out of the summary. When that happens, and other remarks:
 
 {table(["metric", ""], missing)}
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # CGIL's protocol on its five datasets: ViT-L/14, published hyper-parameters, seeds 1992, 1996, 1997, then the
 # ablations (generator, form of prompt) on one dataset. Needs the datasets and OpenAI's weights (see the error of a run
-# for where they go) and, in practice, a GPU. Finished runs are not repeated; unfinished ones go on.
+# for where they go) and, in practice, a GPU. Finished runs are not repeated; unfinished ones are resumed.
 # Usage: paper_cgil.sh [datasets] [base_path]    e.g. paper_cgil.sh "seq-eurosat-rgb seq-isic" /data
-# Published beside it: EuroSAT-RGB 96.17 (CGIL) and 59.9 (zero-shot CLIP), Mammoth's scripts/reproduce.json. The other
+# Published results: EuroSAT-RGB 96.17 (CGIL) and 59.9 (zero-shot CLIP), Mammoth's scripts/reproduce.json. The other
 # published numbers are not known to this project; docs/cgil.md says which of ours were run.
 set -euo pipefail
 cd "$(dirname "$0")/.."

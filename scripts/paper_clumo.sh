@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# CluMo on CLOVE-scene and CLOVE-function: six task orders each, then ablations on the default order. Needs the data (the error
-# of a run says where it goes), BLIP's weights and, in practice, a GPU. Finished runs are not repeated.
-# BLIP trained on VQA v2 stands in for the paper's ALBEF, which was trained on it as well, and stays frozen: a fresh fusion that is
-# trained on the first task alone answers none of the others (docs/clumo.md). er and joint have no network of this kind here.
+# CluMo on CLOVE-scene and CLOVE-function: six task orders each, then ablations on the default order. Needs the data (the
+# error of a run says where it goes), BLIP's weights and, in practice, a GPU. Finished runs are not repeated.
+# BLIP trained on VQA v2 replaces the paper's ALBEF, which was also trained on it, and stays frozen: a new fusion that is
+# trained only on the first task cannot answer the others (docs/clumo.md). er and joint do not have such a network here.
 # The paper's own numbers are not known to this project; docs/clumo.md says which of ours were run.
-# Usage: paper_clumo.sh [streams] [base_path] [weights]    e.g. paper_clumo.sh "clove-function" /data "/data/blip-vqa-base"
-# weights: a folder, or a name of the Hub whose files are in its cache
+# Usage: paper_clumo.sh [streams] [base_path] [weights]
+# Example: paper_clumo.sh "clove-function" /data "/data/blip-vqa-base"
+# weights: a folder, or a Hub name whose files are cached
 set -euo pipefail
 cd "$(dirname "$0")/.."
 streams=${1:-clove-scene clove-function}

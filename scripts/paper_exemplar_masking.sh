@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's protocol on MM-ImageNet-R: 5, 10 and 20 phases at five samples' worth of bytes, and the memory curve at 10
-# phases. Needs the pictures, captions and CLIP ViT-B/16; where they are absent the first run says what to fetch. Reported
-# (paper, ViLT-B/32): L = 5, 10, 20: full exemplars 80.58 77.03 75.26; ExemplarMasking 82.76 80.55 78.64.
+# phases. Needs the images, captions and CLIP ViT-B/16; if they are missing, the error of the first run says what to
+# fetch. Reported (paper, ViLT-B/32): L = 5, 10, 20: full exemplars 80.58 77.03 75.26; ExemplarMasking 82.76 80.55 78.64.
 # Usage: paper_exemplar_masking.sh [seeds, default "1993"]; other flags for every run in FLAGS.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# MulKI's protocol on MTIL: eleven data sets, orders I and II, 1,000 steps of 64 images a task, CLIP ViT-B/16; then 5-shot,
-# and the ablation ladder on order I. Needs the data sets and OpenAI's weights (the error of a run says where they go) and, in
-# practice, a GPU. Finished runs are not repeated; unfinished ones go on.
+# MulKI's protocol on MTIL: eleven data sets, orders I and II, 1,000 steps of 64 images per task, CLIP ViT-B/16; then
+# 5-shot, and the ablation ladder on order I. Needs the data sets and OpenAI's weights (the error of a run says where they
+# go) and, in practice, a GPU. Finished runs are not repeated; unfinished ones are resumed.
 # Usage: paper_mulki.sh [base_path] [device]     REFERENCE=folder adds ZSCL (images below it, and captions.txt)
-# Reported, Transfer / Average / Last, order I: zero-shot 69.4 / 65.3 / 65.3, fine-tuning 44.6 / 55.9 / 77.3, LwF 56.9 / 64.7 /
-# 74.6, LwF-VR 57.2 / 65.1 / 76.6, WiSE-FT 52.3 / 60.7 / 77.7, ZSCL 68.1 / 75.4 / 83.6 (released results of ZSCL); MulKI 70.1 / 77.3 /
-# unknown (second-hand: quoted by others). Order II: zero-shot 65.4 / 65.3 / 65.3, fine-tuning 46.6 / 56.2 / 67.4, ZSCL 64.2 / 74.5 /
-# 83.4; MulKI unknown. 5-shot, order I: ZSCL 65.3 / 64.4 / 67.4; MulKI unknown. docs/mulki.md says which of ours were run.
+# Reported, Transfer / Average / Last, order I: zero-shot 69.4 / 65.3 / 65.3, fine-tuning 44.6 / 55.9 / 77.3,
+# LwF 56.9 / 64.7 / 74.6, LwF-VR 57.2 / 65.1 / 76.6, WiSE-FT 52.3 / 60.7 / 77.7, ZSCL 68.1 / 75.4 / 83.6 (released results
+# of ZSCL); MulKI 70.1 / 77.3 / unknown (second-hand: quoted by others). Order II: zero-shot 65.4 / 65.3 / 65.3,
+# fine-tuning 46.6 / 56.2 / 67.4, ZSCL 64.2 / 74.5 / 83.4; MulKI unknown. 5-shot, order I: ZSCL 65.3 / 64.4 / 67.4; MulKI
+# unknown. docs/mulki.md says which of ours were run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh

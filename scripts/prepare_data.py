@@ -71,13 +71,14 @@ ARCHIVES = {
 ARCHIVES["mm-imagenet-r"] = ARCHIVES["seq-imagenet-r"]
 # dataset -> what is left to do by hand after its archives, if it has any
 THEN_BY_HAND = {
-    "clove-scene": "put the folder json of CLOVE-json.zip, and Visual Genome's VG_100K and VG_100K_2 (visualgenome.org) "
-    "below vg/, under {base}/clove",
+    "clove-scene": "put the folder json of CLOVE-json.zip, and Visual Genome's VG_100K and VG_100K_2 "
+    "(visualgenome.org) below vg/, under {base}/clove",
     "clove-function": "as for clove-scene; TextVQA's train_images (textvqa.org) go below {base}/clove/textvqa",
     "vqacl": "put Partition_Q of github.com/zhangxi1997/VQACL, or its QuesId_task_map.json, under {base}/vqacl",
-    "mm-imagenet-r": "make captions: python scripts/caption_images.py {base}/imagenet-r {base}/mm_imagenet_r/captions.jsonl",
-    "upmc-food101": "fetch kaggle.com/datasets/gianmarco96/upmcfood101 (it wants an account) and put images/ and texts/ "
-    "under {base}/upmc_food101",
+    "mm-imagenet-r": "make captions: python scripts/caption_images.py {base}/imagenet-r "
+    "{base}/mm_imagenet_r/captions.jsonl",
+    "upmc-food101": "fetch kaggle.com/datasets/gianmarco96/upmcfood101 (it requires an account) and put images/ "
+    "and texts/ under {base}/upmc_food101",
 }
 
 
@@ -97,7 +98,7 @@ BY_HAND = {
     "stanford_cars": "Stanford Cars, from a mirror named in github.com/pytorch/vision/issues/7545",
     "SUN397": "SUN397, from a mirror named in github.com/pytorch/vision/pull/9528",
 }
-# the lists of Zhou et al. that xtail reads (mtil with --split coop, too), below base_path
+# the lists of Zhou et al. that xtail reads (and mtil with --split coop), below base_path
 COOP_LISTS = (
     "caltech101/split_zhou_Caltech101.json",
     "dtd/dtd/split_zhou_DescribableTextures.json",
@@ -116,9 +117,9 @@ def md5_of(path: Path) -> str:
 
 
 def fetch(url: str, md5: str | None, folder: Path) -> Path:
-    """One file into `folder`, under another name until it is whole and its md5 is the published one.
+    """Download one file into `folder`, under a temporary name until it is complete and its md5 is the published one.
 
-    Where none is published, the md5 of what came is kept beside it, so that a file damaged later is fetched again.
+    If none is published, the md5 of the download is kept beside it, so that a file damaged later is fetched again.
     """
     path = folder / url.split("/")[-1]
     noted = path.with_name(path.name + ".md5")
@@ -131,7 +132,7 @@ def fetch(url: str, md5: str | None, folder: Path) -> Path:
     found = md5_of(part)
     if md5 not in (None, found):
         part.unlink()
-        raise OSError(f"{url} has md5 {found}, {md5} is published; start again")
+        raise OSError(f"{url} has md5 {found}, but {md5} is published; run the command again")
     if md5 is None:
         print(f"warning: no checksum is published for {url}; this file has md5 {found}", file=sys.stderr)
         noted.write_text(f"{found}\n")
@@ -139,13 +140,13 @@ def fetch(url: str, md5: str | None, folder: Path) -> Path:
 
 
 def download(url: str, part: Path) -> None:
-    """The whole file; what an earlier try left is gone on from where the server can do that."""
+    """Download the whole file; a partial download is continued if the server supports it."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # what is there is no beginning of the file
+        if error.code == 416 and have:  # the partial file is not the beginning of this one
             part.unlink()
             return download(url, part)
         raise
@@ -158,25 +159,27 @@ def download(url: str, part: Path) -> None:
         length = answer.headers.get("Content-Length")
     if length and part.stat().st_size != have + int(length):
         raise OSError(
-            f"{url} broke off at {part.stat().st_size} of {have + int(length)} bytes; start again, it goes on from there"
+            f"{url} stopped at {part.stat().st_size} of {have + int(length)} bytes; "
+            "run the command again to continue from there"
         )
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """All of a .zip, .tar or .tgz, up to what is sane for its size and fits the disk. A member that is a link or would
-    leave `folder` is an error; an archive that cannot be read is removed, so that it is fetched again."""
+    """Unpack a .zip, .tar or .tgz, up to a size limit for its length that fits the disk. A member that is a link or
+    points outside `folder` is an error; an archive that cannot be read is removed, so that it is fetched again."""
     free = shutil.disk_usage(archive.parent).free
     room = {"bytes": min(MOST_UNPACKED + RATIO * archive.stat().st_size, free)}
 
     def check(name: str, size: int, special: bool) -> None:
         if name.startswith(("/", "\\")) or ".." in Path(name.replace("\\", "/")).parts or name[1:2] == ":":
-            raise OSError(f"{archive} holds {name!r}, which leaves {folder}; nothing more of it is unpacked")
+            raise OSError(f"{archive} contains {name!r}, which is outside {folder}; unpacking stopped")
         if special:
-            raise OSError(f"{archive} holds {name!r}, which is no plain file; nothing more of it is unpacked")
+            raise OSError(f"{archive} contains {name!r}, which is not a regular file; unpacking stopped")
         room["bytes"] -= size
         if room["bytes"] < 0:
             raise OSError(
-                f"{archive} unpacks to more than its {archive.stat().st_size} bytes or the disk's {free} free ones allow"
+                f"{archive} unpacks to more than its {archive.stat().st_size} bytes or the {free} free bytes "
+                "on the disk allow"
             )
 
     try:
@@ -188,7 +191,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 file.extractall(folder, members)
             return
         with tarfile.open(archive) as file:
-            for member in file:  # one after the other: the list of a bomb is as long as its content
+            for member in file:  # one at a time: the member list of an archive bomb is as long as its content
                 check(member.name, member.size, not (member.isfile() or member.isdir()))
                 file.extract(member, folder, filter="data")
         if archive.suffix == ".tar" and not ends_in_zeros(archive):
@@ -206,12 +209,13 @@ def unpack(archive: Path, folder: Path) -> None:
         archive.unlink()
         archive.with_name(archive.name + ".md5").unlink(missing_ok=True)
         raise OSError(
-            f"{archive} is damaged ({' '.join(str(error).split())[:160]}) and was removed; start again to fetch it anew"
+            f"{archive} is damaged ({' '.join(str(error).split())[:160]}) and was removed; "
+            "run the command again to fetch it"
         ) from None
 
 
 def ends_in_zeros(archive: Path) -> bool:
-    """Whether a plain tar has the two empty blocks that end it; one that is cut between two members reads without error."""
+    """Whether a plain tar ends with its two empty blocks; one that is cut between two members reads without error."""
     with archive.open("rb") as file:
         file.seek(max(0, archive.stat().st_size - 1024))
         return not any(file.read())
@@ -227,12 +231,12 @@ def prepare_archives(dataset: str, base_path: Path) -> Path:
 
 
 def prepare_cross_domain(base_path: Path, dataset: str = "mtil") -> Path:
-    """The data sets that can be fetched; the two whose hosts are gone and, for xtail, the lists are asked for by name."""
+    """Fetch the data sets that have a host; the error names the two that do not and, for xtail, the lists."""
     from torchvision import datasets
 
     for name, folder in CROSS_DOMAIN.items():
         if dataset == "xtail" and name == "CIFAR100":
-            continue  # no domain of X-TAIL
+            continue  # not a domain of X-TAIL
         root = base_path / folder
         root.mkdir(parents=True, exist_ok=True)
         getattr(datasets, name)(str(root), download=True)
@@ -243,12 +247,12 @@ def prepare_cross_domain(base_path: Path, dataset: str = "mtil") -> Path:
     if lists:
         missing.append(f"the lists linked in DATASETS.md of github.com/KaiyangZhou/CoOp as {', '.join(lists)}")
     if missing:
-        raise OSError(f"these cannot be fetched from here and go there by hand: {'; '.join(missing)}")
+        raise OSError(f"these must be fetched by hand: {'; '.join(missing)}")
     return base_path
 
 
 def prepare(dataset: str, base_path: Path) -> Path:
-    """Fetch, check and unpack; does nothing where the files are there and whole."""
+    """Fetch, check and unpack; does nothing if the files are there and complete."""
     if dataset in {"mtil", "xtail"}:
         return prepare_cross_domain(base_path, dataset)
     if dataset in ARCHIVES or dataset in THEN_BY_HAND:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a result: sets up, then runs zero-shot CLIP and CGIL on the picture world (seq-tiny), about a
-# minute on one core after the install, and writes a page about them. Arguments go to both runs (for example --seed 1, --permute_classes 1).
+# minute on one core after the install, and writes a report page. Arguments are passed to both runs (for example
+# --seed 1, --permute_classes 1).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
@@ -19,5 +20,5 @@ for ((i = 1; i <= $#; i++)); do
     esac
 done
 .venv/bin/python scripts/report.py "$results"
-echo "Each run left a folder with record.jsonl, every number as JSON lines, and heat maps; the report shows them all."
+echo "Each run has a folder with record.jsonl (every number as JSON lines) and heat maps; the report shows them all."
 echo "Other methods and streams: .venv/bin/python main.py --list"

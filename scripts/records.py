@@ -1,6 +1,7 @@
 """The one reader of record.jsonl for tables and pages, with the one interval and the one Markdown table.
 
-Every record is checked against utils/engine/record_schema.py at the door; what is wrong with one is said in a line, and it is left out.
+Every record is checked against utils/engine/record_schema.py when it is read; a bad one is reported in one line and
+skipped.
 """
 
 import math
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 
     @property
     def summary(self) -> dict[str, float] | None:
-        """Scores and costs without those that are missing; None: not finished."""
+        """Scores and costs that the summary has; None if the run is not finished."""
         return (
             None
             if self.end.get("status") != "done"
@@ -60,7 +61,7 @@ def read(path: Path, needs: Sequence[str] = ("model",)) -> Run:
 
 
 def load(results: Path, needs: Sequence[str] = ("model",)) -> tuple[list[Run], list[str]]:
-    """All runs below a folder, oldest first, and a line about each record that cannot be used."""
+    """All runs below a folder, oldest first, and one line for each record that cannot be used."""
     runs, broken = [], []
     for path in sorted(results.rglob("record.jsonl"), key=lambda p: p.parent.name):
         try:
@@ -71,7 +72,7 @@ def load(results: Path, needs: Sequence[str] = ("model",)) -> tuple[list[Run], l
 
 
 def finished(results: Path) -> list[Run]:
-    """The finished runs below a folder, oldest first; what is left out is named on stderr."""
+    """The finished runs below a folder, oldest first; skipped ones are reported on stderr."""
     runs, broken = load(results)
     for line in broken:
         print(f"left out: {line}", file=sys.stderr)
@@ -112,6 +113,6 @@ def spread(values: Sequence[float], sign: str = "", at_least: int = 2) -> str:
 
 
 def markdown(head: Sequence, rows: Iterable[Sequence]) -> str:
-    """A table; cells are text of users, which ends no cell. Ends with a line break."""
+    """A table that ends with a line break; cells are escaped, since users write them."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(in_markdown(cell) for cell in line)} |\n" for line in lines)

@@ -1,10 +1,10 @@
-"""One page about all runs under a folder: tables over seeds, curves, heat maps and what else each run drew.
+"""One page about all runs under a folder: tables over seeds, curves, heat maps and the other figures of each run.
 
     python scripts/report.py                       # runs/ -> runs/report.html, and the tables on the terminal
     python scripts/report.py sweeps/a --out a.html
 
 Runs that differ only in their seeds are one row: mean, and half the 95 % interval where there are three or more. The
-page is a single file without outside parts. Records are only read; a run without an end is listed as unfinished.
+page is a single self-contained file. Records are only read; a run without an end is listed as unfinished.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from utils.engine.report import TITLES, human
 from utils.errors import UserError, disk_errors
 from utils.escape import clean, in_html, on_figure
 
-SEEDS = {"seed", "picture_seed", "class_order_seed", "class_order"}  # runs that differ in these alone are repeats
+SEEDS = {"seed", "picture_seed", "class_order_seed", "class_order"}  # runs that differ only in these are repeats
 SHORT = [
     "class_il_last",
     "class_il_avg",
@@ -42,16 +42,20 @@ SHORT = [
     "ci_harmonic",
     "stored_bytes",
     "wall_s",
-]  # columns on the terminal; the page has all
-PLACES = {"base_path", "device"}  # where a run takes place; not shown in its name
+]  # columns on the terminal; the page shows all
+PLACES = {"base_path", "device"}  # where a run is stored; not shown in its name
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd}
-td{white-space:nowrap}td:first-child,th:first-child{text-align:left;white-space:normal;min-width:17em;position:sticky;left:0;background:#fff}img{max-width:100%}figure{display:inline-block;margin:.5em;vertical-align:top}
+table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}
+td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd}
+td{white-space:nowrap}
+td:first-child,th:first-child{text-align:left;white-space:normal;min-width:17em}
+td:first-child,th:first-child{position:sticky;left:0;background:#fff}
+img{max-width:100%}figure{display:inline-block;margin:.5em;vertical-align:top}
 figcaption{font-size:.85em;color:#666}summary{cursor:pointer}code{background:#f4f4f4;padding:0 .2em}"""
 
 
 def load(folder: Path) -> tuple[list[records.Run], list[str]]:
-    """All runs below a folder, oldest first, and what could not be read."""
+    """All runs below a folder, oldest first, and the errors of those that could not be read."""
     return records.load(folder, ("model", "dataset"))
 
 
@@ -64,7 +68,7 @@ def kind_of(run: records.Run) -> str:
 
 
 def name_of(run: records.Run) -> str:
-    """--notes, or the method and the flags of the command that say what it did."""
+    """--notes, or the method and the flags of its command."""
     if run.args.get("notes"):
         return clean(run.args["notes"])
     hidden = {"model", "dataset"} | SEEDS | PLACES | set(VOLATILE)
@@ -87,7 +91,7 @@ def grouped(runs: Iterable[records.Run]) -> dict[str, list[list[records.Run]]]:
 
 
 def rows_of(arms: list[list[records.Run]], columns: Iterable[str] = TITLES) -> list[list[str]]:
-    """Head and rows: a column for each score that some arm has."""
+    """Head and rows: one column per score that any arm has."""
     keys = [k for k in columns if any(k in run.summary for arm in arms for run in arm)]
     rows = [["method", "seeds", *(TITLES[k] for k in keys)]]
     for arm in arms:
@@ -111,7 +115,7 @@ def curve(run: records.Run) -> list[float]:
 
 
 def curves(arms: list[list[records.Run]]) -> bytes | None:
-    """Picture of `curve` for each arm, mean over seeds; None if no arm has two tasks."""
+    """Plot of `curve` for each arm, mean over seeds; None if no arm has two tasks."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,7 +149,10 @@ def curves(arms: list[list[records.Run]]) -> bytes | None:
 
 def picture(data: bytes, caption: str) -> str:
     coded = base64.b64encode(data).decode()
-    return f'<figure><img alt="{in_html(caption)}" src="data:image/png;base64,{coded}"><figcaption>{in_html(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{in_html(caption)}" src="data:image/png;base64,{coded}">'
+        f"<figcaption>{in_html(caption)}</figcaption></figure>"
+    )
 
 
 def table(rows: list[list[str]]) -> str:
@@ -165,7 +172,8 @@ def section(dataset: str, arms: list[list[records.Run]]) -> str:
         commit, command = run.start.get("git_commit") or "", " ".join(["python main.py", *run.start.get("argv", [])])
         pictures = [picture(p.read_bytes(), p.stem.replace("_", " ")) for p in sorted(run.folder.glob("*.png"))]
         parts.append(
-            f"<details><summary>{in_html(name_of(run))}, seed {in_html(run.seed)}</summary><p><code>{in_html(command)}</code> "
+            f"<details><summary>{in_html(name_of(run))}, seed {in_html(run.seed)}</summary>"
+            f"<p><code>{in_html(command)}</code> "
             f"{in_html(str(commit)[:12])}<br>{in_html(str(run.folder))}</p>{''.join(pictures)}</details>"
         )
     return "\n".join(parts)
@@ -174,8 +182,8 @@ def section(dataset: str, arms: list[list[records.Run]]) -> str:
 def page(groups: dict[str, list[list[records.Run]]], unfinished: list[records.Run], broken: list[str]) -> str:
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Runs</title><style>{STYLE}</style><h1>Runs</h1>",
-        "<p>Scores in percent, ± half the 95 % interval over seeds. Class-il: all names seen so far compete; task-il: those of "
-        "the image's own task.</p>",
+        "<p>Scores in percent, ± half the 95 % interval over seeds. Class-il: accuracy among all names seen so "
+        "far; task-il: among those of the image's own task.</p>",
     ]
     parts += [section(dataset, arms) for dataset, arms in groups.items()]
     if unfinished:
@@ -198,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"not readable, left out: {line}", file=sys.stderr)
     if not runs:
         print(
-            f"error: no record.jsonl that can be used below {args.results}; give the --results_path of your runs",
+            f"error: no usable record.jsonl below {args.results}; give the --results_path of your runs",
             file=sys.stderr,
         )
         return 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned packages; does nothing when it is there and requirements.txt has not changed.
+# Creates .venv with the pinned packages; does nothing if it exists and requirements.txt has not changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,8 @@ for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.
     fi
 done
 if [ -z "$python" ]; then
-    echo "error: no Python 3.10 or newer with the venv module found; install one (Debian: apt-get install python3-venv) or set PYTHON" >&2
+    echo "error: no Python 3.10 or newer with the venv module found;" \
+        "install one (Debian: apt-get install python3-venv) or set PYTHON" >&2
     exit 2
 fi
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests; arguments go to pytest (for example -k buffer, or -m slow).
-# bash scripts/test.sh mutants [--only PATTERN] [--jobs N] tries every fault of tests/mutants: is it noticed?
-# MAMMOTH_PATH=<checkout> bash scripts/test.sh mammoth [--only NAME ...] tries each method file of a checkout of Mammoth.
+# Sets up and runs the tests; arguments are passed to pytest (for example -k buffer, or -m slow).
+# bash scripts/test.sh mutants [--only PATTERN] [--jobs N] runs every fault of tests/mutants: do the tests detect it?
+# MAMMOTH_PATH=<checkout> bash scripts/test.sh mammoth [--only NAME ...] tries every method file of a
+# checkout of Mammoth.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh

@@ -1,10 +1,11 @@
-"""The picture world shown and measured: contact sheets, and how far apart its streams hold chance and joint training.
+"""Contact sheets of the picture world, and the gap between chance and joint training on its streams.
 
 python scripts/tiny_world.py --write docs/tiny_world.md --sheets docs/img
 
-Each rung of the ladder (chance, zero-shot, collapse, replay, joint training) is a run of main.py with three seeds, each with pictures and a class order of its own (reruns of finished ones
-are skipped), but two that no single run measures: majority answers, and what tuning CLIP on one domain does to the
-names of the others. The table, with the command of each rung, goes between two markers in the file.
+Each rung of the ladder (chance, zero-shot, collapse, replay, joint training) is a run of main.py with three seeds, each
+with images and a class order of its own (finished runs are skipped), except two that no single run measures: majority
+answers, and how fine-tuning CLIP on one domain changes accuracy on the others. The table, with the command of each
+rung, is written between two markers in the file.
 """
 
 import argparse
@@ -31,18 +32,24 @@ from scripts.tiny_world_sheet import stream_sheets, world_sheets  # noqa: E402
 from utils.engine.record import read_record  # noqa: E402
 
 BEGIN, END = "<!-- ladder: written by scripts/tiny_world.py -->", "<!-- end of ladder -->"
-LOWER_BOUND_EPOCHS = 2  # of tuning on the first domain
+LOWER_BOUND_EPOCHS = 2  # of fine-tuning on the first domain
 
-# stream, rung, what the world is meant to show, flags of the run, number read from its record
+# stream, rung, target, flags of the run, number read from its record
 SEQ, MTIL, VQA, MM = "seq-tiny", "mtil-tiny", "clove-tiny-function", "mm-tiny"
 RUNS = [
     (SEQ, "zero-shot, one template", "30 to 65", "--model clip", "class_il_last"),
     (SEQ, "class means (ncm)", "", "--model ncm", "class_il_last"),
     (SEQ, "joint linear probe", "80 to 97", "--model linear-probe --joint 1", "class_il_last"),
-    (SEQ, "image tower tuned task by task (sgd)", "at most 25", "--model sgd --model_config best", "class_il_last"),
     (
         SEQ,
-        "experience replay, 500 pictures",
+        "image tower fine-tuned task by task (sgd)",
+        "at most 25",
+        "--model sgd --model_config best",
+        "class_il_last",
+    ),
+    (
+        SEQ,
+        "experience replay, 500 images",
         "between sgd and joint",
         "--model er --buffer_size 500 --model_config best",
         "class_il_last",
@@ -52,7 +59,7 @@ RUNS = [
     (MM, "joint probe, caption alone", "", "--model linear-probe --joint 1 --probe_input text", "class_il_last"),
     (
         VQA,
-        "all tasks in turn, both towers tuned (sgd): forgetting",
+        "all tasks in turn, both towers fine-tuned (sgd): forgetting",
         "at least 30",
         "--model sgd --model_config best",
         "vqa_forgetting",
@@ -61,7 +68,7 @@ RUNS = [
 
 
 def record_of(dataset: str, flags: str, seed: int, args: Namespace) -> list[dict]:
-    """The record of one run of main.py; a finished run with the same flags, weights and world is taken as it is."""
+    """The record of one run of main.py; a finished run with the same flags, weights and world is reused."""
     world = sources_digest(ROOT / "datasets" / "tiny_world")[:8] + sha256_file(TINY_DIR / "model.safetensors")[:8]
     folder = (
         Path(args.results_path).resolve()
@@ -119,7 +126,7 @@ def majority(seed: int, args: Namespace) -> np.ndarray:
 
 @torch.no_grad()
 def own_names(net, keys: torch.Tensor, dataset) -> np.ndarray:
-    """Accuracy on each domain among its own names, by the image tower as it is now."""
+    """Accuracy on each domain among its own names, by the image tower in its current state."""
     found = []
     for task, loader in enumerate(dataset.all_loaders()[1]):
         first, end = dataset.get_offsets(task)
@@ -129,7 +136,7 @@ def own_names(net, keys: torch.Tensor, dataset) -> np.ndarray:
 
 
 def tuned_on_first(seed: int, args: Namespace) -> np.ndarray:
-    """Accuracies (2, domains) before and after tuning the image tower on the first domain of order II (objects),
+    """Accuracies (2, domains) before and after fine-tuning the image tower on the first domain of order II (objects),
     its names fixed, by AdamW 1e-3."""
     dataset = dataset_of(MTIL, seed, args)
     torch.manual_seed(seed)
@@ -167,14 +174,14 @@ def rows_of_runs(args: Namespace) -> list[list[str]]:
 
 
 def rows_of_domains(args: Namespace) -> list[list[str]]:
-    """Zero-shot on each domain, and what is left of it after tuning on the first one."""
+    """Zero-shot accuracy on each domain, before and after fine-tuning on the first one."""
     dataset = dataset_of(MTIL, 0, args)
     mean, half = over_seeds(lambda seed: tuned_on_first(seed, args), args.seeds)
     n, rows = dataset.N_TASKS, []
     for task, domain in enumerate(dataset.domains):
         first, end = dataset.get_offsets(task)
         cells = [text(mean[i], half[i]) for i in (task, n + task)]
-        what = "tuned on it" if task == 0 else f"after tuning on {dataset.domains[0]}"
+        what = "fine-tuned on it" if task == 0 else f"after fine-tuning on {dataset.domains[0]}"
         rows.append([MTIL, f"{domain}: zero-shot; {what}", f"chance {100 / (end - first):.1f}", "; ".join(cells), ""])
     return rows
 
@@ -192,7 +199,7 @@ def rows_of_questions(args: Namespace) -> list[list[str]]:
 
 
 def table(args: Namespace) -> str:
-    head = ["stream", "rung", "wanted", f"percent, mean of {args.seeds} seeds ± half the 95 % interval", "flags"]
+    head = ["stream", "rung", "target", f"percent, mean of {args.seeds} seeds ± half the 95 % interval", "flags"]
     rows = [*rows_of_runs(args), *rows_of_domains(args), *rows_of_questions(args)]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     command = f"python scripts/tiny_world.py --seeds {args.seeds} --write docs/tiny_world.md --sheets docs/img"
@@ -200,7 +207,7 @@ def table(args: Namespace) -> str:
 
 
 def write(path: Path, ladder: str) -> None:
-    """Replace what stands between the markers, or append it."""
+    """Replace the text between the markers, or append it."""
     old = path.read_text() if path.is_file() else ""
     before, found, rest = old.partition(BEGIN)
     after = rest.partition(END)[2] if found else "\n"
@@ -210,8 +217,8 @@ def write(path: Path, ladder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--write", type=Path, help="markdown file that gets the table (default: print it)")
-    parser.add_argument("--sheets", type=Path, help="folder that gets the contact sheets")
+    parser.add_argument("--write", type=Path, help="Markdown file to write the table to (default: print it)")
+    parser.add_argument("--sheets", type=Path, help="folder to write the contact sheets to")
     parser.add_argument("--results_path", default="runs/ladder")
     parser.add_argument("--base_path", default="data")
     args = parser.parse_args()

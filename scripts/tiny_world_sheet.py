@@ -1,4 +1,4 @@
-"""Contact sheets of the picture world, each picture under the name that the code gives it; see scripts/tiny_world.py."""
+"""Contact sheets of the picture world, each image under the name that the code gives it; see scripts/tiny_world.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets.tiny_world.scenes import SCENES
 
 
 def sheet(path: Path, images: torch.Tensor, labels: list[str], columns: int, width: int = 20) -> None:
-    """Pictures (B, 3, H, W) in rows, doubled in size, labels below."""
+    """Images (B, 3, H, W) in rows, doubled in size, labels below."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Pre-train the small CLIP of backbone/assets/tiny_clip on the procedural picture world, from nothing.
+"""Pre-train the small CLIP of backbone/assets/tiny_clip on the procedural picture world from scratch.
 
 python scripts/train_tiny_clip.py --out backbone/assets/tiny_clip            # the shipped weights, CPU
 python scripts/train_tiny_clip.py --size nano --steps 600 --out /tmp/nano    # a toy in a minute or two
@@ -118,7 +118,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def targets(spec: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Auxiliary labels; -1 where a picture has no such thing."""
+    """Auxiliary labels; -1 where an image has no such thing."""
     layout, count = spec["layout"], spec["count"]
     one_kind = (layout == world.SINGLE) | (layout == world.COUNT)
     pair, rows = layout == world.PAIR, np.arange(len(layout))
@@ -138,7 +138,7 @@ def targets(spec: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def contrastive(image: torch.Tensor, text: torch.Tensor, tokens: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Symmetric contrastive loss; pictures with the same caption share the target evenly."""
+    """Symmetric contrastive loss; images with the same caption share the target evenly."""
     logits = scale.exp().clamp(max=100) * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
     same = (tokens[:, None] == tokens[None]).all(-1).float()
     same = same / same.sum(1, keepdim=True)
@@ -197,7 +197,7 @@ def fall(steps: int) -> int:
 
 
 def batch_indices(step: int, steps: int, batch: int) -> np.ndarray:
-    """Which pictures of the endless world make up a batch: half a batch before the fall, a whole one after."""
+    """Which images of the endless world make up a batch: half a batch before the fall, a whole one after."""
     early = min(step, fall(steps))
     start = early * (batch // 2) + (step - early) * batch
     return np.arange(start, start + (batch // 2 if step < fall(steps) else batch))
@@ -246,7 +246,7 @@ def vocabulary() -> list[str]:
 
 
 def save_checkpoint(path: Path, model: nn.Module, heads: nn.Module, optimisers: list, step: int) -> None:
-    """Model, heads and optimiser state in one safetensors file, renamed into place."""
+    """Model, heads and optimizer state in one safetensors file, renamed into place."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"heads.{k}": v for k, v in heads.state_dict().items()}
     for i, optimiser in enumerate(optimisers):
@@ -298,11 +298,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, default=4800)
     parser.add_argument(
-        "--batch", type=int, default=128, help="pictures per step, half of it before the learning rate falls"
+        "--batch", type=int, default=128, help="images per step, half of it before the learning rate falls"
     )
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--matrices", choices=("muon", "adamw"), default="muon", help="optimiser of block matrices")
-    parser.add_argument("--keep", type=float, default=0.5, help="share of patches seen, but in the last steps")
+    parser.add_argument("--matrices", choices=("muon", "adamw"), default="muon", help="optimizer of block matrices")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of patches seen, except in the last steps")
     parser.add_argument(
         "--device",
         default="cpu",

@@ -1,8 +1,8 @@
 """Pre-train the fusion transformer of backbone/assets/tiny_fusion on questions about the procedural picture world.
 
-The towers of the tiny CLIP stay frozen; the answer layer is thrown away. Pictures come from a data seed, and with drawings,
-that no stream uses, and keep the gaps of CLIP's own pre-training. All random numbers follow from the step, so a stopped
-run goes on from its checkpoint to the same weights.
+The towers of the tiny CLIP stay frozen; the answer layer is discarded. Images have a data seed and
+drawings that no stream uses, and keep the gaps of CLIP's own pre-training. All random numbers follow from the step, so
+a stopped run continues from its checkpoint to the same weights.
 
 python scripts/train_tiny_fusion.py --out backbone/assets/tiny_fusion --checkpoint /tmp/fusion.ckpt
 """
@@ -40,7 +40,7 @@ LAYOUTS = {"count": world.COUNT, "relation": world.PAIR}
 
 
 def questions(seed: int, index: np.ndarray) -> tuple[torch.Tensor, list[str], torch.Tensor, np.ndarray]:
-    """Pictures, one question each, answers, and kinds of question; kinds by turns, answers even within a kind."""
+    """Images, one question each, answers, and kinds of question; kinds by turns, answers even within a kind."""
     kinds = np.array(words.QUESTION_KINDS)[index // 2 % len(words.QUESTION_KINDS)]  # twins ask the same kind
     layout = np.array([LAYOUTS.get(kind, world.SINGLE) for kind in kinds])
     layout[(kinds == "logic") & (uniform(seed, index // 2, "logic layout") < 0.5)] = world.PAIR
@@ -56,7 +56,7 @@ def questions(seed: int, index: np.ndarray) -> tuple[torch.Tensor, list[str], to
 def states(
     clip: CLIPBackbone, images: torch.Tensor, asked: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the fusion takes: image tokens, question tokens, and where questions end."""
+    """Input of the fusion: image tokens, question tokens, and where questions end."""
     tokens = clip.tokenize(asked)
     tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
     with torch.no_grad():
@@ -65,7 +65,7 @@ def states(
 
 @torch.no_grad()
 def check(clip: CLIPBackbone, fusion: nn.Module, head: nn.Module, n: int = 600) -> dict[str, float]:
-    """Percent of right answers by kind, on pictures of another seed."""
+    """Percent of correct answers by kind, on images of another seed."""
     images, asked, answers, kinds = questions(CHECK_SEED, np.arange(n))
     right = (head(fusion(*states(clip, images, asked))).argmax(1) == answers).numpy()
     return {kind: round(100 * float(right[kinds == kind].mean()), 1) for kind in words.QUESTION_KINDS}
@@ -79,12 +79,12 @@ def rate(step: int, steps: int) -> float:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished weights")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="written now and then; gone on from if present")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="written regularly; resumed from if present")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the same command goes on")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time; the same command continues")
     return parser.parse_args(argv)
 
 

@@ -1,8 +1,9 @@
-"""Which method files of a checkout run here: python scripts/try_mammoth.py CHECKOUT [--only NAME ...]
+"""Reports which method files of a checkout run here: python scripts/try_mammoth.py CHECKOUT [--only NAME ...]
 
 Each name that a models/*.py of the checkout defines is run through `--plugins` as `plugin:<name>` in a process of its
-own: two tasks of a few batches of 32 x 32 noise pictures. It prints one line a name (runs, needs weights, needs package,
-fails) and the counts. Required flags get small values by type. That a file runs says nothing about its accuracy.
+own: two tasks of a few batches of 32 x 32 noise images. It prints one line per name (runs, needs weights, needs
+package, fails) and the counts. Required flags get small values by type. That a file runs does not mean that its
+accuracy is right.
 """
 
 import argparse
@@ -42,7 +43,7 @@ PACKAGE = re.compile(
 
 
 def one(checkout: str, name: str, folder: str) -> int:
-    """Run one name in this process."""
+    """Run one method in this process."""
     import main
 
     plugins.use([checkout, str(STREAM)])
@@ -90,7 +91,7 @@ def one(checkout: str, name: str, folder: str) -> int:
                 str(next(iter(action.choices))) if action.choices else VALUES.get(kind, "1")
             )
             argv += [action.option_strings[0], value]
-    os.chdir(folder)  # what a file writes to a relative path stays there
+    os.chdir(folder)  # files written to relative paths stay there
     return main.main(argv)
 
 
@@ -130,7 +131,7 @@ def command_line(argv: list[str] | None = None) -> int:
     chosen = [registry.canonical(n) for n in args.only] if args.only else known
     if not chosen or set(chosen) - set(known):
         print(
-            f"error: {args.checkout} has no method {', '.join(sorted(set(chosen) - set(known)))}".rstrip(),
+            f"error: {args.checkout} does not have a method {', '.join(sorted(set(chosen) - set(known)))}".rstrip(),
             file=sys.stderr,
         )
         return 2

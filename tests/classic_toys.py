@@ -1,4 +1,4 @@
-"""Small nets on a small stream for the classics, followed by hand."""
+"""Small networks and a small stream for the classics, so that steps can be computed by hand."""
 
 import torch
 import torch.nn.functional as F

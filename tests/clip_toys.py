@@ -1,4 +1,4 @@
-"""Runs of methods that tune a CLIP, on the toy streams with a CLIP of random weights."""
+"""Runs of methods that fine-tune a CLIP, on the toy streams with a CLIP of random weights."""
 
 import functools
 import tempfile

@@ -1,4 +1,4 @@
-"""Random CLIP weights written as OpenAI, and the embedded CLIP, are stored; shared by the tests of backbone/clip*.py."""
+"""Random CLIP weights in the formats of OpenAI and of the embedded CLIP; shared by the tests of backbone/clip*.py."""
 
 import json
 
@@ -22,7 +22,11 @@ SIZES = {
     "transformer_heads": 1,
     "transformer_layers": 3,
 }
-TEXTS = ["a photo of a cat.", "X X X a very long name of some striped fish", "dog"]  # ends 7, 12, 2: sorting is no swap
+TEXTS = [
+    "a photo of a cat.",
+    "X X X a very long name of some striped fish",
+    "dog",
+]  # ends 7, 12, 2: sorting is not a swap
 
 
 def random_clip(**changes):

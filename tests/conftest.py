@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: fabricated data in the true layouts, and runs in a process that can be killed."""
+"""Fixtures shared by all tests: fabricated data in the real layouts, and runs in a process that can be killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the contract tests share: toy streams of every setting, a toy net, and runs of a method on them.
+"""Shared by the contract tests: toy streams of every setting, a toy net, and runs of a method on them.
 
 A method is run with the flags of its own parser; those it requires get the values of REQUIRED, or small ones by type.
 TOY_ARGS of the class are arguments of these checks alone: TOY_ARGS = {"fit_steps": 3}.
@@ -42,7 +42,7 @@ NAMES = ["cup", "star", "fish", "key", "apple", "boat", "tree", "bell", "moon"] 
 
 
 class ToyClasses(ContinualDataset):
-    """Nine classes in tasks of 3, 2 and 4; pictures of 3 x 8 x 8 bytes with a bright row for the class."""
+    """Nine classes in tasks of 3, 2 and 4; images of 3 x 8 x 8 bytes with a bright row for the class."""
 
     NAME = "toy-class-il"
     SETTING = "class-il"
@@ -66,7 +66,7 @@ class ToyTasks(ToyClasses):
 
 
 class ToyPairs(ToyClasses):
-    """The same pictures, each with six token ids."""
+    """The same images, each with six token ids."""
 
     NAME = "toy-pairs"
 
@@ -175,7 +175,7 @@ def own_actions(name: str) -> list[Action]:
 
 
 def sample_value(action: Action) -> str | None:
-    """A value that the flag accepts; None where its type tells none."""
+    """A value that the flag accepts; None if its type does not determine one."""
     if action.dest in REQUIRED:
         return REQUIRED[action.dest]
     if action.choices:
@@ -231,7 +231,7 @@ class Toy:
 
 
 def build(name: str, stream: str | None = None, trained: bool = False, **flags) -> Toy:
-    """A model on its first fitting stream, or on the one named, made by main.py; with `trained`, after its whole run."""
+    """A model on its first suitable stream, or the named one, made by main.py; with `trained`, after its whole run."""
     argv, made = argv_of(name, stream or STREAMS[settings_of(name)[0]].NAME), []
     for flag, value in flags.items():
         if f"--{flag}" in argv:
@@ -261,7 +261,7 @@ def build(name: str, stream: str | None = None, trained: bool = False, **flags) 
 
 @contextlib.contextmanager
 def counted_images() -> Iterator[list]:
-    """A list that grows by one item for each image that enters a layer of three channels, under vmap, too."""
+    """A list that grows by one item for each image that enters a layer of three channels, also under vmap."""
     entered, conv, embed = [], nn.Conv2d.forward, MultimodalNet.embed_patches
 
     def forward(layer, x):

@@ -1,4 +1,4 @@
-"""Tiny datasets in the true on-disk layouts, so that the real readers run without a download."""
+"""Tiny datasets in the real on-disk layouts, so that the real readers run without a download."""
 
 import csv
 import json
@@ -95,7 +95,7 @@ def image_folder(
     seed: int = 0,
     splits: tuple[str, str] = ("train", "test"),
 ) -> Path:
-    """<root>/<split>/<class>/<k>.png of noise with a colour of the class; sizes vary a little."""
+    """<root>/<split>/<class>/<k>.png of noise with a color of the class; sizes vary a little."""
     rng = np.random.default_rng(seed)
     for split, n in zip(splits, (n_train, n_test), strict=True):
         for number, name in enumerate(classes):

@@ -1,4 +1,4 @@
-"""Tiny copies of the question and caption sets in their true layouts."""
+"""Tiny copies of the question and caption data sets in their real layouts."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ VG = ["vg/VG_100K", "vg/VG_100K_2"]
 
 
 def records(task: int, part: str, source: str, answers: list[str], count: int = 8) -> list[dict]:
-    """Questions as CLVQA's README describes them; two ask about each picture."""
+    """Questions as CLVQA's README describes them; two ask about each image."""
     rows = []
     for k in range(count):
         given = [answers[k % len(answers)]] * 10
@@ -150,7 +150,7 @@ def mm_imagenet_r(base: Path, form: str = "jsonl") -> Path:
 
 
 def upmc_food101(base: Path, form: str = "csv") -> Path:
-    """<base>/upmc_food101: 101 dishes, one of them "deep_dish_0" with underscores, one title empty, one with a comma."""
+    """<base>/upmc_food101: 101 dishes, one named "deep_dish_0"; an empty title, and one with a comma."""
     root = Path(base) / "upmc_food101"
     names = ["deep_dish_0" if k == 0 else f"dish{k}" for k in range(101)]
     rows = {"train": [], "test": []}

@@ -1,4 +1,4 @@
-"""Tiny copies of the eleven data sets of MTIL in their published layouts: all classes, as few images as there can be."""
+"""Tiny copies of the eleven data sets of MTIL in their published layouts: all classes, as few images as possible."""
 
 import functools
 import io

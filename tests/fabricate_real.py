@@ -1,4 +1,4 @@
-"""Tiny copies of published image sets in their true layouts: all classes, one training and one test image each."""
+"""Tiny copies of published image data sets in their real layouts: all classes, one training and one test image each."""
 
 import csv
 import hashlib
@@ -42,7 +42,7 @@ def in_test(name: str) -> bool:
 
 
 def named_for(part_is_test: bool, pattern: str) -> str:
-    """The first name of a pattern that the split by name puts into the wanted part."""
+    """The first name of a pattern that the split by name assigns to the requested part."""
     return next(name for name in map(pattern.format, range(200)) if in_test(name) == part_is_test)
 
 

@@ -1,4 +1,4 @@
-"""A small network of two towers, its samples as tokens, and the flags of its memory."""
+"""A small two-tower network, samples as tokens, and the flags of the memory."""
 
 import functools
 from argparse import Namespace
@@ -30,7 +30,7 @@ def net() -> MultimodalNet:
 
 
 def batch(n: int = 3, seed: int = 0):
-    """Bytes of n pictures (n, 3, 48, 48) and their tokens."""
+    """Bytes of n images (n, 3, 48, 48) and their tokens."""
     images = torch.randint(0, 256, (n, 3, 48, 48), generator=draw(seed), dtype=torch.uint8)
     ids = load_clip("tiny").tokenize([TEXTS[i % 3] for i in range(n)])
     return images, full_tokens(patchify(images, SIDE), ids)

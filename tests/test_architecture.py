@@ -70,7 +70,7 @@ def test_imports_go_one_way(path):
 
 
 def circle(folder: Path, root: Path) -> list[str]:
-    """Modules of a package that import each other in a circle, at the top of the file or in a function; else nothing."""
+    """Modules of a package that import each other in a cycle, at the top of the file or in a function; else empty."""
 
     def name(path: Path) -> str:
         return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")

@@ -1,4 +1,4 @@
-"""docs/architecture.md and its picture agree with the code: arrows are imports, names and files are there."""
+"""docs/architecture.md and its figure agree with the code: arrows are imports, names and files exist."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from scripts.assets import architecture
 from tests.test_architecture import FILES, ROOT, imported_modules
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
-# imports that the picture leaves out: rooms that find their files by utils/cli, and exceptions that the page names
+# imports that the figure omits: rooms that find their files by utils/cli, and exceptions that the page names
 NOT_DRAWN = {
     ("models", "utils/cli"),
     ("datasets", "utils/cli"),

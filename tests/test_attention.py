@@ -137,7 +137,7 @@ def test_a_block_adds_what_the_shares_mix(name):
 @pytest.mark.parametrize("name", [n for n in NETWORKS if not n.endswith("tower")])
 @torch.no_grad()
 def test_fewer_rows_and_prefixes(name):
-    """The first rows alone are those of all; a prefix is keys and values in front, seen by every row of its own sample."""
+    """The first rows alone equal those of all; a prefix is keys and values in front, seen by all rows of its sample."""
     block, x, seen, (q, k, v), heads, _ = case(name)
     prefix = draw(2, 2, 3, x.shape[2], seed=1)
     whole, shares = block(x, seen, prefix=prefix, attention=True)
@@ -211,7 +211,7 @@ def test_attention_of_the_fusion_in_the_multimodal_network():
 
 @torch.no_grad()
 def test_a_replaced_module_of_a_clip_block_is_the_one_that_runs():
-    """Methods put adapters in the place of `attn`: the towers run through what stands there."""
+    """Methods replace `attn` by adapters: the towers run through them."""
 
     class Doubled(nn.Module):
         def forward(self, h, *_, **how):

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: what they hold, how long they take, and how their errors surface."""
+"""Checkpoints written during training: their content, their cost, and how errors are reported."""
 
 import copy
 import os
@@ -27,7 +27,7 @@ def test_the_file_holds_the_moment_of_the_snapshot(tmp_path, held):
     weights, saver = torch.arange(5000.0), Saver(60)
     state = {"weights": weights, "sizes": [1, 2]}
     saver.start(tmp_path / "a", state, "toy")
-    weights.add_(1)  # training goes on
+    weights.add_(1)  # training continues
     state["sizes"].append(3)
     assert not (tmp_path / "a").exists()
     held.set()

@@ -1,4 +1,4 @@
-"""Networks: what each returnt gives, vectors of parameters and gradients, errors."""
+"""Networks: what each returnt returns, vectors of parameters and gradients, errors."""
 
 import argparse
 from argparse import Namespace
@@ -151,9 +151,9 @@ def test_names_lines_and_flags():
     "name, message",
     [
         ("resnet19", "unknown backbone 'resnet19'. Closest: resnet18"),
-        ("resnet18:wide", "no variants"),
+        ("resnet18:wide", "does not have variants"),
         ("timm", "needs a name"),
-        ("timm:test_vitt", "no model 'test_vitt'. Closest: test_vit"),
+        ("timm:test_vitt", "does not have a model 'test_vitt'. Closest: test_vit"),
         ("timm:test_vit.nowhere", "Invalid pretrained tag"),
     ],
 )
@@ -167,7 +167,7 @@ def test_images_of_another_size():
     for name, shape, message in (
         ("timm:test_vit", (3, 32, 32), "takes 3x160x160 images, got 3x32x32"),
         ("resnet18", (1, 28, 28), "3 channels, got 1"),
-        ("mnistmlp", (3, 32, 32), "784 numbers"),
+        ("mnistmlp", (3, 32, 32), "784 values"),
     ):
         with pytest.raises(UserError, match=message):
             build(name)(torch.zeros(1, *shape))

@@ -1,4 +1,4 @@
-"""Every mistake ends in exit code 2, one line for each fact on stderr, and, before training, nothing written."""
+"""Every user error exits with code 2 and one line per error on stderr; before training, nothing is written."""
 
 import errno
 import json
@@ -75,7 +75,7 @@ def refused(start, tmp_path):
         ([*SGD, "--custom_class_order", ""], ["--custom_class_order: '' is not a list of integers such as 0,2,1"]),
         ([*SGD, "--custom_task_order="], ["--custom_task_order: '' is not a list of integers such as 0,2,1"]),
         ([*SGD, "--backbone", ""], ["--backbone needs a name", "--list backbones"]),
-        ([*SGD, "--mlp_hidden_size", "0"], ["--mlp_hidden_size 0: a layer needs at least one number"]),
+        ([*SGD, "--mlp_hidden_size", "0"], ["--mlp_hidden_size 0: a layer needs at least one unit"]),
         (
             [*SGD, "--backbone", "resnet18", "--num_filters", "-3"],
             ["--num_filters -3: a network needs at least one filter"],
@@ -90,7 +90,7 @@ def refused(start, tmp_path):
         ([*SGD, "--custom_class_order", "0,0,1,2,3,4,5,6,7,8"], ["--custom_class_order must hold each of 0..9 once"]),
         ([*SGD, "--custom_task_order", "0,1,2,3,5"], ["--custom_task_order must hold each of 0..4 once"]),
         ([*SGD, "--stop_after", "5"], ["--stop_after 5", "tasks 0 to 4"]),
-        ([*SGD, "--start_from", "3", "--stop_after", "1"], ["--start_from 3 lies behind --stop_after 1"]),
+        ([*SGD, "--start_from", "3", "--stop_after", "1"], ["--start_from 3 is after --stop_after 1"]),
         ([*SGD, "--eval_future", "1"], ["--eval_future 1: model sgd cannot name classes"]),
         ([*SGD, "--fitting_mode", "iters"], ["needs --n_iters"]),
         ([*SGD, "--fitting_mode", "early_stopping"], ["needs --validation"]),
@@ -98,7 +98,7 @@ def refused(start, tmp_path):
         ([*SGD, "--noise_type", "asymmetric", "--noise_rate", "0.2"], ["no table of confusable classes"]),
         ([*SGD, "--label_perc", "0.5", "--lpc", "0.5"], ["--label_perc_by_task or --label_perc_by_class"]),
         ([*SGD, "--validation", "0.99"], ["--validation leaves no training image"]),
-        ([*SGD, "--loadcheck", "nowhere.safetensors"], ["there is no such file"]),
+        ([*SGD, "--loadcheck", "nowhere.safetensors"], ["--loadcheck nowhere.safetensors: no such file"]),
     ],
     ids=lambda v: "-".join(v[-2:]) if v and str(v[0]).startswith("--") else "",
 )
@@ -287,7 +287,7 @@ def test_disk_that_fills_up_in_mid_run(start, tmp_path, monkeypatch):
         real, seen = checkpoint._write_safetensors, []
 
         def fills_up(file, *args):
-            seen.extend([1] if "task.safetensors" in file.name else [])  # a slow machine saves within tasks, too
+            seen.extend([1] if "task.safetensors" in file.name else [])  # a slow machine also saves within tasks
             return real(file, *args) if len(seen) < 3 else no_space()
 
         patch.setattr(checkpoint, "_write_safetensors", fills_up)
@@ -325,10 +325,10 @@ def spoilt(path: Path, how: str) -> None:
 
 
 SAID = {
-    "truncated": "is damaged or no checkpoint",
-    "no safetensors": "is damaged or no checkpoint",
-    "a list": "holds no whole state of a run",
-    "no rows": "holds no whole state of a run",
+    "truncated": "is damaged or not a checkpoint",
+    "no safetensors": "is damaged or not a checkpoint",
+    "a list": "does not contain the complete state of a run",
+    "no rows": "does not contain the complete state of a run",
     "newer": f"newer than {checkpoint.SCHEMA} known here",
     "another model": "is a checkpoint of model xy, not er",
 }
@@ -404,7 +404,7 @@ def test_a_finished_record_without_its_summary_is_refused(start, refused, tmp_pa
     (path,) = (tmp_path / "runs").rglob("record.jsonl")
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) + '{"type": "end", "status": "done"}\n')
-    assert f"{path} says done and holds no summary; restore the file" in refused(*again)
+    assert f"{path} says done but does not have a summary; restore the file" in refused(*again)
 
 
 def test_a_first_line_without_the_drawn_seed_is_refused(start, refused, tmp_path):
@@ -413,14 +413,14 @@ def test_a_first_line_without_the_drawn_seed_is_refused(start, refused, tmp_path
     (path,) = (tmp_path / "runs").rglob("record.jsonl")
     first = json.loads(path.read_text().splitlines()[0])
     path.write_text(json.dumps(first | {"args": None}) + "\n")
-    assert f"the first line of {path} names no seed; restore the file" in refused(*again)
+    assert f"the first line of {path} does not contain a seed; restore the file" in refused(*again)
 
 
 @pytest.mark.parametrize("more", [[], ["--fitting_mode", "iters", "--n_iters", "2"]])
 def test_a_batch_larger_than_the_task_with_drop_last(start, more):
     code, told = start(*SGD, "--batch_size", "100000", "--drop_last", "1", *more)
     assert code == 2 and len(told) == 1 and "error: --drop_last 1 leaves nothing of task 1: it has " in told[0]
-    assert told[0].endswith("images, less than --batch_size 100000; lower that or leave --drop_last out")
+    assert told[0].endswith("images, fewer than --batch_size 100000; lower that or leave --drop_last out")
 
 
 def test_memory_that_no_machine_has(start, tmp_path):
@@ -438,5 +438,5 @@ def test_memory_that_runs_out_while_training(start, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Er, "observe", observe)
     code, told = start(*ER)
-    assert code == 2 and len(told) == 1 and told[0].startswith("error: memory ran out (") and "--buffer_size" in told[0]
+    assert code == 2 and len(told) == 1 and told[0].startswith("error: out of memory (") and "--buffer_size" in told[0]
     assert newest_record(tmp_path / "runs")[-1]["status"] == "failed"

@@ -1,4 +1,4 @@
-"""LUCIR and BiC, which correct the bias to new classes, on nets and numbers that are followed by hand."""
+"""LUCIR and BiC, which correct the bias to new classes, on small networks against hand computation."""
 
 import copy
 

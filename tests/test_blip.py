@@ -15,7 +15,7 @@ from utils.errors import UserError
 pytest.importorskip("transformers")
 
 
-ENC = len(tiny_hub.VOCABULARY) + 1  # behind the words and [DEC]
+ENC = len(tiny_hub.VOCABULARY) + 1  # after the words and [DEC]
 
 
 def blip(**flags) -> BlipBackbone:
@@ -23,7 +23,7 @@ def blip(**flags) -> BlipBackbone:
 
 
 def batch(net: BlipBackbone):
-    """Prepared pictures (3, 3, R, R), ids (3, L) cut to the longest, and which are words."""
+    """Prepared images (3, 3, R, R), ids (3, L) cut to the longest, and which are words."""
     images = torch.randn(3, 3, net.resolution, net.resolution, generator=draw(0))
     ids = net.tokenize(TEXTS)
     ids = ids[:, : int(ids.argmax(1).max()) + 1]
@@ -32,7 +32,7 @@ def batch(net: BlipBackbone):
 
 @pytest.mark.parametrize("first", ["enc", "cls"])
 def test_the_question_encoder_is_that_of_transformers(first):
-    """With the picture its first word is [ENC], or [CLS] where that is asked for; without it is [CLS]."""
+    """With the image its first word is [ENC], or [CLS] where that is asked for; without it is [CLS]."""
     net = blip(blip_first=first)
     images, ids, seen = batch(net)
     theirs = read_model("BlipForQuestionAnswering", str(tiny_hub.blip_folder()), False)
@@ -92,12 +92,12 @@ def test_a_word_table_without_enc_is_refused_and_the_flag_without_blip():
     assert enc_id(words, ENC + 1) == ENC
     with pytest.raises(UserError, match="--blip_first cls"):
         enc_id(words, ENC)
-    with pytest.raises(UserError, match="--blip_first is read with --vqa_backbone blip only"):
+    with pytest.raises(UserError, match="--blip_first is used only with --vqa_backbone blip"):
         refuse_idle(Namespace(vqa_backbone="clip", blip_first="cls"))
 
 
 def test_weights_of_another_network_are_refused():
-    with pytest.raises(UserError, match="is no BlipForQuestionAnswering"):
+    with pytest.raises(UserError, match="is not a BlipForQuestionAnswering"):
         load_hub(tiny_hub.flags("blip", blip_weights=str(tiny_hub.vilt_folder())))
 
 

@@ -1,4 +1,4 @@
-"""Replay memory: what the tuples hold, and what survives saving."""
+"""Replay memory: the content of its tuples, and what a checkpoint restores."""
 
 import copy
 from argparse import Namespace
@@ -216,7 +216,7 @@ def test_empty_forgets_everything():
     buffer = full_buffer()
     buffer.empty()
     assert buffer.is_empty() and len(buffer) == 0 and buffer.used_attributes == [] and buffer.nbytes == 0
-    with pytest.raises(AttributeError, match="no 'labels'"):
+    with pytest.raises(AttributeError, match="does not contain 'labels'"):
         _ = buffer.labels
     fill(buffer, 3)
     assert stored(buffer) == [0, 1, 2]

@@ -27,7 +27,7 @@ def test_reservoir_keeps_every_sample_with_probability_m_over_n(batches):
     counts = inclusion(batches, runs, size, n)
     assert counts.sum() == runs * size
     variance = runs * size / n * (1 - size / n)
-    # sampling without replacement: sum (c - mean)^2 / variance = n/(n-1) * chi2(n-1); 0.9999 quantile of chi2(11) is 37.4
+    # sampling without replacement: sum (c - mean)^2 / variance = n/(n-1) * chi2(n-1); chi2(11) has 0.9999 quantile 37.4
     assert ((counts - runs * size / n) ** 2).sum() / variance < 37.4 * n / (n - 1)
 
 
@@ -153,7 +153,7 @@ def test_greedy_memory_is_balanced():
 
 
 def test_abs_replaces_by_group_and_loss():
-    """Old tasks lose samples of low loss, the current task samples of high loss, each group by its share of the memory."""
+    """Old tasks lose samples of low loss, the current task those of high loss, each by its share of the memory."""
     np.random.seed(0)
     dataset = Namespace(c_task=1, get_offsets=lambda task: (2, 4))
     buffer = Buffer(4, sample_selection_strategy="abs", dataset=dataset)
@@ -166,7 +166,7 @@ def test_abs_replaces_by_group_and_loss():
 
 
 def test_reservoir_takes_a_large_batch_like_single_samples():
-    """10,000 samples at once: each part of the stream is in memory as often as by one at a time (chi-square, 9 degrees)."""
+    """10,000 samples at once: each part of the stream is kept as often as one at a time (chi-square, 9 degrees)."""
     from scipy.stats import chi2
 
     np.random.seed(3)

@@ -312,7 +312,7 @@ def test_habits_of_the_diffusion_are_flags(build):
 
 
 class Domains(Pictures):
-    """Two domains with the same two classes; the second one's pictures are dark."""
+    """Two domains with the same two classes; the second one's images are dark."""
 
     NAME, SETTING, N_TASKS, N_CLASSES_PER_TASK, N_CLASSES = "domains", "domain-il", 2, 2, 2
 

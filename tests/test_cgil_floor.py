@@ -1,4 +1,4 @@
-"""What CGIL's replay is worth on the picture world: a floor without it, a ceiling with the real features."""
+"""The effect of CGIL's replay on the picture world: a floor without it, a ceiling with the real features."""
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tests.test_cgil import build, folder, train  # noqa: F401 (fixtures)
 from utils.errors import UserError
 
-SPREAD = 1e-4  # of the generators that a test puts in place: a sample tells its class
+SPREAD = 1e-4  # of the generators that a test puts in place: a sample identifies its class
 FORMS = {
     "combo": {},
     "V_c": {"combo_context": False, "n_context": 2},
@@ -28,7 +28,7 @@ def layer_norm(norm, x):
 
 
 class Oracle:
-    """Prompts, keys and losses in float64, from the weights alone: context first written down, then read by CLIP's tower."""
+    """Prompts, keys and losses in float64 from the weights alone: the context comes first, then CLIP's text tower."""
 
     def __init__(self, model):
         self.clip = copy.deepcopy(model.net.clip).double().requires_grad_(False)
@@ -234,13 +234,13 @@ def test_flags_of_the_loop_are_refused(capsys):
 def test_what_cannot_be_combined_is_refused(build):  # noqa: F811
     with pytest.raises(UserError, match="past_names_train_g"):
         build(past_names_train_g=True)
-    with pytest.raises(UserError, match="read by --optim_alignment adamw alone"):
+    with pytest.raises(UserError, match="only used by --optim_alignment adamw"):
         build(optim_alignment="sgd", optim_alignment_wd=0.1)
 
 
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_a_step_copies_nothing_to_the_device(build, chunk, monkeypatch):  # noqa: F811
-    """The meta device stands in for a GPU: no step hands an operation a tensor of the CPU that it had to wait for."""
+    """The meta device replaces a GPU: no step passes a CPU tensor to an operation, which would have to wait for it."""
     monkeypatch.setattr("backbone.prompts.BUCKET", 2)  # several groups of prompts
     model, dataset = build(num_epochs_alignment=0, optim_alignment="sgd", align_chunk=chunk)
     train(model, dataset, 2)

@@ -1,4 +1,4 @@
-"""scripts/check_method.py: what the author of a plug-in reads about a good method and about bad ones."""
+"""scripts/check_method.py: its output for a correct method and for faulty ones."""
 
 import re
 import subprocess
@@ -81,9 +81,9 @@ def test_an_error_inside_the_plug_in_names_its_line(tmp_path):
 @pytest.mark.parametrize(
     "text, words, said",
     [
-        (None, [], "there is no such file or folder"),
+        (None, [], "no such file or folder"),
         ("x = 1\n", [], "defines no method"),
-        (ADDS_POSITION, ["--only", "no_such_check"], "there is no check no_such_check"),
+        (ADDS_POSITION, ["--only", "no_such_check"], "unknown check no_such_check"),
         (ADDS_POSITION, ["--model", "other"], "defines no method other"),
         (ADDS_POSITION.replace('["class-il"]', '["cssl"]'), ["--only", "finite"], "works in cssl"),
         (ADDS_POSITION.replace("import torch\n", "import no_such_package\n", 1), [], "no_such_package"),

@@ -1,4 +1,4 @@
-"""Whole steps of the classics on batches that tell their terms apart, against plain loops."""
+"""Whole steps of the classics against plain loops, on batches that separate their terms."""
 
 import copy
 
@@ -275,7 +275,7 @@ def test_the_anchor_is_the_newest_task():
 
 
 def test_the_path_is_of_the_tasks_loss_alone():
-    """Away from the anchor the penalty has a gradient, which is no part of omega though the step follows it."""
+    """Away from the anchor the penalty has a gradient, which is not part of omega although the step includes it."""
     model, wanted = build(SI), 0
     train(model), begin(model)
     for seed in range(3):

@@ -1,4 +1,4 @@
-"""The command line: precedence of values, every mistake told at once, nothing imported that is not needed."""
+"""The command line: precedence of values, all errors reported at once, nothing imported unnecessarily."""
 
 from argparse import ArgumentTypeError
 
@@ -93,10 +93,10 @@ def test_all_mistakes_are_told_together():
         "--buffer_size: -5 is out of range",
         "--lr: nan",
         "--batch_size: 0",
-        "'sdg' is none of sgd, adam, adamw",
+        "'sdg' is not one of sgd, adam, adamw",
         "unknown flag '--momentun'",
         "--n_epochs is given twice",
-        "--wandb_project is not offered",
+        "--wandb_project is not available",
     ):
         assert part in text, part
     assert len(text.splitlines()) == 7
@@ -112,7 +112,7 @@ def test_mistakes_have_a_remedy():
     assert "--optim_mom" in problems(*ER, "--optim_mon", "1")
     assert "needs a value" in problems(*ER, "--n_epochs")
     assert "takes one value" in problems(*ER, "--n_epochs", "1", "2")
-    assert "belongs to no flag" in problems("er", *ER)
+    assert "does not belong to a flag" in problems("er", *ER)
     assert "resnet18" in problems(*ER, "--backbone", "resnet81")
     assert "is not an integer" in problems(*ER, "--batch_size", "3.5")
     assert "is neither true" in problems(*ER, "--joint", "maybe")
@@ -187,7 +187,8 @@ def test_names_of_elsewhere_lead_to_methods_and_take_no_name_of_ours():
 
 def test_a_plug_in_keeps_a_name_that_is_ours_under_another(tmp_path):
     (tmp_path / "mine.py").write_text(
-        '"""SimpleCIL of my own."""\nfrom models.sgd import Sgd\n\n\nclass Mine(Sgd):\n    NAME = "simplecil"\n    COMPATIBILITY = ["class-il"]\n'
+        '"""SimpleCIL of my own."""\nfrom models.sgd import Sgd\n\n\nclass Mine(Sgd):\n'
+        '    NAME = "simplecil"\n    COMPATIBILITY = ["class-il"]\n'
     )
     argv = ["--plugins", str(tmp_path / "mine.py"), "--model", "simplecil", "--dataset", "seq-tiny", "--lr", "0.1"]
     try:

@@ -137,7 +137,7 @@ def test_narrow_types(weights, backbone, images, dtype, tolerance):
 
 
 def picture(height, width):
-    """A smooth picture with an edge, as PIL."""
+    """A smooth image with an edge, as PIL."""
     y, x = np.mgrid[:height, :width]
     channels = [128 + 100 * np.sin(x / 9), 128 + 100 * np.cos(y / 7), 255.0 * (x > width // 3)]
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
@@ -149,7 +149,7 @@ def test_batched_preprocessing_equals_pil(backbone, size):
     batch = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     exact = backbone.preprocess(image)[None]
     one_level = 1 / 255 / min(backbone.std)
-    bound = 1e-6 if size == (32, 32) else 1.01 * one_level  # resizing rounds to whole grey levels
+    bound = 1e-6 if size == (32, 32) else 1.01 * one_level  # resizing rounds to whole gray levels
     assert (backbone.normalize_images(batch) - exact).abs().max() <= bound
     bound = 1e-6 if size == (32, 32) else 2.01 * one_level
     assert (backbone.normalize_images(batch / 255) - exact).abs().max() <= bound

@@ -1,4 +1,4 @@
-"""Where CLIP weights come from: every format through one path, and one line for every file that will not do."""
+"""Where CLIP weights come from: every format through one path, and one line for every unusable file."""
 
 import json
 import pickle
@@ -113,7 +113,7 @@ def test_openai_names_are_found_in_both_places(files, net, images, tmp_path, mon
         backbone = load_clip("ViT-B/32", base_path=tmp_path / "data")
         torch.testing.assert_close(backbone.encode_image(images), net.encode_image(images), rtol=1e-5, atol=1e-5)
         (place / "ViT-B-32.pt").write_bytes((files / "openai.pt").read_bytes())
-        with pytest.raises(UserError, match="damaged or another file: sha256"):
+        with pytest.raises(UserError, match="damaged or a different file: sha256"):
             load_clip("ViT-B/32", base_path=tmp_path / "data")
 
 
@@ -168,7 +168,7 @@ def test_bad_files_are_refused_in_one_line(files, tmp_path):
         "bomb.pt": "more than tensors",
         "old.pt": "more than tensors",
         "list.pt": "not a state dict",
-        "other.pt": "does not hold a CLIP",
+        "other.pt": "does not contain a CLIP",
         "incomplete.pt": "ln_final.bias",
         "absent.pt": "neither a file nor a known name",
     }
@@ -180,7 +180,7 @@ def test_bad_files_are_refused_in_one_line(files, tmp_path):
 
 
 def test_archives_with_code_are_opened_only_when_published(files):
-    with pytest.raises(UserError, match="holds code.*safetensors"):
+    with pytest.raises(UserError, match="contains code.*safetensors"):
         load_clip(str(files / "archive.pt"))
 
 
@@ -189,7 +189,7 @@ def test_folder_with_other_weights_than_its_config(files, tmp_path):
         (tmp_path / name).write_bytes((files / "folder" / name).read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"sha256": "0" * 64}))
-    with pytest.raises(UserError, match="sha256 is .*, wanted 0000"):
+    with pytest.raises(UserError, match="sha256 is .*, expected 0000"):
         load_clip(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"sha256": config["sha256"]}))
     with pytest.raises(UserError, match="lacks activation, image_mean, image_std"):

@@ -1,4 +1,4 @@
-"""The step, weights and scores that methods share which tune the whole CLIP, against slow forms."""
+"""Steps, weights and scores shared by methods that fine-tune the whole CLIP, against slow forms."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_adapters_start_as_the_network_and_fold_into_it():
         fold_lora(net, names)
         torch.testing.assert_close(net.encode_image(x), moved)
     assert all(torch.equal(dict(net.named_parameters())[n], w) for n, w in sums.items())
-    with pytest.raises(UserError, match="has none"):
+    with pytest.raises(UserError, match="does not have any"):
         add_lora(torch.nn.Linear(2, 2), 1, 1.0)
 
 
@@ -129,7 +129,7 @@ def test_a_domain_has_a_rate_of_its_own():
     assert found == [made.model.args.lr, 0.5, 2.0]
     with pytest.raises(UserError, match="names maps; the domains of toy-class-il: none"):
         toy(domain_lr="maps=0.5", **PLAIN)
-    with pytest.raises(UserError, match="no list of rates"):
+    with pytest.raises(UserError, match="is not a list of rates"):
         toy(domain_lr="maps", **PLAIN)
 
 

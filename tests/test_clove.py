@@ -182,7 +182,7 @@ def test_a_run_reports_both_accuracies(tmp_path, capsys):
     assert main.main(argv) == 0
     rows = newest_record(tmp_path / "runs")
     printed = capsys.readouterr().out
-    assert "exact match" in printed and "at best they earn" in printed
+    assert "exact match" in printed and "the best possible accuracy with them is" in printed
     start, end = rows[0], rows[-1]
     assert start["data"]["answers"] > 1 and set(start["data"]["answer_coverage"]) == {"object", "scenetext"}
     assert {"vqa_last", "vqa_forgetting", "exact_match_last"} <= set(end["summary"])
@@ -198,9 +198,9 @@ def test_a_run_reports_both_accuracies(tmp_path, capsys):
         ("answers", "question 3: it has no answer"),
         ("field", "question 1 has no 'question'"),
         ("source", "image_source 'coco'"),
-        ("escape", "no file name"),
-        ("empty", "holds no question"),
-        ("kind", "no list of questions"),
+        ("escape", "is not a file name"),
+        ("empty", "does not contain a question"),
+        ("kind", "does not contain a list of questions"),
         ("absent", "prepare_data.py"),
     ],
 )

@@ -263,7 +263,9 @@ def test_separated_tasks_are_told_apart_and_the_scales_of_both_modalities_count_
     model, rng = toy.model, torch.Generator().manual_seed(0)
     n, d = 60, model.visual_keys.shape[2]
     task = torch.arange(n) % 3
-    model.visual_keys = torch.zeros_like(model.visual_keys)  # pictures tell nothing, on a scale a thousand times larger
+    model.visual_keys = torch.zeros_like(
+        model.visual_keys
+    )  # images carry no information, on a scale a thousand times larger
     centres = torch.randn(3, 1, d, generator=rng)
     model.text_keys = centres.expand(3, model.n_text_keys, d).contiguous()
     textual = centres[task, 0] + 0.2 * torch.randn(n, d, generator=rng)

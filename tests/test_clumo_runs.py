@@ -90,7 +90,7 @@ def test_a_run_records_both_ways_to_route_and_draws_its_pictures(runs):
     for name in ("class_il", "exact_match", "route_acc", "oracle_route"):  # a row for each test set
         for percent in clumo["tasks"][2]["scores"][name][:3]:
             assert f"{percent:.2f}" in clumo["printed"]
-    assert "routed right" in clumo["printed"] and "exact match" in clumo["printed"]
+    assert "routing accuracy" in clumo["printed"] and "exact match" in clumo["printed"]
     assert (clumo["folder"] / "pictures.png").stat().st_size > 10_000 and "pictures.png" in clumo["printed"]
 
 
@@ -139,7 +139,7 @@ def test_the_papers_script_refuses_another_stream():
 
 
 def test_every_command_of_the_papers_script_is_understood(tmp_path, monkeypatch):
-    """A stand-in for python writes down each command; all are parsed, none takes a fusion that is fresh."""
+    """A replacement of python records each command; all are parsed, none uses an untrained fusion."""
     script, log = (ROOT / "scripts/paper_clumo.sh").read_text(), tmp_path / "log"
     (tmp_path / "python").write_text(f'#!/bin/sh\nprintf "%s\\037" "$@" >> {log}\necho >> {log}\n')
     (tmp_path / "python").chmod(0o755)

@@ -103,7 +103,7 @@ def second_task(**flags) -> contract.Toy:
 
 
 def blobs(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (n, d) at distance about sqrt(d) from the three centres (3, d) that they lie around."""
+    """Points (n, d) at distance about sqrt(d) from the three centers (3, d) that they lie around."""
     rng = torch.Generator().manual_seed(seed)
     true = 20 * torch.randn(3, d, generator=rng)
     return true[torch.arange(n) % 3] + torch.randn(n, d, generator=rng), true

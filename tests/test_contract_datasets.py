@@ -1,4 +1,4 @@
-"""The contract of datasets: named checks, run for every registered dataset on files fabricated in its true layout.
+"""The contract of datasets: named checks, run for every registered dataset on files fabricated in its real layout.
 
 A new dataset needs one line in tests/contract.py: what writes its files.
 """

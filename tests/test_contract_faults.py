@@ -1,4 +1,4 @@
-"""The contract checks have teeth: methods with one fault each, and the check that has to find it."""
+"""The contract checks can fail: methods with one fault each, and the check that must find it."""
 
 import copy
 import math

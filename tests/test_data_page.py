@@ -1,4 +1,4 @@
-"""docs/data.md has one row for each registered dataset, and says truly what the script fetches."""
+"""docs/data.md has one row for each registered dataset, and is right about what the script fetches."""
 
 import re
 

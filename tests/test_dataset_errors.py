@@ -85,7 +85,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, protocol):
     path, made = fabricate.cifar10(tmp_path) / "data_batch_1", tmp_path / "made"
     path.write_bytes(pickle.dumps({"data": Evil(str(made)), "labels": []}, protocol=protocol))
     message = refused("seq-cifar10", tmp_path)
-    assert "mkdir, which no array needs" in message and not made.exists()
+    assert "mkdir, which an array does not need" in message and not made.exists()
     pickle.loads(path.read_bytes())
     assert made.exists()  # so the file was dangerous
 
@@ -184,9 +184,9 @@ def folder(root, **options) -> str:
 def test_folders(tmp_path):
     assert "does not exist" in folder(tmp_path / "none")
     fabricate.image_folder(tmp_path, ["a", "b"], 2, 1, (12, 10))
-    assert "--n_tasks 3 does not suit the 2 classes" in folder(tmp_path, n_tasks=3)
+    assert "--n_tasks 3 does not fit the 2 classes" in folder(tmp_path, n_tasks=3)
     (tmp_path / "train" / "c").mkdir()
-    assert f"{tmp_path / 'train' / 'c'} holds no image" in folder(tmp_path)
+    assert f"{tmp_path / 'train' / 'c'} does not contain an image" in folder(tmp_path)
     (tmp_path / "train" / "c").rmdir()
     (tmp_path / "test" / "b").rename(tmp_path / "test" / "z")
     assert "class 'z', which no training image has" in folder(tmp_path)
@@ -220,7 +220,10 @@ def test_a_broken_image_is_named(tmp_path):
         (lambda rows: [r for r in rows if r["split"] == "test"], "no row with split train"),
         (lambda rows: [rows[0], rows[1] | {"split": "dev"}, *rows[2:]], "line 3: split 'dev'"),
         (lambda rows: [rows[0], rows[1] | {"label": ""}, *rows[2:]], "line 3: no value for label"),
-        (lambda rows: [rows[0], rows[1] | {"path": "train/a/x.png"}, *rows[2:]], "line 3: there is no image"),
+        (
+            lambda rows: [rows[0], rows[1] | {"path": "train/a/x.png"}, *rows[2:]],
+            "x.png does not exist; fix or remove the row",
+        ),
         (lambda rows: [{"image": r["path"], **r, "path": ""} for r in rows], "line 2: no value for path"),
         (lambda rows: [{"path": r["path"], "label": r["label"]} for r in rows], "line 1: no column split"),
     ],

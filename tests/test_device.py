@@ -1,4 +1,4 @@
-"""What a run on a GPU gets back when it goes on inside a task, shown on the meta device for every registered method."""
+"""What a run on a GPU restores when it resumes within a task, on the meta device for every registered method."""
 
 import sys
 from unittest import mock
@@ -15,7 +15,7 @@ from utils.features import FeatureStore
 from utils.memory.buffer import Buffer
 
 META = torch.device("meta")
-STOP_IN = 1  # the task whose last safe point is looked at: there are teachers, memories and generators by then
+STOP_IN = 1  # the task whose last safe point is checked: there are teachers, memories and generators by then
 OF_THE_RUN = {"args", "dataset", "loss", "transform", "original_transform", "normalization_transform", "run", "opt"}
 
 
@@ -99,7 +99,13 @@ def test_a_checkpoint_given_by_hand_is_read_to_the_device(tmp_path, monkeypatch)
     model.args.loadcheck, devices = str(path), []
     state = {"model": {}, "position": {"task": 0, "phase": "end"}}
     monkeypatch.setattr(checkpoint, "load", lambda *a, device="cpu", **k: devices.append(device) or stub)
-    stub = state | {"rng": 0, "rows": {}, "loop": {}, "wall_s": 0, "record_bytes": 0}
+    stub = state | {
+        "rng": checkpoint.rng_state(),
+        "rows": {"matrices": {}},
+        "loop": {},
+        "wall_s": 1.0,
+        "record_bytes": 0,
+    }
     stub["position"] |= {"epoch": 0, "batch": 0}
     monkeypatch.setattr(checkpoint, "restore", lambda *a: None)
     launch.load_checkpoint(model, model.args)

@@ -1,4 +1,4 @@
-"""The diffusion generator against modules one by one, one reverse process, and the law of its posterior."""
+"""The diffusion generator against separate modules, a single reverse process, and the formula of its posterior."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The distillation term against a loop over rows, and in numbers that can be checked by hand."""
+"""The distillation term against a loop over rows, and against hand-computed numbers."""
 
 import math
 

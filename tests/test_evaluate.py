@@ -1,4 +1,4 @@
-"""Evaluation: which columns count, what the model is told, and that batches do not matter."""
+"""Evaluation: which columns count, which arguments the model gets, and independence of the batches."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""ExemplarMasking: records, budgets, and a run on pictures with texts."""
+"""ExemplarMasking: records, budgets, and a run on images with texts."""
 
 import pytest
 import torch
@@ -158,7 +158,7 @@ def test_a_total_budget_trims_old_classes_from_the_tail():
 def test_a_total_budget_that_leaves_a_class_nothing_is_refused():
     memory = ExemplarMemory(memory_args(buffer_bytes_per_class=None, buffer_bytes=8000), 192, CELLS)
     fill(memory, 0, n_seen=1)
-    with pytest.raises(UserError, match="leaves some of 40 classes no exemplar"):
+    with pytest.raises(UserError, match="leaves some of 40 classes without an exemplar"):
         memory.make_room(40)
 
 
@@ -238,7 +238,7 @@ def test_jpeg_of_texts_alone_is_refused(flags):
 
 
 def test_what_the_background_leaves_empty_is_filled():
-    """Every cell has a patch then: the exemplar's own, a new picture's, or grey."""
+    """Every cell has a patch then: the exemplar's own, a new image's, or gray."""
     with contract.toys():
         toy = contract.run("exemplar-masking", "toy-pairs", n_epochs=1, exemplar_aug="background", aug_p=1.0)
     model, (x, _) = toy.model, contract.images_of(toy)
@@ -261,7 +261,7 @@ def test_bytes_and_tower_values_of_patches_are_inverse():
 
 
 def test_pictures_or_texts_alone_and_augmentation_on_pairs():
-    """--look_at leaves one half out; each --exemplar_aug and its probability change what is replayed."""
+    """--look_at omits one half; each --exemplar_aug and its probability change what is replayed."""
     with contract.toys():
         toy = contract.run("exemplar-masking", "toy-pairs", n_epochs=1)
     model, (x, _) = toy.model, contract.images_of(toy)

@@ -1,4 +1,4 @@
-"""ExemplarMasking against plain loops written from its equations: masks, herding, budget, replay, distillation, means."""
+"""ExemplarMasking against loops written from its equations: masks, herding, budget, replay, distillation, means."""
 
 import copy
 import math
@@ -155,7 +155,7 @@ def test_a_class_takes_its_records_in_order_until_its_bytes_are_spent(worth, fil
 
 
 def test_exemplars_are_masked_by_the_network_at_the_end_of_the_task():
-    """All of a class are looked at without augmentation, herded on unit features of whole samples, then masked."""
+    """All samples of a class are encoded without augmentation, herded on unit features of whole samples, masked."""
     toy, net = second_task(buffer_bytes_per_class="3x")
     memory, records = toy.model.memory, toy.model.memory.records
     split = toy.dataset.samples(True)
@@ -199,7 +199,7 @@ def test_end_task_looks_at_one_batch_of_images_at_a_time(monkeypatch):
 
 
 def test_a_step_is_that_of_loops():
-    """CE over new samples and exemplars among the classes seen + kd * KL(previous || now) at temperature T on old classes."""
+    """CE of new samples and exemplars among seen classes + kd * KL(previous || now), temperature T, on old classes."""
     toy, old = second_task(replay_ratio=0)
     model, (inputs, labels, plain) = toy.model, next(iter(toy.dataset.train_loader))
     rows = model.rows_to_replay(len(labels))
@@ -265,7 +265,7 @@ def test_each_exemplar_is_replayed_once_an_epoch():
 
 @pytest.mark.parametrize("rule", ["mean", "random"])
 def test_lent_patches_are_those_that_attention_leaves_out(rule):
-    """Whatever the arm's own mask rule is: else random masks would lend the new picture's object."""
+    """Whatever the arm's own mask rule is: else random masks would lend the new image's object."""
     toy, _ = second_task(exemplar_aug="background", aug_p=1.0, mask_rule=rule)
     model = toy.model
     inputs, labels, _ = next(iter(toy.dataset.train_loader))

@@ -1,4 +1,4 @@
-"""Exemplars: herding against a brute-force search, quotas, and what training with the memory serves."""
+"""Exemplars: herding against a brute-force search, quotas, and the batches of training with the memory."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_herding_prefix_and_range():
     assert sorted(order) == list(range(30))  # each row once
     for count in (1, 4, 17):
         assert herd(features, count).tolist() == order[:count]
-    assert herd(features, 99).tolist() == order  # no more than there are
+    assert herd(features, 99).tolist() == order  # at most the number of samples
     assert len(herd(torch.ones(5, 3), 5).unique()) == 5  # equal rows, still each once
 
 
@@ -114,7 +114,7 @@ def stored_by(buffer: Buffer) -> dict[int, torch.Tensor]:
 def test_what_fill_buffer_does_not_offer_is_told():
     stream = ToyStream(toy_args())
     stream.get_data_loaders()
-    with pytest.raises(UserError, match="not offered"):
+    with pytest.raises(UserError, match="not supported"):
         fill_buffer(Buffer(4), stream, 0, extend_equalize_buffer=True)
     with pytest.raises(UserError, match="not examples, logits"):
         fill_buffer(Buffer(4), stream, 0, required_attributes=["examples", "logits"])
@@ -143,7 +143,7 @@ def test_means_of_rows_by_class():
 
 
 def test_class_means_go_by_class_id():
-    """Memory filled out of order; a class without exemplars comes from the task's images, one without images is nowhere."""
+    """Memory filled out of order; a class without exemplars uses the task's images, one without images is absent."""
     stream, net = ToyStream(toy_args()), Linear(6, 6)
     stream.get_data_loaders(), stream.get_data_loaders()  # the train loader holds class 3
     draw = torch.Generator().manual_seed(0)
@@ -211,12 +211,12 @@ def test_replay_leaves_the_first_task_alone_and_refuses_a_split_of_all():
     icarl_replay(Model(Buffer(5), 0), stream)
     icarl_replay(Model(Buffer(5), 1), stream)  # nothing stored
     assert stream.train_loader is loader
-    with pytest.raises(UserError, match="a share below 1 is wanted"):
+    with pytest.raises(UserError, match="expected a fraction below 1"):
         icarl_replay(Model(Buffer(5), 1), stream, val_set_split=1)
 
 
 def test_icarl_fills_the_same_memory_through_its_hooks():
-    """A fixed network (lr 0 is no step at all): end_task stores what the greedy search finds."""
+    """A fixed network (lr 0 means no step): end_task stores what the greedy search finds."""
     args = toy_args(buffer_size=14)
     stream, net = ToyStream(args), Linear(6, 6)
     model = ICarl(net, stream.get_loss(), args, None, stream)

@@ -1,4 +1,4 @@
-"""FeatureStore: every row encoded once, three modes agree, damage and concurrency do no harm."""
+"""FeatureStore: every row encoded once, three modes agree, damaged files and concurrency are handled."""
 
 import multiprocessing
 import resource
@@ -368,7 +368,7 @@ def test_verify_finds_features_of_other_images(tmp_path):
     rows = torch.arange(10)
     assert not torch.equal(FeatureStore(tmp_path).rows(Samples(), rows, Encoder()), expected(rows))
     store = FeatureStore(tmp_path, "verify")
-    with pytest.warns(UserWarning, match="features of 2 images in .* are not those of the images"):
+    with pytest.warns(UserWarning, match="features of 2 images in .* do not match the images"):
         assert torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows))
     once = store.forwards
     assert torch.equal(store.rows(Samples(), rows, Encoder()), expected(rows)) and store.forwards == once
@@ -414,7 +414,7 @@ def test_changed_samples_have_another_fingerprint(tmp_path):
     assert first == again != FileSamples([path], [0]).fingerprint
 
 
-# counts of a run that goes on
+# counts of a run that continues
 
 
 @pytest.mark.parametrize("mode", ["disk", "ram"])

@@ -1,4 +1,4 @@
-"""Estimates of memory against what is really taken, and the limits they are held to."""
+"""Estimates of memory against actual use, and the limits on them."""
 
 from argparse import Namespace
 
@@ -23,11 +23,13 @@ def allowed(monkeypatch):
 def test_what_is_asked_for_is_compared_with_what_is_allowed(allowed):
     allowed(1.0)
     memory.require(2**30, "it", "less")
-    with pytest.raises(UserError, match=r"^it needs about 1.1 GB, 1.1 are allowed by --max_memory_gb: less$"):
+    with pytest.raises(
+        UserError, match=r"^it needs about 1.1 GB, but only 1.1 GB are allowed by --max_memory_gb: less$"
+    ):
         memory.require(2**30 + 1, "it", "less")
     allowed(None)
     assert 2**26 < memory.machine_bytes() < 2**50
-    with pytest.raises(UserError, match="are free here"):
+    with pytest.raises(UserError, match="GB are free here"):
         memory.require(2**60, "it", "less")
 
 
@@ -56,7 +58,7 @@ def test_the_estimate_of_a_network(maker, filters, allowed):
 def test_readers(monkeypatch):
     monkeypatch.setattr(memory.os, "sched_getaffinity", lambda pid: range(3))
     memory.refuse_many_readers(Namespace(num_workers=12))
-    with pytest.raises(UserError, match="--num_workers 13: this machine has 3 processors, which 12 readers keep busy"):
+    with pytest.raises(UserError, match="--num_workers 13: this machine has 3 processors, which 12 workers keep busy"):
         memory.refuse_many_readers(Namespace(num_workers=13))
 
 

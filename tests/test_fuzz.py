@@ -1,4 +1,4 @@
-"""Random input with fixed seeds: a value or a UserError of one line a fact comes out, nothing else, in bounded time.
+"""Random input with fixed seeds: only a value or a UserError with one line per fact, in bounded time.
 
 560 cases in the suite, ten times as many with `-m slow`. A case that failed is found by its seed in the test's name.
 """
@@ -227,7 +227,7 @@ def test_lists(seed, write, images):
 
 
 def test_the_generators_make_good_input_too(images, capsys):
-    """A fuzz that is refused at the first door tests nothing behind it."""
+    """Fuzz input that is refused by the first check does not test the later ones."""
     draw, good = random.Random("share"), {"lines": 0, "yaml": 0, "jsonl": 0, "csv": 0}
     for kind, tried in (("lines", 40), ("yaml", 100), ("jsonl", 100), ("csv", 100)):
         for _ in range(tried):

@@ -1,4 +1,4 @@
-"""Feature generators: laws of every kind, and slow one-class forms as oracles of the stacked fits."""
+"""Feature generators: properties of each kind, and slow one-class forms as oracles of the stacked fits."""
 
 import math
 
@@ -137,7 +137,7 @@ def test_unusable_classes_are_named(kind):
     with pytest.raises(UserError, match="no class to fit"):
         GENERATORS[kind](**SMALL[kind]).fit({})
     generator = fitted(kind, {1: good})
-    with pytest.raises(UserError, match="class 8 has no generator"):
+    with pytest.raises(UserError, match="class 8 does not have a generator"):
         generator.sample(torch.tensor([1, 8]), 3)
     with pytest.raises(UserError, match="4 dimensions but the stored generators have 9"):
         generator.fit({2: good[:, :4]})

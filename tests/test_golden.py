@@ -1,7 +1,7 @@
-"""Frozen numbers of every method on the toy stream. When a change means to move them: `python -m tests.test_golden`.
+"""Frozen numbers of every method on the toy stream. After an intended change: `python -m tests.test_golden`.
 
 One file per method in tests/golden/, holding the loss and the mean logit over all test images after a toy run. Other
-processors round differently, so the last digits are free; a change of the maths moves the first ones.
+processors round differently, so the last digits are free; a change of the math moves the first ones.
 """
 
 import json

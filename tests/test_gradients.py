@@ -1,4 +1,4 @@
-"""Projections against a general solver, and per-sample squared gradients against an explicit loop in double precision."""
+"""Projections against a general solver; per-sample squared gradients against an explicit loop in double precision."""
 
 import numpy as np
 import pytest

@@ -34,7 +34,7 @@ def test_whole_and_truncated_files(tmp_path, kind):
 
 
 def test_what_can_be_read_is_no_mistake(tmp_path):
-    """Bytes behind the end: such a file has to be decoded to know."""
+    """Bytes after the end: only decoding can check such a file."""
     path = write(tmp_path / "a", "JPEG")
     path.write_bytes(path.read_bytes() + b"\0" * 100)
     assert image_check.what_is_wrong(path) is None

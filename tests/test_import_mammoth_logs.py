@@ -30,7 +30,10 @@ def test_values_without_evaluation(tmp_path):
     row = parse(LINE)
     assert row["device"] == "device(type='cpu')" and math.isnan(row["forward_transfer"])
     assert row["gpu_memory_usage"] == {0: math.inf}
-    text = "{'a': tensor([1., 2.]), 'b': np.float64(3.5), 'c': PosixPath('/x'), 'd': -inf, 'e': (1, {2}), 'f': __import__('os')}"
+    text = (
+        "{'a': tensor([1., 2.]), 'b': np.float64(3.5), 'c': PosixPath('/x'), 'd': -inf, 'e': (1, {2}), "
+        "'f': __import__('os')}"
+    )
     assert parse(text) == {
         "a": [1.0, 2.0],
         "b": 3.5,
@@ -74,7 +77,7 @@ def test_malformed_lines_are_named_and_counted(tmp_path, capsys):
     assert main([str(path), "--results_path", str(tmp_path / "runs")]) == 1
     out, err = capsys.readouterr()
     assert "2 runs imported" in out and "2 lines skipped" in out
-    assert f"{path}, line 2: no Python literal" in err and f"{path}, line 4: no accuracy_<j>_task<i>" in err
+    assert f"{path}, line 2: not a Python literal" in err and f"{path}, line 4: no accuracy_<j>_task<i>" in err
     assert len(records(tmp_path / "runs")) == 2
 
 

@@ -40,7 +40,7 @@ def test_a_step_by_hand():
     batch = torch.tensor([[3.0, 0.0], [1.0, 2.0], [12.0, 4.0]])
     new, n = update(centres, counts, batch)
     assert n.tolist() == [4.0, 1.0]
-    # (2 * 0 + 3 + 1) / 4 and (2 * 0 + 0 + 2) / 4; the second centre had no points, so it becomes its one point
+    # (2 * 0 + 3 + 1) / 4 and (2 * 0 + 0 + 2) / 4; the second center had no points, so it becomes its one point
     assert torch.allclose(new, torch.tensor([[1.0, 0.5], [12.0, 4.0]]))
     shuffled, m = update(centres, counts, batch[[2, 0, 1]])
     assert torch.allclose(shuffled, new) and torch.equal(m, n)
@@ -78,7 +78,7 @@ def test_fewer_distinct_points_than_centres():
 
 
 def test_spread_against_a_loop_over_groups_and_points():
-    """Groups of several sizes at once; the last has two distinct points, so from the third centre on draws are even."""
+    """Groups of several sizes at once; the last has two distinct points, so from the third center on draws are even."""
     draw = torch.Generator().manual_seed(0)
     sizes, x = (7, 4, 6), torch.randn(3, 7, 2, generator=draw, dtype=torch.float64)
     x[2] = torch.tensor([0, 0, 1, 0, 0, 1, 0], dtype=torch.float64)[:, None]

@@ -1,4 +1,4 @@
-"""Checkpoints in the form that Mammoth writes in its safe mode load with --loadcheck, or are refused in one line."""
+"""Checkpoints in the format of Mammoth's safe mode load with --loadcheck, or are refused in one line."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_one_line(start, finished, tmp_path):
     code, told = start("--loadcheck", str(path))
     assert code == 2 and len(told) == 1 and "net.classifier.weight is (7, 100) there and (10, 100) here" in told[0]
     torch.save({"model": {}, "args": {}}, path)
-    assert "holds no weights" in start("--loadcheck", str(path))[1][0]
+    assert "does not contain weights" in start("--loadcheck", str(path))[1][0]
     path.write_bytes(b"cut off")
     assert "cannot be read as tensors and plain values" in start("--loadcheck", str(path))[1][0]
 

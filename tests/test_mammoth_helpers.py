@@ -1,4 +1,4 @@
-"""What the helpers for files from elsewhere compute, each against a slow independent form."""
+"""The helpers for files written for Mammoth, each against a slow independent form."""
 
 import math
 from argparse import ArgumentParser, Namespace
@@ -311,7 +311,7 @@ def test_progressive_columns_read_the_old_ones_and_leave_them_alone():
     alone = resnet18_pnn(4, 2)
     base.load_state_dict(alone.state_dict())
     assert torch.allclose(alone.eval()(image), base.eval()(image))
-    with pytest.raises(UserError, match="'out' only"):
+    with pytest.raises(UserError, match="only returnt 'out'"):
         third(image, returnt="full")
 
 
@@ -335,7 +335,7 @@ def test_templates_by_the_names_of_data_sets():
     assert templates["seq-eurosat-rgb"] == templates["eurosat"] and all(
         "{}" in t for lists in templates.values() for t in lists
     )
-    with pytest.raises(UserError, match="no list 'chestx'"):
+    with pytest.raises(UserError, match="does not have a list 'chestx'"):
         templates["chestx"]
 
 
@@ -354,7 +354,7 @@ def test_held_out_part_and_no_download():
         == get_train_val(Items(), None, "toys", 0.25)[1].targets
         != get_train_val(Items(), None, "x", 0.25)[1].targets
     )
-    with pytest.raises(UserError, match="fetch_it owner/files a: nothing is downloaded unasked"):
+    with pytest.raises(UserError, match="fetch_it owner/files a: nothing is downloaded automatically"):
         fetch_it("owner/files", folder="a")
     with pytest.raises(UserError, match="between 0 and 1"):
         get_train_val(Items(), None, "toys", 10)
@@ -378,7 +378,8 @@ def test_a_checkouts_own_module_comes_before_ours(tmp_path):
         (tmp_path / folder / ("triplet.py" if folder == "utils" else "whose.py")).write_text(text)
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "vit.py").write_text(
-        'from backbone import register_backbone\n\n\n@register_backbone(\'vit\')\ndef vit(num_classes):\n    """Theirs"""\n    return 7\n'
+        "from backbone import register_backbone\n\n\n@register_backbone('vit')\ndef vit(num_classes):\n"
+        '    """Theirs"""\n    return 7\n'
     )
     plugins.use([str(tmp_path)])
     try:

@@ -1,4 +1,4 @@
-"""What files written for Mammoth do in ways of their own: each idiom as a small plug-in that runs."""
+"""Idioms of files written for Mammoth, each as a small plug-in that runs."""
 
 from pathlib import Path
 
@@ -60,10 +60,10 @@ def test_a_learning_rate_of_0_that_a_file_sets_itself():
 
 
 def test_a_streams_default_that_a_files_choices_do_not_hold():
-    """seq-tiny says --clip_backbone tiny; the file, which knows two others, keeps its own default."""
+    """seq-tiny sets --clip_backbone tiny; the file, which knows two others, keeps its own default."""
     argv = ["--plugins", str(HERE), "--model", "drop-dreaming", "--dataset", "seq-tiny", *MEMORY]
     assert cli.parse(argv).args.clip_backbone == "ViT-L/14"
-    with pytest.raises(Exception, match="--clip_backbone: 'tiny' is none of ViT-B/16, ViT-L/14"):
+    with pytest.raises(Exception, match="--clip_backbone: 'tiny' is not one of ViT-B/16, ViT-L/14"):
         cli.parse([*argv, "--clip_backbone", "tiny"])
 
 
@@ -85,7 +85,7 @@ def test_a_held_out_part_of_task_and_memory(start):
 
 
 def test_scores_of_a_method_that_needs_the_tasks_number(start):
-    """They are task-IL scores; there is no class-IL one to speak of."""
+    """They are task-IL scores; class-IL is not defined."""
     rows = start(
         "--model", "drop-columns", "--dataset", "drop-digits", "--lr", "0.05", "--n_epochs", "8", "--num_filters", "8"
     )

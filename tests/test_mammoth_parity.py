@@ -1,10 +1,11 @@
 """CGIL against the method file of a checkout of Mammoth: logits of seen names, and all names in the released scoring.
 
-MAMMOTH_PATH=<checkout> python -m pytest -m mammoth tests/test_mammoth_parity.py. The checkout's file runs unmodified as a
-plug-in; it reads CLIP through `clip.load` and `clip.tokenize`, which hand it the embedded tiny CLIP here. Its V_c
-(`prompt_parameters_<class>`) and g are then copied into ours. No checkout was at hand where this file was written: it has
-not been run in this form, and says nothing of the optimiser, the generators and the diffusion, whose classes it would
-have to call by their internal names; those were compared once by hand (see the "Choices" of models/cgil.py).
+MAMMOTH_PATH=<checkout> python -m pytest -m mammoth tests/test_mammoth_parity.py. The checkout's file is used as
+a plug-in without changes; it reads CLIP through `clip.load` and `clip.tokenize`, which return the embedded tiny CLIP
+here. Its V_c (`prompt_parameters_<class>`) and g are then copied into ours. No checkout was available when this file
+was written: it has not been run in this form. It does not cover the optimizer, the generators and the diffusion, whose
+classes it would have to call by their internal names; those were compared once by hand (see "Choices" in
+models/cgil.py).
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The names that files written for Mammoth import, and what the helpers behind them do."""
+"""The names that files written for Mammoth import, and the behavior of the helpers."""
 
 import importlib
 import re
@@ -24,17 +24,19 @@ SURFACE = {
     "in_notebook to_parsable_obj",
     "models": "get_model get_model_class get_model_names register_model",
     "datasets": "get_dataset get_dataset_class get_dataset_names register_dataset",
-    "backbone": "MammothBackbone get_backbone get_backbone_class get_backbone_names register_backbone ReturnTypes xavier "
-    "num_flat_features",
-    "utils.conf": "get_device create_seeded_dataloader warn_once base_path get_checkpoint_path set_random_seed worker_init_fn",
+    "backbone": "MammothBackbone get_backbone get_backbone_class get_backbone_names register_backbone ReturnTypes "
+    "xavier num_flat_features",
+    "utils.conf": "get_device create_seeded_dataloader warn_once base_path get_checkpoint_path set_random_seed "
+    "worker_init_fn",
     "utils.batch_norm": "bn_track_stats",
     "datasets.utils": "set_default_from_args",
-    "datasets.utils.continual_dataset": "ContinualDataset store_masked_loaders fix_class_names_order MammothDatasetWrapper",
+    "datasets.utils.continual_dataset": "ContinualDataset store_masked_loaders fix_class_names_order "
+    "MammothDatasetWrapper",
     "datasets.utils.gcl_dataset": "GCLDataset",
     "datasets.transforms.denormalization": "DeNormalize",
     "utils.schedulers": "get_scheduler CosineSchedule CosineSchedulerWithLinearWarmup",
-    "utils.augmentations": "normalize random_flip random_crop random_grayscale strong_aug soft_aug apply_transform rand_bbox "
-    "cutmix_data RepeatedTransform DoubleCompose DoubleTransform CustomRandomCrop CustomRandomHorizontalFlip",
+    "utils.augmentations": "normalize random_flip random_crop random_grayscale strong_aug soft_aug apply_transform "
+    "rand_bbox cutmix_data RepeatedTransform DoubleCompose DoubleTransform CustomRandomCrop CustomRandomHorizontalFlip",
     "utils.kornia_utils": "to_kornia_transform KorniaMultiAug KorniaAugNoGrad CustomKorniaRandAugment",
     "utils.status": "progress_bar ProgressBar",
     "utils.ring_buffer": "RingBuffer",
@@ -59,8 +61,8 @@ SURFACE = {
     "backbone.MNISTMLP_PNN": "MNISTMLP_PNN",
     "backbone.ResNetBlock": "ResNet BasicBlock resnet18 resnet34",
     "backbone.ResNet18_PNN": "resnet18_pnn",
-    "backbone.vit": "VisionTransformer create_vision_transformer vit_base_patch16_224_prompt_prototype Block Mlp LoRAAttention "
-    "get_init_weights_vit",
+    "backbone.vit": "VisionTransformer create_vision_transformer vit_base_patch16_224_prompt_prototype Block Mlp "
+    "LoRAAttention get_init_weights_vit",
     "backbone.utils.modules": "AlphaModule ListModule",
     "backbone.utils.layers": "IncrementalClassifier",
     "backbone.utils.lora_utils": "LoRAAttention LoRAMlp LoRALayer",
@@ -207,7 +209,7 @@ def test_seeded_loaders_and_progress(capsys):
 
 
 def test_flags_of_the_migration_page():
-    """The page's table is the parser: each flag said to be the same exists, each said to be refused is refused."""
+    """The table of the page matches the parser: flags listed as the same exist, flags listed as refused are refused."""
     text = (ROOT / "docs" / "migration.md").read_text()
     rows = re.findall(r"^\| `--(\w+)` \| (same|refused|differs|ours)\b", text, re.M)
     known = {o.lstrip("-").replace("-", "_") for a in cli.new_parser()._actions for o in a.option_strings}

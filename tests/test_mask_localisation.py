@@ -1,4 +1,4 @@
-"""What ExemplarMasking keeps of the picture world's objects and nouns, with the shipped networks and no training."""
+"""How much of the picture world's objects and nouns ExemplarMasking keeps, with the shipped networks, untrained."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each method file names the command that makes its row of a table: it parses, and it is what the table's script runs."""
+"""Each method file names the command that produces its table row: it parses, and the table's script runs it."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""First methods on a linear net that is followed by hand, in numpy and double precision."""
+"""Methods on a linear network against numpy in double precision."""
 
 import copy
 

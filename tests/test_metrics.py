@@ -38,7 +38,7 @@ def test_mtil_by_hand():
 def test_mtil_zero_shot_rows(order, expected):
     R = np.tile([ZERO_SHOT[name] for name in order], (11, 1))
     scores = metrics.mtil_transfer(R), metrics.mtil_avg(R), metrics.mtil_last(R)
-    # one decimal is all that is published; Order II comes out at 65.35 exactly, from columns rounded to one decimal
+    # only one decimal is published; Order II gives 65.35 exactly, from columns rounded to one decimal
     assert scores == pytest.approx(expected, abs=0.05 + 1e-9)
 
 

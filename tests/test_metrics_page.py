@@ -1,4 +1,4 @@
-"""docs/metrics.md is what its script writes, and real records hold no key that the page does not describe."""
+"""docs/metrics.md is the output of its script, and describes every key of real records."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Pictures with texts: each layout, phases, missing and broken parts, and the captions that a script makes."""
+"""Images with texts: each layout, phases, missing and broken parts, and the captions that a script writes."""
 
 import importlib.util
 import json

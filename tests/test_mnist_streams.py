@@ -1,4 +1,4 @@
-"""The MNIST streams: permuted and turned domains, and the stream of turning digits."""
+"""The MNIST streams: permuted and rotated domains, and the stream of rotating digits."""
 
 from argparse import Namespace
 
@@ -89,7 +89,7 @@ def test_stream_of_turning_digits(make):
 
 
 def test_stream_batches_mix_in_proportion_to_what_is_left():
-    """30 zeros and 60 ones are chunks of 5 and 10: 4 * 5/15 = 1.3 zeros, then 4 * 4/11 = 1.5, 4 * 3/7 = 1.7, the rest."""
+    """30 zeros and 60 ones: chunks of 5 and 10, 4 * 5/15 = 1.3 zeros, then 4 * 4/11 = 1.5, 4 * 3/7 = 1.7, the rest."""
     targets = torch.cat([torch.full((60 if d == 1 else 30,), d) for d in range(9)])
     rows, sizes = stream_order(targets, 4, generator("test"))
     first = [targets[batch].bincount(minlength=2).tolist() for batch in rows.split(sizes)[:4]]

@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 
 class Memory:
-    """An object that says what its state is."""
+    """An object that defines its own state."""
 
     def __init__(self):
         self.rows = []

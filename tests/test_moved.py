@@ -1,4 +1,4 @@
-"""A checkpoint that was written before modules of utils/ moved is resumed by the code of today."""
+"""A checkpoint that was written before modules of utils/ moved is resumed by the current code."""
 
 import gzip
 import importlib

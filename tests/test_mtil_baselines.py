@@ -1,4 +1,4 @@
-"""Baselines of the cross-domain streams against slow forms: distillation, weight means and merges, ridge, reference data."""
+"""Cross-domain baselines against slow forms: distillation, weight means and merges, ridge, reference data."""
 
 import copy
 
@@ -97,7 +97,7 @@ def test_a_student_that_is_its_teacher_is_not_held(name, teacher):
     ],
 )
 def test_which_tower_the_penalty_moves(name, flags, towers):
-    """The text tower gets no distillation gradient: the teacher's texts stand on both sides. The way back moves both."""
+    """The text tower has a gradient only with --l2 or student texts; else both sides use the teacher's texts."""
     model, pixels, labels = begun(name, **flags)
     disturb(model)
     assert towers_with_gradient(model, penalty(model, pixels, labels)) == towers

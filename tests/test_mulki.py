@@ -1,4 +1,4 @@
-"""MulKI and the tuning of whole CLIPs: relations, weights of teachers, means of weights and resume, against slow forms."""
+"""MulKI and fine-tuning of the whole CLIP: relations, teacher weights, mean weights and resume, against slow forms."""
 
 import functools
 import math
@@ -348,7 +348,7 @@ def test_low_rank_tasks_move_only_the_adapted_weights_by_their_rank():
     "flags, message",
     [
         ({"clip_dtype": "fp16"}, "trains CLIP's weights"),
-        ({"lr_scheduler": "cosine"}, "schedule of its own"),
+        ({"lr_scheduler": "cosine"}, "its own schedule"),
         ({"rel": "it,xy"}, "xy"),
         ({"rel": "it=-1"}, "out of range"),
         ({"w_min": 0.6}, "out of range"),

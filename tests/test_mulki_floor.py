@@ -1,4 +1,4 @@
-"""What MulKI's distillation is worth on the picture world: data sets not trained yet are kept better than by fine-tuning."""
+"""Effect of MulKI's distillation on the picture world: it preserves future domains better than fine-tuning does."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.conftest import newest_record
 
 
 def future(data, results, model):
-    """Mean accuracy on the data sets still to come, each among its own names, after two tasks of mtil-tiny in order II."""
+    """Mean accuracy on future domains, each among its own names, after two tasks of mtil-tiny in order II."""
     import main
 
     assert (

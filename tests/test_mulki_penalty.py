@@ -1,4 +1,4 @@
-"""MulKI's whole penalty against loops over images, classes and teachers, written from the equations of docs/mulki.md."""
+"""MulKI's penalty against loops over images, classes and teachers, written from the equations of docs/mulki.md."""
 
 import copy
 
@@ -339,7 +339,7 @@ def test_the_penalty_against_loops(name):
 
 
 def test_every_case_has_a_penalty_of_its_own():
-    """A flag that the loops and the code both ignore would agree, too."""
+    """A flag that both the loops and the code ignore would also agree."""
     case = Case()
     x, names = case.student()
     seen = {}

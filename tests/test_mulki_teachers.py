@@ -1,4 +1,4 @@
-"""MulKI's teachers at the edges: classes and tasks without images, bf16 products, what a checkpoint writes."""
+"""MulKI's teachers in edge cases: classes and tasks without images, bf16 products, what a checkpoint writes."""
 
 import hashlib
 

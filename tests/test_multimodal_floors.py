@@ -1,4 +1,4 @@
-"""What CluMo's prompts and ExemplarMasking's masks are worth where the truth is given."""
+"""The effect of CluMo's prompts and ExemplarMasking's masks if the ground truth is given."""
 
 import contextlib
 import io
@@ -27,8 +27,8 @@ from utils.memory.exemplar_memory import ExemplarMemory
 from utils.memory.records import full_tokens, patchify
 from utils.pair import Pair
 
-KINDS_ASKED = (0, 7, 14)  # three kinds of object, which CLIP's features tell apart
-ASKED = ("what is it?", "how does it look?", "tell me about the picture.")  # none says what is wanted
+KINDS_ASKED = (0, 7, 14)  # three kinds of object, which CLIP's features separate
+ASKED = ("what is it?", "how does it look?", "tell me about the picture.")  # none names the skill
 SKILLS = ("colour", "pattern", "scene")
 
 
@@ -103,7 +103,7 @@ def accuracy(tmp_path, true_cells: bool = False, **flags) -> float:
 
 
 def true_choice(self, batch, pool):
-    """The prompt of kind and wording, told by planted keys: the mean features of each."""
+    """The prompt of kind and wording, selected by planted keys: the mean features of each."""
     if not hasattr(self, "planted"):
         split = self.dataset.samples(True)
         index = torch.arange(len(split))
@@ -129,7 +129,7 @@ def test_true_cells_are_worth_more_than_one_prompt(tmp_path):
 
 
 def objects(n: int, start: int, net: MultimodalNet):
-    """Tokens of pictures alone with an object on a quarter of the cells, kinds, and which cells show it."""
+    """Tokens of images alone with an object on a quarter of the cells, kinds, and which cells show it."""
     kind = np.arange(n) % 20
     spec = world.sample(5, np.arange(n) + start, BANK_SEED, layout=world.SINGLE, scale=0.6, kind=kind)
     pictures, without = render(spec), render(spec | {"count": np.zeros_like(spec["count"])})
@@ -143,13 +143,13 @@ def objects(n: int, start: int, net: MultimodalNet):
 
 @torch.no_grad()
 def features_of(net: MultimodalNet, tokens) -> torch.Tensor:
-    """Unit features of the pictures."""
+    """Unit features of the images."""
     parts = [net.image_states(tokens.rows(rows))[0][:, 0] for rows in torch.arange(len(tokens.ids)).split(200)]
     return normalize(net.clip.project_image(torch.cat(parts)).float(), dim=1)
 
 
 def probe(x: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, kind: torch.Tensor) -> float:
-    """Percent of whole test pictures that a linear map of exemplars' features x gets right."""
+    """Percent of whole test images that a linear map of exemplars' features x gets right."""
     weight, bias = torch.zeros(20, x.shape[1], requires_grad=True), torch.zeros(20, requires_grad=True)
     opt = torch.optim.AdamW([weight, bias], lr=0.05)
     for _ in range(200):
@@ -160,7 +160,7 @@ def probe(x: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, kind: torch
 
 
 def test_true_masks_are_worth_more_than_random_ones_at_equal_count():
-    """Five exemplars a class, as many patches each: those of the object, or any."""
+    """Five exemplars per class with the same number of patches: those of the object, or random ones."""
     clip = load_clip("tiny")
     torch.manual_seed(0)
     net = MultimodalNet(clip, make_fusion(clip, "none", 16, 1, 2), 20, tune="none").eval()

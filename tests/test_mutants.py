@@ -1,4 +1,4 @@
-"""The table of deliberate faults fits the code, a dozen of them are noticed, and the runner tells what it found."""
+"""The table of deliberate faults fits the code, a dozen of them are detected, and the runner reports its findings."""
 
 import subprocess
 import sys

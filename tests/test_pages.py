@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING: links and paths lead somewhere, every page is linked, every room has its line."""
+"""README and CONTRIBUTING: links and paths exist, every page is linked, every package is listed."""
 
 import re
 

@@ -134,7 +134,7 @@ def test_er_takes_pairs_unchanged():
     model.meta_begin_task(stream)
     for inputs, labels, plain in stream.train_loader.epoch(0):
         assert torch.isfinite(model.meta_observe(inputs, labels, plain, epoch=0))
-    assert sizes == [8, 12, 12]  # 24 pictures in batches of 8, then with 4 replayed
+    assert sizes == [8, 12, 12]  # 24 images in batches of 8, then with 4 replayed
     kept, labels = model.buffer.get_all_data()
     assert isinstance(kept, Pair) and torch.equal(kept.text[:, 0], labels)
     assert model.stored_bytes() == {"buffer": 12 * (6 * 4 + 4 * 8 + 8)}

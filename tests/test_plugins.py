@@ -1,4 +1,4 @@
-"""Files in Mammoth's style run through --plugins; ours comes first; what is wrong with one is said in one line."""
+"""Files in Mammoth's style run through --plugins; ours take precedence; errors are reported in one line."""
 
 import hashlib
 import shutil
@@ -34,7 +34,7 @@ def start(tmp_path, capfd):
 
     def run(*argv: str) -> tuple[int, list[str], list[dict]]:
         capfd.readouterr()
-        narrow = [] if "drop-pictures" in argv else ["--num_filters", "2"]  # its network has no such flag
+        narrow = [] if "drop-pictures" in argv else ["--num_filters", "2"]  # its network does not have this flag
         code = main.main(
             [*argv, *FLAGS, *narrow, "--results_path", str(tmp_path / "runs"), "--base_path", str(tmp_path)]
         )
@@ -178,7 +178,7 @@ def test_replay_with_a_transform_that_has_no_batch_form():
 def test_a_dataset_whose_files_are_absent_says_what_it_wanted(start):
     code, told, _ = start("--plugins", str(HERE), "--model", "sgd", "--dataset", "drop-pictures")
     assert code == 2 and told[0].startswith("error: download_from_hub somebody/pictures")
-    assert "nothing is downloaded unasked" in told[0]
+    assert "nothing is downloaded automatically" in told[0]
 
 
 def theirs(folder: Path, text: str = "", name: str = "er") -> Path:
@@ -218,14 +218,14 @@ def test_a_file_alone_a_flat_folder_and_nothing_left_behind(tmp_path):
     assert "alone" not in registry.names("model")
     with pytest.raises(UserError, match="unknown model"):
         registry.load("model", "alone")
-    with pytest.raises(UserError, match="no plug-in brings a model 'er': name its file or folder with --plugins"):
+    with pytest.raises(UserError, match="no plug-in defines a model 'er': pass its file or folder as --plugins"):
         registry.load("model", "plugin:er")
 
 
 def test_a_name_that_our_module_lacks_is_taken_from_theirs(tmp_path):
     theirs(tmp_path, "from models.er import helper_of_er\nassert helper_of_er() == 7", name="wants-more")
     plugins.use([str(tmp_path)])
-    with pytest.raises(UserError, match="imports helper_of_er from models.er, which does not offer it"):
+    with pytest.raises(UserError, match="imports helper_of_er from models.er, which does not provide it"):
         registry.load("model", "wants-more")
     (tmp_path / "models" / "er.py").write_text("def helper_of_er():\n    return 7\n")
     assert registry.load("model", "wants-more").NAME == "wants-more"
@@ -239,10 +239,13 @@ def test_a_name_that_our_module_lacks_is_taken_from_theirs(tmp_path):
     [
         (
             "import no_such_package_abc",
-            "needs the package 'no_such_package_abc', not installed: pip install no_such_package_abc",
+            "needs the package 'no_such_package_abc', which is not installed: pip install no_such_package_abc",
         ),
-        ("from models.foo_utils.bar import x", "imports models.foo_utils, which is neither here nor under --plugins"),
-        ("from utils.loggers import Logger", "module utils.loggers is not offered: results are in record.jsonl"),
+        (
+            "from models.foo_utils.bar import x",
+            "imports models.foo_utils, which exists neither here nor under --plugins",
+        ),
+        ("from utils.loggers import Logger", "module utils.loggers is not available: results are in record.jsonl"),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
         ("def broken(:", "broken.py, line 3: invalid syntax"),
     ],
@@ -261,7 +264,7 @@ def test_paths_that_hold_nothing(tmp_path, capfd):
     for path, part in (
         ("nowhere", "no such file or folder"),
         ("empty", "neither .py files"),
-        ("text.txt", "no .py file"),
+        ("text.txt", "is not a .py file"),
     ):
         assert main.main(["--plugins", str(tmp_path / path), "--list"]) == 2
         assert part in capfd.readouterr().err
@@ -281,12 +284,12 @@ PARTS = {
     "no observe": ("COMPATIBILITY = ['class-il']", "defines no observe"),
     "no loss": (
         "COMPATIBILITY = ['class-il']\n    def observe(self, inputs, labels): pass",
-        "observe returned no loss",
+        "observe did not return a loss",
     ),
-    "no setting": ("def observe(self, inputs, labels): return 0.0", "declares no COMPATIBILITY"),
+    "no setting": ("def observe(self, inputs, labels): return 0.0", "does not declare COMPATIBILITY"),
     "flag of ours": (
         "@staticmethod\n    def get_parser(parser):\n        parser.add_argument('--lr', type=float)",
-        "get_parser adds a flag that is there already",
+        "get_parser adds a flag that already exists",
     ),
     "broken parser": (
         "@staticmethod\n    def get_parser(parser):\n        raise KeyError('boom')",
@@ -317,8 +320,8 @@ def test_a_method_that_lacks_a_part_is_refused_in_one_line(start, tmp_path, part
 
 def test_help_with_a_bare_percent_sign_and_two_flags_of_one_value(start, tmp_path, capfd):
     (tmp_path / "percent.py").write_text(
-        "from models.utils.continual_model import ContinualModel\nclass Percent(ContinualModel):\n    NAME = 'percent'\n"
-        "    COMPATIBILITY = ['class-il']\n    @staticmethod\n    def get_parser(parser):\n"
+        "from models.utils.continual_model import ContinualModel\nclass Percent(ContinualModel):\n"
+        "    NAME = 'percent'\n    COMPATIBILITY = ['class-il']\n    @staticmethod\n    def get_parser(parser):\n"
         "        parser.add_argument('--odd', action='store_true', help='100% odd, %(default)s')\n"
         "        parser.add_argument('--even', dest='odd', action='store_false', help='[%(default)s]')\n"
     )
@@ -335,4 +338,4 @@ def test_help_with_a_bare_percent_sign_and_two_flags_of_one_value(start, tmp_pat
     assert main.main([*argv, "--help"]) == 0
     text = capfd.readouterr().out
     assert "100% odd" in text and "[True]" in text
-    assert start(*argv, "--odd", "--even")[1] == ["error: --odd and --even set the same value; give one"]
+    assert start(*argv, "--odd", "--even")[1] == ["error: --odd and --even set the same value; use one"]

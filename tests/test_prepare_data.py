@@ -1,4 +1,4 @@
-"""Downloads that break off, archives that are damaged or hostile: nothing half is taken for whole, nothing leaves its folder."""
+"""Interrupted downloads, damaged or malicious archives: partial files are never accepted, no file leaves its folder."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ CONTENT = bytes(range(256)) * 40
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves CONTENT; `how` says what goes wrong, `asked` what was asked for."""
+    """Serves CONTENT; `how` is the failure, `asked` collects the requests."""
 
     content, ranges, cut, length, asked = CONTENT, True, None, True, []
 
@@ -60,7 +60,7 @@ def server():
 @pytest.mark.parametrize("md5", [None, hashlib.md5(CONTENT).hexdigest()], ids=["no md5", "md5"])
 def test_a_download_that_broke_off_goes_on(server, tmp_path, ranges, md5, capsys):
     server.cut, server.ranges = 1000, ranges
-    with pytest.raises(OSError, match="broke off at 1000 of 10240 bytes; start again, it goes on from there"):
+    with pytest.raises(OSError, match="stopped at 1000 of 10240 bytes; run the command again to continue from there"):
         fetch(server.url, md5, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["set.zip.part"]
     server.cut = None
@@ -75,14 +75,14 @@ def test_what_is_left_of_another_file_is_thrown_away(server, tmp_path):
     assert fetch(server.url, None, tmp_path).read_bytes() == CONTENT
     (tmp_path / "set.zip").unlink()
     (tmp_path / "set.zip.part").write_bytes(bytes(50))
-    with pytest.raises(OSError, match="is published; start again"):
+    with pytest.raises(OSError, match="is published; run the command again"):
         fetch(server.url, hashlib.md5(CONTENT).hexdigest(), tmp_path)
     assert not (tmp_path / "set.zip.part").exists()
     assert fetch(server.url, hashlib.md5(CONTENT).hexdigest(), tmp_path).read_bytes() == CONTENT
 
 
 def test_a_file_that_is_damaged_later_is_fetched_again(server, tmp_path):
-    """Without a published checksum, too."""
+    """Also without a published checksum."""
     path = fetch(server.url, None, tmp_path)
     path.write_bytes(CONTENT[:77])
     assert fetch(server.url, None, tmp_path).read_bytes() == CONTENT and server.asked == [0, 0]
@@ -125,7 +125,7 @@ def test_good_archives(tmp_path, name):
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, "between"])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_truncated_archive_is_removed_and_fetched_again(server, tmp_path, name, share, monkeypatch, capsys):
-    """From a server that tells neither length nor checksum, so that nothing else notices."""
+    """From a server that sends neither length nor checksum, so that no other check applies."""
     whole = archive(tmp_path / name, GOOD).read_bytes()
     (tmp_path / name).unlink()
     cut = (
@@ -133,7 +133,7 @@ def test_a_truncated_archive_is_removed_and_fetched_again(server, tmp_path, name
     )
     server.content, server.length, server.cut = whole, False, cut
     monkeypatch.setitem(prepare_data.ARCHIVES, "set", [(server.url.replace("set.zip", name), None, "d")])
-    with pytest.raises(OSError, match="is damaged .* and was removed; start again to fetch it anew"):
+    with pytest.raises(OSError, match="is damaged .* and was removed; run the command again to fetch it"):
         prepare_data.prepare_archives("set", tmp_path)
     assert not (tmp_path / "d" / name).exists()
     server.cut = None
@@ -145,7 +145,7 @@ def test_a_truncated_archive_is_removed_and_fetched_again(server, tmp_path, name
 @pytest.mark.parametrize("member", ["/tmp/out.txt", "../out.txt", "in/../../out.txt", "..\\out.txt"])
 def test_members_that_leave_the_folder(tmp_path, name, member):
     path = archive(tmp_path / name, {member: b"x"})
-    with pytest.raises(OSError, match="leaves .*to; nothing more of it is unpacked"):
+    with pytest.raises(OSError, match="is outside .*to; unpacking stopped"):
         unpack(path, tmp_path / "to")
     assert not list(tmp_path.rglob("*out.txt")) and path.exists()
 
@@ -156,13 +156,13 @@ def test_links_and_devices(tmp_path, kind):
         member = tarfile.TarInfo("in/link")
         member.type, member.linkname = kind, "in"
         file.addfile(member)
-    with pytest.raises(OSError, match="'in/link', which is no plain file"):
+    with pytest.raises(OSError, match="'in/link', which is not a regular file"):
         unpack(tmp_path / "a.tar", tmp_path / "to")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         info = zipfile.ZipInfo("in/link")
         info.external_attr = 0o120777 << 16
         file.writestr(info, "/etc")
-    with pytest.raises(OSError, match="'in/link', which is no plain file"):
+    with pytest.raises(OSError, match="'in/link', which is not a regular file"):
         unpack(tmp_path / "a.zip", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
@@ -184,7 +184,7 @@ def test_bombs(tmp_path, name, monkeypatch):
 
 
 def test_the_command_line_ends_in_one_line(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(prepare_data.ARCHIVES, "seq-isic", [(server.url, None, "d")])  # CONTENT is no zip
+    monkeypatch.setitem(prepare_data.ARCHIVES, "seq-isic", [(server.url, None, "d")])  # CONTENT is not a zip file
     monkeypatch.setattr("sys.argv", ["prepare_data.py", "seq-isic", "--base_path", str(tmp_path)])
     assert prepare_data.main() == 2
     told = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""What surrounds the code: license, citation, changelog, workflow, hooks and issue templates."""
+"""Project files: license, citation, changelog, workflow, hooks and issue templates."""
 
 import re
 import shlex

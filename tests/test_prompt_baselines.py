@@ -82,9 +82,9 @@ def test_a_vit_of_timm_serves_pictures_but_not_questions(name, vit, monkeypatch)
     assert contract.logits(toy).isfinite().all() and toy.model.net.n_layers == 3
     contract.build(name, "toy-class-il", vit="timm:toy", vit_pretrained=0)
     assert asked == [True, False]
-    with pytest.raises(UserError, match="--vit looks at pictures alone"):
+    with pytest.raises(UserError, match="--vit reads only images"):
         contract.build(name, "toy-pairs", vit="timm:toy")
-    with pytest.raises(UserError, match="no plain vision transformer"):
+    with pytest.raises(UserError, match="not a plain vision transformer"):
         PromptedTimm(nn.Linear(2, 2), "resnet")
 
 
@@ -143,7 +143,7 @@ def test_dualprompt_looks_at_keys_of_tasks_seen_only():
     torch.testing.assert_close(by_key[:, model.head.answers], wanted)
     with pytest.raises(UserError, match="--size 2"):
         contract.build("dualprompt", size=2)
-    with pytest.raises(UserError, match="layer 7 of a prefix"):
+    with pytest.raises(UserError, match="prefix layer 7: the network has"):
         contract.build("dualprompt", e_prompt_layer_idx=7)
 
 
@@ -158,7 +158,7 @@ def test_s_prompts_route_by_centre_and_keep_old_tasks():
         and torch.equal(model.centres, kept[2])
     )
     images = torch.randn(2, 3, 48, 48)
-    out = model.answers(images, model.centres[[0, 1], [1, 0]])  # one at a centre of each task
+    out = model.answers(images, model.centres[[0, 1], [1, 0]])  # one at a center of each task
     assert (out[0, :3] > UNSEEN).all() and (out[0, 3:] == UNSEEN).all()
     assert (out[1, 3:5] > UNSEEN).all() and (out[1, [0, 1, 2, 5, 6, 7, 8]] == UNSEEN).all()
 
@@ -176,7 +176,7 @@ def test_on_questions_the_flags_of_the_fusion_act_and_a_query_can_hold_both(name
         {"query": "both"},
         {"key_feature": "mean"},
     )
-    for change in changes if name == "l2p" else changes[3:5]:  # l2p stands for the sizes, which all share
+    for change in changes if name == "l2p" else changes[3:5]:  # l2p represents all three, which share the sizes
         toy = contract.run(name, "toy-pairs", **change)
         evidence = str(toy.losses)
         if name == "s-prompts" and set(change) <= {"query", "key_feature"}:  # there it only routes
@@ -197,5 +197,5 @@ def test_pictures_are_encoded_once_for_queries():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_query_of_both_needs_questions(name):
-    with pytest.raises(UserError, match="--query both is for pictures with questions"):
+    with pytest.raises(UserError, match="--query both is for images with questions"):
         contract.build(name, query="both")

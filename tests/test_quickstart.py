@@ -1,4 +1,4 @@
-"""The quick start asks for runs that exist, hands its arguments on, and ends with their tables."""
+"""The quick start runs valid commands, passes its arguments on, and ends with the tables."""
 
 import os
 import subprocess

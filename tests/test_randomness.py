@@ -1,4 +1,4 @@
-"""Random numbers by key: every part of the key counts, and nothing outside is disturbed."""
+"""Random numbers by key: every part of the key matters, and no other state changes."""
 
 import random
 

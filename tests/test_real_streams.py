@@ -1,4 +1,4 @@
-"""Published image sets, fabricated in each layout that their readers know: counts, labels, names, and bad files."""
+"""Published image data sets, in each layout that their readers support: counts, labels, names, and bad files."""
 
 import importlib.util
 import io
@@ -103,7 +103,7 @@ def test_tasks_of_cars_are_nine_times_twenty_and_sixteen(tmp_path):
 
 
 def test_pixels_meet_their_labels(tmp_path):
-    """Brightness tells the class in the arrays and in the .mat layout, whose rows are shuffled."""
+    """Brightness identifies the class in the arrays and in the .mat layout, whose rows are shuffled."""
     real.cub200(tmp_path, "arrays"), real.cars196(tmp_path)
     birds = read("seq-cub200", tmp_path).samples(False)
     assert [int(np.asarray(birds.open(k)).mean()) for k in range(200)] == birds.targets.tolist()
@@ -217,7 +217,7 @@ def test_rows_that_cannot_be(tmp_path):
     root = real.eurosat(tmp_path)
     for old, new, message in (
         ('"River/River_1.jpg", 8', '"River/River_1.jpg", 10', "label 10; there are 10 classes"),
-        ("River/River_1.jpg", "../River_1.jpg", "leaves"),
+        ("River/River_1.jpg", "../River_1.jpg", "is outside"),
         ("River/River_1.jpg", "River/none.jpg", "does not exist"),
         ("Kind River", "Kind Lake", "does not give each of the 10 labels one name"),
     ):

@@ -1,4 +1,4 @@
-"""The replay memory of records: what is kept, under how many bytes, and whether it is a uniform sample."""
+"""The replay memory of records: its content, its bytes, and whether it is a uniform sample."""
 
 from argparse import Namespace
 
@@ -23,7 +23,7 @@ def pictures(n, seed=0):
 
 
 def attention(x):
-    """Row r of the grid gets attention r; of words the first three behind the start."""
+    """Row r of the grid gets attention r; of the words, the first three after the start."""
     image = x.image if isinstance(x, Pair) else x
     words = None
     if isinstance(x, Pair):
@@ -128,7 +128,7 @@ def test_state_is_the_whole_memory():
 
 
 class Stream:
-    """Two tasks of two classes with ten pictures each, in the way that fill_buffer asks."""
+    """Two tasks of two classes with ten images each, in the way that fill_buffer asks."""
 
     def __init__(self, task):
         self.task, self.train_loader, self.dataset = task, self, self
@@ -154,7 +154,7 @@ def test_old_exemplars_are_not_masked_again():
     assert [memory.records.record(i) for i in range(4)] == [*first[:2], *first[4:6]]
     tight = RecordBuffer(40, max_bytes=2 * size, attention=attention)
     fill_buffer(tight, Stream(0), 0)
-    with pytest.raises(UserError, match="do not hold a sample of each of 4 classes"):
+    with pytest.raises(UserError, match="cannot store a sample of each of 4 classes"):
         fill_buffer(tight, Stream(1), 1)
 
 

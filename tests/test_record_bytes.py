@@ -1,4 +1,4 @@
-"""What a record costs: words by the bit, JPEG without its tables, masks and JPEG of any quality together."""
+"""Bytes of a record: words by the bit, JPEG without its tables, masks and JPEG of any quality together."""
 
 import io
 
@@ -19,7 +19,7 @@ from utils.memory.records import KINDS, RecordMemory, full_tokens, jpeg_tables, 
 
 
 def scenes(n: int = 6, length: int = 20):
-    """Tokens of pictures of the world with texts of `length` words."""
+    """Tokens of images of the world with texts of `length` words."""
     images = render(world.sample(5, np.arange(n), BANK_SEED, layout=world.SINGLE))
     ids = torch.randint(1, 400, (n, length), generator=draw(1))
     ids[:, 0], ids[:, -1] = 500, 501

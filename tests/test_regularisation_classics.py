@@ -1,4 +1,4 @@
-"""A-GEM, GEM, SI, online EWC and LwF on nets and numbers that are followed by hand; of all, what is kept, and a kill."""
+"""A-GEM, GEM, SI, online EWC and LwF on small networks against hand computation; stored state, resume after a kill."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""DER, ER-ACE, X-DER, FDR, GDumb, GSS, HAL, MER and RPC: losses and memories against numbers worked out by hand or slowly."""
+"""DER, ER-ACE, X-DER, FDR, GDumb, GSS, HAL, MER and RPC: losses and memories against hand or slow computation."""
 
 import copy
 

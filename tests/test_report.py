@@ -1,4 +1,4 @@
-"""The page about all runs: seeds become one row, unfinished and broken records are named, nothing is taken on trust."""
+"""The report of all runs: one row for all seeds, unfinished and broken records are named, records are not trusted."""
 
 import json
 from html.parser import HTMLParser

@@ -162,7 +162,7 @@ def test_damaged_line_in_the_middle_is_named(tmp_path):
 def test_a_line_that_is_json_but_no_row_is_named(tmp_path, line):
     path = tmp_path / "record.jsonl"
     path.write_text(f'{{"type": "start"}}\n{line}\n')
-    with pytest.raises(UserError, match=f"line 2 of {path} is no line of a record; restore"):
+    with pytest.raises(UserError, match=f"line 2 of {path} is not a record entry; restore"):
         results.read_record(path)
 
 

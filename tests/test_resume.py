@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and continued ends in the same numbers, bit for bit."""
+"""A run that is killed at any moment and continued gives the same numbers, bit for bit."""
 
 import os
 import signal
@@ -192,7 +192,7 @@ def test_forward_passes_count_over_all_processes_of_a_run():
 @pytest.mark.parametrize("features", ["disk", "ram"])
 @pytest.mark.parametrize("name", ["cgil", "clumo", "l2p"])
 def test_a_killed_run_counts_the_images_of_the_uninterrupted_one(name, features, tmp_path):
-    """Each killed process leaves features on disk, or takes them with it; neither changes what the run is charged for."""
+    """A killed process may leave features on disk or not; neither changes the forwards that the run is charged for."""
 
     def run(base: str, autosave: str) -> int:
         stream = "toy-pairs" if name == "clumo" else "toy-class-il"

@@ -1,4 +1,4 @@
-"""Learning rates by hand."""
+"""Learning rates against hand computation."""
 
 import math
 

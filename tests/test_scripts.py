@@ -1,4 +1,4 @@
-"""Every command that a protocol script would run: the flags of main.py parse, and the tables' options are there."""
+"""Every command of a protocol script: the flags of main.py parse, and the options of the tables exist."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""How the program ends towards its shell: closed pipes, signals before and in training, faults of plug-ins."""
+"""How the program exits: closed pipes, signals before and during training, faults of plug-ins."""
 
 import os
 import signal

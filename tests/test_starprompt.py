@@ -1,4 +1,4 @@
-"""STAR-Prompt's first stage: its two losses by hand, and the rows that must stay."""
+"""STAR-Prompt's first stage: its two losses by hand, and the rows that must not change."""
 
 from argparse import Namespace
 

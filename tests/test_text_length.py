@@ -1,4 +1,4 @@
-"""Texts are cut at what the text tower at hand reads, whichever CLIP that is."""
+"""Texts are truncated at the context length of the text tower, for any CLIP."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_the_length_is_read_from_the_weights(form, tmp_path):
 def test_openai_names_read_77_tokens_and_weights_without_positions_are_refused(tmp_path):
     assert context_length("ViT-B/32") == 77
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="no text tower"):
+    with pytest.raises(UserError, match="does not contain the text tower"):
         context_length(str(tmp_path))
 
 

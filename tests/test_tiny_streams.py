@@ -1,4 +1,4 @@
-"""The streams of the picture world as data sets, the CLIP backbones they train, and the names their scores get."""
+"""The streams of the picture world as data sets, the CLIP backbones they train, and the names of their scores."""
 
 import re
 from argparse import Namespace
@@ -40,7 +40,7 @@ FIRST_WORDS = {  # how questions of a kind begin
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Few pictures of each class, so that the whole file draws in seconds."""
+    """Few images of each class, so that the whole file draws in seconds."""
     patch = pytest.MonkeyPatch()
     for sizes, train, test in (("SEQ_TINY_SIZE", 3, 2), ("MTIL_SIZE", 4, 3), ("CLOVE_SIZE", 40, 20), ("MM_SIZE", 8, 4)):
         patch.setattr(streams, sizes, {True: train, False: test})
@@ -94,7 +94,7 @@ def test_domains_come_in_order_with_their_own_classes(build, order):
 
 @pytest.mark.parametrize("how", [{"permute_classes": True}, {"custom_task_order": [5, 0, 1, 4, 2, 3]}])
 def test_prompts_move_with_their_classes(build, how):
-    """A name keeps its sentences, its size of task and its pictures, wherever the order puts it."""
+    """A name keeps its sentences, its size of task and its images, wherever the order puts it."""
     plain, moved = build(MtilTiny), build(MtilTiny, **how)
     expected = dict(zip(plain.get_class_names(), plain.class_templates(), strict=True))
     assert dict(zip(moved.get_class_names(), moved.class_templates(), strict=True)) == expected
@@ -307,7 +307,7 @@ def run(base, tmp_path):
 
 
 def test_mtil_scores_of_zero_shot_clip(run, build, capsys):
-    """Nothing is trained, so each column is constant: transfer is the mean without the first domain, avg equals last."""
+    """Nothing is trained, so columns are constant: transfer is the mean without the first domain, avg equals last."""
     rows = run("--model", "clip", "--dataset", "mtil-tiny", "--mtil_order", "II")
     summary, clip = rows[-1]["summary"], load_clip("tiny")
     own = []

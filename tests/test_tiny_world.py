@@ -1,4 +1,4 @@
-"""The picture world, its captions, questions and streams, the tiny tokenizer, and the training script's own laws."""
+"""The picture world, its captions, questions and streams, the tiny tokenizer, and the training script."""
 
 import hashlib
 import importlib.util
@@ -34,7 +34,7 @@ def digest(images: torch.Tensor) -> str:
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]
 
 
-# ---- pictures
+# ---- images
 
 
 def test_pinned_checksums():
@@ -49,7 +49,7 @@ PINNED = ["2f1d3887ab71666f", "270f1422d43f463d", "caaa56e5e0ceba16"]
 
 
 def test_a_picture_depends_on_its_index_alone():
-    """Any subset, order and batch size gives the same picture."""
+    """Any subset, order and batch size gives the same image."""
     whole = render(world.sample(3, np.arange(150)))
     pick = np.array([149, 3, 70, 4])
     assert torch.equal(render(world.sample(3, pick)), whole[pick])
@@ -86,7 +86,7 @@ def test_objects_stand_where_the_relation_says():
 
 
 def test_each_counted_object_adds_paint():
-    """n objects of a picture are n separate changes to its background."""
+    """n objects of an image are n separate changes to its background."""
     spec = world.sample(7, np.arange(60), layout=world.COUNT, style=0, count=4)
     last = render(dict(spec, count=np.zeros(60, dtype=np.int64))).int()
     for n in range(1, 5):

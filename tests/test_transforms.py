@@ -1,4 +1,4 @@
-"""Batch transforms against torchvision, image after image, with the same random decisions."""
+"""Batch transforms against torchvision, image by image, with the same random decisions."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_crop_is_the_window_that_u_names(size, padding):
 
 
 def test_crop_places_are_uniform():
-    """A 1 x 1 crop of a 2 x 3 picture of numbers: each of the six cells equally often."""
+    """A 1 x 1 crop of a 2 x 3 image of numbers: each of the six cells equally often."""
     x = torch.arange(6.0).view(1, 1, 2, 3).expand(6000, -1, -1, -1)
     torch.manual_seed(0)
     counts = compile_transform(T.RandomCrop(1))(x).flatten().long().bincount(minlength=6)
@@ -84,7 +84,7 @@ def test_resize_equals_the_functional_and_the_road_through_pil(size, mode):
 
 
 def test_resize_that_differs_on_tensors_goes_through_pil():
-    """PIL's nearest takes other pixels than that of tensors, so there is no batch form for it."""
+    """PIL's nearest selects other pixels than that of tensors, so it does not have a batch form."""
     step = T.Resize(5, interpolation=NEAREST)
     assert compile_transform(T.Compose([step, T.ToTensor()])) is None
     assert compile_transform(T.Compose([T.Resize(5, antialias=False), T.ToTensor()])) is None

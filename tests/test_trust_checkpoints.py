@@ -1,4 +1,4 @@
-"""Crafted checkpoints: a file fills what the program built and never says which method runs; damage is one line."""
+"""Crafted checkpoints: a file fills what the program built and never decides which code runs; damage is one line."""
 
 import copy
 import json
@@ -300,7 +300,7 @@ def test_a_run_whose_parts_have_other_types_is_refused(key, tmp_path):
     assert checkpoint.load_run(path, model="er")["forwards"] == {"image_forwards": 3}
     for value in BAD_RUNS[key]:
         checkpoint.save(path, RUN | {key: value}, model="er")
-        with pytest.raises(UserError, match="holds no whole state of a run"):
+        with pytest.raises(UserError, match="does not contain the complete state of a run"):
             checkpoint.load_run(path, model="er")
 
 
@@ -315,7 +315,7 @@ def test_header_metadata_of_other_kinds(tmp_path):
 @pytest.mark.parametrize("crafted", [{"step": 1}, {"get_lr": 1}, {"optimizer": 1}, {"__class__": 1}, {3: 1}])
 def test_the_schedule_of_the_loop_takes_no_code(crafted):
     scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], 0.1), 2)
-    with pytest.raises(UserError, match="code and not data"):
+    with pytest.raises(UserError, match="code, not data"):
         state_names.load_scheduler(scheduler, scheduler.state_dict() | crafted, "the schedule")
     state_names.load_scheduler(scheduler, scheduler.state_dict() | {"last_epoch": 7}, "the schedule")
     assert scheduler.last_epoch == 7

@@ -1,4 +1,4 @@
-"""A resumed run stands on the images, labels, names and weights it began with, or is refused in one line."""
+"""A resumed run uses the images, labels, names and weights it started with, or is refused in one line."""
 
 import json
 import os
@@ -165,7 +165,7 @@ def test_another_checkpoint_to_start_from_is_refused(start, tmp_path):
     assert start(*other, model=SGD, runs="first")[0] == 0
     (saved,) = (tmp_path / "others").glob("*.safetensors")
     shutil.copy(saved, start_file)
-    assert refused_for(start(*more, "--resume", "auto", model=SGD), "files of flags", "loadcheck")
+    assert refused_for(start(*more, "--resume", "auto", model=SGD), "files named by flags", "loadcheck")
 
 
 def test_a_record_of_an_earlier_version_goes_on_with_a_warning(start, tmp_path):
@@ -347,7 +347,7 @@ def test_foreign_samples_are_known_by_content(tmp_path):
     images = [np.full((4, 4, 3), k, np.uint8) for k in range(36)]
     big = [np.zeros((64, 64, 3), np.uint8) for _ in range(36)]
     other = [image.copy() for image in big]
-    other[7][30, 30] = 1  # in the middle, which the text of an array leaves out
+    other[7][30, 30] = 1  # in the middle, which repr of an array omits
     kinds = [
         paths,
         np.array(paths),
@@ -367,7 +367,7 @@ def test_foreign_samples_are_known_by_content(tmp_path):
 
 
 def test_comparable_rows_of_a_killed_and_continued_run(start, tmp_path):
-    """The check on what a run stands on does not stop one that stands on the same."""
+    """The check of inputs does not stop a run whose inputs are unchanged."""
     from tests.test_resume import killed_at
 
     assert start(model=SGD, runs="whole")[0] == 0

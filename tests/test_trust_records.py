@@ -1,4 +1,4 @@
-"""Crafted records and texts: each bad record is named and left out, and no text of users is acted upon."""
+"""Crafted records and texts: each bad record is reported and skipped, and text of users is never interpreted."""
 
 import copy
 import json
@@ -396,10 +396,10 @@ def test_no_script_reads_records_by_itself():
 def test_a_resumed_run_refuses_such_a_record_in_one_line(name, tmp_path):
     path = put(tmp_path, name, BAD[name])
     if name == "args null":
-        with pytest.raises(UserError, match="names no seed"):
+        with pytest.raises(UserError, match="does not contain a seed"):
             results.seed_of(results.RunRecord(path.parent))
     else:
-        with pytest.raises(UserError, match="is no line of a record|no JSON"):
+        with pytest.raises(UserError, match="is not a record entry|not JSON"):
             results.read_record(path)
 
 

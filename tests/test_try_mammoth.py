@@ -73,4 +73,4 @@ def test_the_shell_script_passes_on(checkout):
         capture_output=True,
         env=environment | {"MAMMOTH_PATH": str(checkout)},
     )
-    assert done.returncode == 2 and "has no method nothing" in done.stderr
+    assert done.returncode == 2 and "does not have a method nothing" in done.stderr

@@ -1,4 +1,4 @@
-"""Methods on cached CLIP features against independent forms: numpy, scipy, one image at a time, another task order."""
+"""Methods on cached CLIP features against independent code: numpy, scipy, one image at a time, another task order."""
 
 from argparse import ArgumentTypeError, Namespace
 
@@ -47,7 +47,7 @@ MODELS = [Clip, Ncm, Slda, Ridge, LinearProbe]
 
 
 class Pictures(ContinualDataset):
-    """Seven classes in tasks of 2, 3 and 2; class c has 5 + c training pictures and four test pictures."""
+    """Seven classes in tasks of 2, 3 and 2; class c has 5 + c training images and four test images."""
 
     NAME = "pictures"
     SETTING = "class-il"
@@ -121,7 +121,7 @@ def unit(x):
 
 @torch.no_grad()
 def scores(model, dataset):
-    """Logits of all test pictures, in the order of the samples, as numpy."""
+    """Logits of all test images, in the order of the samples, as numpy."""
     pictures = dataset.samples(False).data
     if isinstance(pictures, Pair):
         return model(Pair(model.net.normalize_images(pictures.image), pictures.text)).double().numpy()
@@ -334,7 +334,7 @@ def test_probe_sees_picture_text_or_both(build):
 
 
 def test_probe_input_needs_texts(build):
-    with pytest.raises(UserError, match="pictures alone"):
+    with pytest.raises(UserError, match="has only images"):
         build(LinearProbe, probe_input="text")
 
 

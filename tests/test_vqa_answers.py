@@ -1,4 +1,4 @@
-"""What a question is trained toward: its best answer, if that is an answer of its own task; any number of annotators."""
+"""Training target of a question: its best answer, if its task has that answer; any number of annotators."""
 
 import json
 from argparse import Namespace
@@ -80,7 +80,7 @@ def test_a_file_with_single_answers_is_read_and_told(tmp_path, capsys):
         {"yes": 1.0, "no": float(soft_scores(torch.tensor(1), 4))}
     )
     assert dataset.facts()["other_than_ten_answers"] == 2
-    assert "2 questions have other than ten answers" in capsys.readouterr().out
+    assert "2 questions do not have ten answers" in capsys.readouterr().out
 
 
 def test_a_question_without_answers_is_refused():

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-WORDS = """a an the of in on with and is are it there what which where how many color colour shape photo picture image big small
-red green blue yellow cup star fish key apple boat tree bell moon sea snow night forest desert left right striped dotted plain
-. , ? !""".split()
+WORDS = """a an the of in on with and is are it there what which where how many color colour shape photo picture image
+big small red green blue yellow cup star fish key apple boat tree bell moon sea snow night forest desert left right
+striped dotted plain . , ? !""".split()
 LETTERS = [c for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
 VOCABULARY = [
     "[PAD]",
@@ -46,7 +46,7 @@ def save(net, name: str) -> Path:
 
 @functools.cache
 def vilt_folder(**changes) -> Path:
-    """Pictures of 48 pixels in 9 patches of 16."""
+    """Images of 48 pixels in 9 patches of 16."""
     from transformers import ViltConfig, ViltModel
 
     with torch.random.fork_rng():
@@ -59,7 +59,7 @@ def vilt_folder(**changes) -> Path:
 
 @functools.cache
 def blip_folder() -> Path:
-    """Pictures of 32 pixels in 4 patches of 16; the picture tower is wider than the question encoder. Behind the words come
+    """Images of 32 pixels in 4 patches of 16; the image tower is wider than the question encoder. Behind the words come
     [DEC] and [ENC]."""
     from transformers import BlipConfig, BlipForQuestionAnswering
 

@@ -1,4 +1,4 @@
-"""A stream of tiny pictures, and networks small enough to follow by hand."""
+"""A stream of tiny images, and networks small enough to follow by hand."""
 
 from argparse import Namespace
 
@@ -36,7 +36,7 @@ def toy_args(**changes) -> Namespace:
 
 
 class ToyStream(ContinualDataset):
-    """Classes 0..5 in tasks of 3, 1 and 2; pictures of 1 x 2 x 3 bytes; class c has 7 + c of them."""
+    """Classes 0..5 in tasks of 3, 1 and 2; images of 1 x 2 x 3 bytes; class c has 7 + c of them."""
 
     NAME = "toy"
     SETTING = "class-il"
@@ -80,7 +80,7 @@ class Linear(nn.Module):
 
 
 def random_pairs(n: int, seed: int = 0) -> Pair:
-    """Byte-valued pictures (n, 1, 2, 3) in [0, 1] with token ids (n, 4)."""
+    """Byte-valued images (n, 1, 2, 3) in [0, 1] with token ids (n, 4)."""
     draw = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, 1, 2, 3), generator=draw).float() / 255
     return Pair(images, torch.randint(0, 50, (n, 4), generator=draw))

@@ -27,7 +27,7 @@ def none_or_float(value: str) -> float | None:
 
 
 def custom_str_underscore(value: str) -> str:
-    """Argument type: a name with dashes, whichever way it was typed."""
+    """Argument type: a name with dashes, also if typed with underscores."""
     return str(value).replace("_", "-")
 
 
@@ -37,7 +37,7 @@ def create_if_not_exists(path: str) -> None:
 
 
 def random_id(length: int = 8, alphabet: str = string.ascii_letters + string.digits) -> str:
-    """A random identifier; not drawn from any seeded state."""
+    """A random identifier; independent of all seeded streams."""
     return "".join(random.SystemRandom().choice(alphabet) for _ in range(length))
 
 
@@ -52,14 +52,14 @@ def smart_joint(*paths: str) -> str:
 
 
 def or_text(value, name: str):
-    """A value that json knows as it is, any other as text."""
+    """A value that json supports unchanged, any other as text."""
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def to_parsable_obj(value, leaf=or_text, name: str = "value"):
     """Plain values of the same content, as json can hold them: arrays and tensors as lists, sets sorted.
 
-    What holds no other values becomes leaf(value, name), name being the path to it.
+    A value that contains no others becomes leaf(value, name), where name is the path to it.
     """
     if isinstance(value, Namespace):
         value = vars(value)

@@ -1,7 +1,7 @@
-"""torchvision transforms as operations on whole batches, with the random numbers of each sample handed in.
+"""torchvision transforms as operations on whole batches, with the random numbers of each sample passed in.
 
 A transform is compiled once from the torchvision Compose that a dataset declares. An operation has `n_random`, the
-uniform numbers it wants per sample, and `apply(x, u)` with x (B, C, H, W) float in [0, 1] and u (B, n_random).
+uniform numbers it needs per sample, and `apply(x, u)` with x (B, C, H, W) float in [0, 1] and u (B, n_random).
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class RandomFlip:
 
 
 class RandomGray:
-    """Replace colour by luminance with probability p."""
+    """Replace color by luminance with probability p."""
 
     n_random = 1
 
@@ -63,7 +63,7 @@ class RandomGray:
 
 
 class Fixed:
-    """Any function of the batch that draws nothing."""
+    """Any deterministic function of the batch."""
 
     n_random = 0
 
@@ -88,7 +88,7 @@ class Normalize:
 
 
 class BatchTransform:
-    """A sequence of batch operations; called without numbers it draws them from torch's global state."""
+    """A sequence of batch operations; without given random numbers, it draws them from torch's global state."""
 
     def __init__(self, operations: list):
         self.operations = operations
@@ -112,7 +112,7 @@ class BatchTransform:
 
 
 def compile_transform(transform) -> BatchTransform | None:
-    """The batch form of a torchvision transform, or None when it holds an operation that has none."""
+    """The batch form of a torchvision transform, or None if one of its operations does not have one."""
     if transform is None or isinstance(transform, BatchTransform):
         return transform or BatchTransform([])
     operations, steps = [], flatten(transform)
@@ -159,7 +159,7 @@ def resize(step: T.Resize, on_bytes: bool) -> Fixed | None:
     if not on_bytes:
         return Fixed(step)
     if not step.antialias or mode not in {T.InterpolationMode.BILINEAR, T.InterpolationMode.BICUBIC}:
-        return None  # PIL takes other pixels there than tensors do
+        return None  # PIL picks other pixels than tensor operations do
     return Fixed(lambda x: step(x).clamp_(0, 1))  # bytes cannot overshoot
 
 

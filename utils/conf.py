@@ -24,7 +24,7 @@ def of_run(name: str):
 
 
 def get_device(avail_devices: str | None = None) -> torch.device:
-    """The named device, or the GPU with most free memory, or the CPU. A device that is not there is an error."""
+    """The named device, or the GPU with most free memory, or the CPU. A missing device is an error."""
     avail_devices = avail_devices or _of_run["device"]
     if avail_devices:
         name = str(avail_devices).split(",")[0].strip()
@@ -34,7 +34,7 @@ def get_device(avail_devices: str | None = None) -> torch.device:
             torch.empty(1, device=device).fill_(0).item()  # the device `meta` computes nothing
         except (RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise UserError(f"--device {avail_devices} cannot be used ({reason}); leave it out or say cpu") from None
+            raise UserError(f"--device {avail_devices} cannot be used ({reason}); leave it out or use cpu") from None
         return device
     if torch.cuda.is_available():
         free = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
@@ -51,17 +51,17 @@ def base_path(args: Namespace | None = None) -> str:
 
 
 def get_checkpoint_path() -> str:
-    """Folder for what a method keeps on disk."""
+    """Folder for files that a method writes."""
     return _of_run["checkpoint_path"] or "./checkpoints/"
 
 
 def worker_init_fn(worker_id: int, num_workers: int = 1, seed: int = 0) -> None:
-    """Each worker of a DataLoader its own random states."""
+    """Give each worker of a DataLoader its own random states."""
     set_random_seed(num_workers * seed + worker_id)
 
 
 def create_seeded_dataloader(args: Namespace, dataset, non_verbose: bool = True, **options):
-    """A DataLoader whose order depends on --seed and on nothing drawn before."""
+    """A DataLoader whose order depends only on --seed, not on earlier draws."""
     seed = getattr(args, "seed", None) or 0
     options.setdefault("num_workers", getattr(args, "num_workers", None) or 0)
     options.setdefault("generator", torch.Generator().manual_seed(seed))
@@ -71,7 +71,7 @@ def create_seeded_dataloader(args: Namespace, dataset, non_verbose: bool = True,
 
 
 def warn_once(*messages) -> None:
-    """A warning that is given once per process, whatever the number of calls."""
+    """A warning that is shown once per process, regardless of the number of calls."""
     text = " ".join(map(str, messages))
     if text not in _warned:
         _warned.add(text)

@@ -1,4 +1,4 @@
-"""What files hold: sha256 of their bytes. Earlier digests are believed only where a file cannot have changed since."""
+"""Checksums of files: sha256 of their bytes. Earlier digests are trusted only if a file cannot have changed since."""
 
 import contextlib
 import hashlib
@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-RECENT_NS = (
-    2 * 10**9
-)  # a file changed so shortly before it was read may have changed again in the same tick of its clock
+RECENT_NS = 2 * 10**9  # a file changed so shortly before it was read may have changed again within one clock tick
 READERS = 8  # files read at once
 
 
@@ -34,9 +32,9 @@ def file_digest(path: str | os.PathLike) -> bytes:
 def content_digests(paths: Sequence[Path], folder: Path | None = None, trust_times: bool = True) -> np.ndarray:
     """(N, 32) bytes: the sha256 of every file.
 
-    `folder` keeps them for the next call with the same paths. A kept one stands in for reading only if size, inode and
-    both times of the file are what they were, and those times were not recent when it was read; `trust_times` False
-    reads every file. OSError names a file that is not there.
+    `folder` caches them for the next call with the same paths. A cached one replaces reading only if size, inode and
+    both times of the file are unchanged, and those times were not recent when it was read; `trust_times` False
+    reads every file. OSError names a missing file.
     """
     index = (
         None
@@ -58,7 +56,7 @@ def content_digests(paths: Sequence[Path], folder: Path | None = None, trust_tim
 
 
 def _stat(path: Path) -> list[int]:
-    """What changes when a file is written: the second time (of its inode) even where a program sets the first back."""
+    """What changes when a file is written: ctime (the second time) even if a program resets mtime."""
     stat = os.stat(path)
     return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
@@ -68,7 +66,7 @@ def _believed(stat: list[int], entry: list | None) -> bool:
 
 
 def _read_index(index: Path | None, count: int) -> list:
-    """Entries [size, inode, two times, time of reading, digest] in the order of the paths; None for each without one."""
+    """Entries [size, inode, two times, time of reading, digest] in the order of the paths; None for missing ones."""
     nothing = [None] * count
     if index is None:
         return nothing
@@ -87,7 +85,7 @@ def _well_formed(entry) -> bool:
 
 
 def _write_index(index: Path, entries: list) -> None:
-    """Replace the index; where that cannot be done files are read again next time."""
+    """Replace the index; if that fails, files are read again next time."""
     temporary = index.with_name(f"{index.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         try:

@@ -1,11 +1,11 @@
-"""Distillation: how far a network's answers are from a teacher's."""
+"""Distillation: how far a network's outputs are from a teacher's."""
 
 import torch
 import torch.nn.functional as F
 
 
 def row_divergence(outputs: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(softmax(teacher / T) || softmax(outputs / T)) of each row of logits (..., C) -> (...); 0 where they are equal."""
+    """KL(softmax(teacher / T) || softmax(outputs / T)) of each row of logits (..., C) -> (...); 0 if equal."""
     return _terms(outputs, teacher, temperature).sum(-1)
 
 

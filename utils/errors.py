@@ -1,4 +1,4 @@
-"""The two ways a run can end early on purpose, and lack of memory; `main.py` turns them into exit codes."""
+"""The two deliberate ways to end a run early, and lack of memory; `main.py` turns them into exit codes."""
 
 import contextlib
 import errno
@@ -9,19 +9,19 @@ LONG_WORD = re.compile(r"[^\s/]{256,}")  # longer than any part of a path
 LONG_LINE = re.compile(r"[^\n]{2000,}")
 CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]"
-)  # would move the cursor of a terminal, or be read as another line
+)  # would move a terminal's cursor, or be read as a new line
 
 
 def shown(value, limit: int = 80) -> str:
-    """A value as messages show it: the middle of a long one is left out."""
+    """A value as shown in messages: the middle of a long one is omitted."""
     text = str(value).replace("\n", "\\n")
     if len(text) <= limit:
         return text
-    return f"{text[: limit // 2]}...({len(text):,} letters)...{text[-limit // 4 :]}"
+    return f"{text[: limit // 2]}...({len(text):,} characters)...{text[-limit // 4 :]}"
 
 
 class UserError(Exception):
-    """A mistake the user can mend: the message is the fact and the remedy in one line. Exit code 2, no traceback."""
+    """An error the user can fix: the message gives the fact and the remedy in one line. Exit code 2, no traceback."""
 
     def __init__(self, message: object = ""):
         text = LONG_WORD.sub(lambda word: shown(word[0]), CONTROL.sub("?", str(message)))
@@ -37,7 +37,7 @@ class Interrupted(Exception):
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether the machine or its GPU could not give the memory asked for."""
+    """Whether the machine or its GPU could not provide the requested memory."""
     refused = (
         "can't allocate memory",
         "not enough memory",
@@ -53,10 +53,10 @@ def memory_ran_out(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike, remedy: str = "choose another --results_path"):
-    """Turn what a disk can refuse into one line with the path and the remedy."""
+    """Turn disk errors into one line with the path and the remedy."""
     try:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise UserError(f"no space left for {path}; free some or {remedy}") from error
+            raise UserError(f"no space left for {path}; free some space or {remedy}") from error
         raise UserError(f"cannot write {path}: {error.strerror}; {remedy}") from error

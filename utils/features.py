@@ -1,8 +1,8 @@
-"""FeatureStore: rows of a frozen encoder, each computed once and served to every class order, seed, split and method.
+"""FeatureStore: outputs of a frozen encoder, computed once and reused by every class order, seed, split and method.
 
-A store keeps one table per (encoder, samples). A table is a list of segments: arrays of records (row number, features) in
-the order in which they became known. On disk a segment is one file named by the checksum of its bytes, written to a
-temporary name and renamed, so a reader sees it whole or not at all and writers cannot disturb each other.
+A store has one table per (encoder, samples). A table is a list of segments: arrays of records (row number, features) in
+the order in which they were computed. On disk a segment is one file named by the checksum of its bytes, written to a
+temporary name and renamed, so readers see all of it or nothing, and writers do not interfere.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from tqdm import tqdm
 
 from utils.errors import UserError, disk_errors
 
-FULL, HALF = "<f4", "<f2"  # numpy's types of the numbers that a store keeps
-BATCH_SIZE = 64  # images per call of an encoder that names no batch size of its own
+FULL, HALF = "<f4", "<f2"  # numpy types of stored numbers
+BATCH_SIZE = 64  # images per call of an encoder without its own batch size
 SEGMENT_BYTES = 2**28  # a segment is closed at this size ...
-SEGMENT_S = 60.0  # ... or after this time, so that an interrupted encoding loses at most a minute
-MAX_SMALL_SEGMENTS = 32  # more segments below SEGMENT_BYTES than this are merged into one
-VERIFIED = 1e-2  # kept features may differ by this share of their length: batches and devices round differently
+SEGMENT_S = 60.0  # ... or after this time, so that interrupted encoding loses at most a minute
+MAX_SMALL_SEGMENTS = 32  # if there are more segments below SEGMENT_BYTES, they are merged
+VERIFIED = 1e-2  # cached features may differ by this fraction of their norm: batches and devices round differently
 STALE_S = 3600.0  # temporary files older than this were left by a killed process
 
 
 class Table:
-    """What is known of one (encoder, samples): where each row is. `folder` None keeps the segments in memory."""
+    """The known rows of one (encoder, samples): where each one is. `folder` None keeps the segments in memory."""
 
     def __init__(self, n_rows: int, dim: int, folder: Path | None, precision: str = FULL):
         self.record = np.dtype([("row", "<i8"), ("x", precision, (dim,))])
@@ -40,14 +40,14 @@ class Table:
         self.segment_of = np.full(n_rows, -1, dtype=np.int32)  # -1: not known yet
         self.place_of = np.zeros(n_rows, dtype=np.int64)
         self.earlier = np.zeros(n_rows, dtype=bool)  # computed by another run or process
-        self.served = np.zeros(n_rows, dtype=bool)  # asked for by this process
-        self.asked = np.zeros(n_rows, dtype=bool)  # rows that this run has asked for
-        self.before = self.asked.copy()  # ... by the moment that it goes on from
-        self.free = np.zeros(n_rows, dtype=bool)  # rows that were there before it, or that others encoded meanwhile
+        self.served = np.zeros(n_rows, dtype=bool)  # requested by this process
+        self.asked = np.zeros(n_rows, dtype=bool)  # rows that this run has requested
+        self.before = self.asked.copy()  # ... up to the checkpoint it resumes from
+        self.free = np.zeros(n_rows, dtype=bool)  # rows that existed before it, or that others encoded meanwhile
         self.refresh()
 
     def refresh(self) -> None:
-        """Take up the segments that other processes, or earlier runs, have left in the folder."""
+        """Open the segments that other processes or earlier runs have written to the folder."""
         if self.folder is None or not self.folder.is_dir():
             return
         unknown = self.segment_of < 0
@@ -57,17 +57,17 @@ class Table:
                     path.unlink()
                 elif path.suffix == ".rows" and path.stem not in self.segments:
                     self._open(path)
-            except FileNotFoundError:  # merged by another process after the listing: its rows are just not known here
+            except FileNotFoundError:  # merged by another process after the listing: its rows are simply not known here
                 continue
             except OSError as error:
                 warnings.warn(
-                    f"features in {path} cannot be read ({error.strerror}); they are computed again", stacklevel=2
+                    f"features in {path} cannot be read ({error.strerror}); they are recomputed", stacklevel=2
                 )
         self.free |= unknown & (self.segment_of >= 0) & ~self.asked
         self._merge()
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Features (len(rows), D) of known rows, in the order asked."""
+        """Features (len(rows), D) of known rows, in the requested order."""
         out = np.empty((len(rows), *self.record["x"].shape), dtype=self.record["x"].base)
         segment_of, place_of = self.segment_of[rows], self.place_of[rows]
         arrays = list(self.segments.values())
@@ -77,7 +77,7 @@ class Table:
         return out
 
     def append(self, rows: np.ndarray, features: np.ndarray) -> None:
-        """Add rows that were not known: to disk first, then to what this process sees."""
+        """Add unknown rows: to disk first, then to this process's table."""
         records = np.empty(len(rows), dtype=self.record)
         records["row"], records["x"] = rows, features
         self._add(*self._write(records))
@@ -113,7 +113,7 @@ class Table:
         return name, mapped
 
     def _open(self, path: Path) -> None:
-        """Map one file; a damaged one is named in a warning and removed, so its rows are computed again."""
+        """Map one file; a damaged one is reported in a warning and removed, so its rows are recomputed."""
         size = path.stat().st_size
         if size and size % self.record.itemsize == 0:
             records = np.memmap(path, dtype=self.record, mode="r")
@@ -123,11 +123,11 @@ class Table:
                 self.earlier[records["row"][self.segment_of[records["row"]] < 0]] = True
                 self._add(path.stem, records)
                 return
-        warnings.warn(f"features in {path} are damaged; they are removed and computed again", stacklevel=2)
+        warnings.warn(f"features in {path} are damaged; they are removed and recomputed", stacklevel=2)
         path.unlink(missing_ok=True)
 
     def _sound(self, records: np.ndarray) -> bool:
-        """Whether the records are of rows that there are, each once, and finite numbers."""
+        """Whether the records are of existing rows, each once, with finite numbers."""
         rows = records["row"]
         inside = 0 <= rows.min() and rows.max() < len(self.segment_of) and len(np.unique(rows)) == len(rows)
         return bool(inside and np.isfinite(records["x"]).all())
@@ -141,13 +141,13 @@ class Table:
         self.earlier[:] = self.free[:] = False
 
     def serve(self, rows: np.ndarray) -> int:
-        """Note rows as asked for; how many of them are news and from an earlier run."""
+        """Mark rows as requested; returns how many of them are new and from an earlier run."""
         fresh = np.unique(rows[~self.served[rows] & self.earlier[rows]])
         self.served[rows] = True
         return len(fresh)
 
     def _merge(self) -> None:
-        """Join many small segments into one, as callers that ask for a few rows at a time leave them."""
+        """Join many small segments into one, left by callers that request a few rows at a time."""
         small = [name for name, records in self.segments.items() if records.nbytes < SEGMENT_BYTES]
         if len(small) <= MAX_SMALL_SEGMENTS:
             return
@@ -166,41 +166,41 @@ class Table:
 class FeatureStore:
     """Features of images by a frozen encoder, looked up by row.
 
-    samples: any object with `fingerprint` (str), `__len__` and `images(rows) -> uint8 tensor (B, C, H, W) or list of PIL
-    images`. encoder: `key` (str: weights, layer, preprocessing, precision), `dim`, `deterministic`, `encoder(images) ->
-    (B, dim)` and, where it knows what suits it, `batch_size` and `precision` (numpy's type of a kept number). Modes: "disk"
-    (under root, shared by runs), "verify" (the same, and what earlier runs kept is computed once more and compared), "ram"
-    (this object's life), "off" (computed at each call). Ask for many rows at once: one call is one segment.
+    samples: any object with `fingerprint` (str), `__len__` and `images(rows) -> uint8 tensor (B, C, H, W) or list of
+    PIL images`. encoder: `key` (str: weights, layer, preprocessing, precision), `dim`, `deterministic`,
+    `encoder(images) -> (B, dim)` and optionally `batch_size` and `precision` (the numpy type of stored numbers). Modes:
+    "disk" (under root, shared by runs), "verify" (the same, but features of earlier runs are recomputed and compared),
+    "ram" (this object's life), "off" (computed at each call). Request many rows at once: one call is one segment.
     """
 
     def __init__(self, root: str | Path | None, mode: str = "disk", progress: bool = True) -> None:
         if mode not in ("disk", "verify", "ram", "off"):
-            raise UserError(f"feature mode '{mode}' is unknown: disk, verify, ram or off")
+            raise UserError(f"unknown feature mode '{mode}': use disk, verify, ram or off")
         if mode in ("disk", "verify") and root is None:
-            raise UserError("features on disk need a folder: give one, or use --features ram")
+            raise UserError("features on disk need a folder: specify one, or use --features ram")
         self.root, self.mode = (Path(root).expanduser() if root is not None else None), mode
         self.progress = progress
         self.not_kept = 0  # images that went through an encoder for one call alone
         self.reused = 0  # images whose features are from an earlier run
         self.tables: dict[str, Table] = {}
         self.ledger: Path | None = None
-        self.asked_before: dict[str, bytes] = {}  # by table: rows asked for, of tables that are not open yet
+        self.asked_before: dict[str, bytes] = {}  # by table: requested rows of tables that are not open yet
 
     @property
     def forwards(self) -> int:
-        """Images that went through an encoder since the run began or the moment it goes on from, also those that a process
-        killed after that moment has left on disk."""
+        """Images encoded since the run began or the checkpoint it resumed from, also those that a process
+        killed after that checkpoint has left on disk."""
         return self.not_kept + sum(int((t.asked & ~t.free & ~t.before).sum()) for t in self.tables.values())
 
     def keep_ledger(self, folder: Path) -> None:
-        """Note in `folder` which rows of each table were there before this run, so that a process which goes on with it
-        counts what the uninterrupted run would have."""
+        """Store in `folder` which rows of each table existed before this run, so that a process that resumes it
+        counts what the uninterrupted run would have counted."""
         self.ledger = folder
         for key, table in self.tables.items():
             self._note(key, table)
 
     def asked(self) -> dict[str, bytes]:
-        """Rows of each table that this run has asked for, as packed bits."""
+        """Rows of each table that this run has requested, as packed bits."""
         return self.asked_before | {key: np.packbits(table.asked).tobytes() for key, table in self.tables.items()}
 
     def load_asked(self, state: dict[str, bytes]) -> None:
@@ -211,7 +211,7 @@ class FeatureStore:
             table.asked = table.before.copy()
 
     def _note(self, key: str, table: Table) -> None:
-        """Take `free` from the ledger, or write it there where this run has no note of the table yet."""
+        """Read `free` from the ledger, or write it there if this run does not have an entry for the table yet."""
         if self.ledger is None or self.mode not in ("disk", "verify"):
             return
         path = self.ledger / f"{key[:32]}.known"
@@ -225,13 +225,13 @@ class FeatureStore:
             os.replace(temporary, path)
 
     def rows(self, samples, rows: Tensor, encoder, desc: str = "features") -> Tensor:
-        """Features (len(rows), D) on the CPU, fp32 or what the encoder names as its precision, in the order asked; what
+        """Features (len(rows), D) on the CPU, fp32 or the encoder's `precision`, in the requested order; what
         is not known yet is computed and kept."""
         if not encoder.deterministic:
-            raise UserError("features of a random transform or of a tower in training mode cannot be kept: freeze it")
+            raise UserError("features of a random transform or of a tower in training mode cannot be cached: freeze it")
         wanted = np.asarray(rows.cpu(), dtype=np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(samples):
-            raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked of {len(samples)} samples")
+            raise IndexError(f"rows {wanted.min()}..{wanted.max()} requested of {len(samples)} samples")
         if hasattr(samples, "distinct"):  # several samples show one image
             wanted, samples = samples.place.numpy()[wanted], samples.distinct
         precision = getattr(encoder, "precision", FULL)
@@ -265,7 +265,7 @@ class FeatureStore:
         return self.tables[key]
 
     def _verify(self, table: Table, samples, rows: np.ndarray, encoder) -> None:
-        """Compute rows of earlier runs once more; where one differs, all that was kept with it goes."""
+        """Recompute rows of earlier runs; if one differs, the whole table is dropped."""
         again = Table(len(samples), encoder.dim, None, getattr(encoder, "precision", "<f4"))
         self._compute(again, samples, rows, encoder, "verifying features")
         kept, new = (t.gather(rows).astype(np.float64).reshape(len(rows), -1) for t in (table, again))
@@ -274,7 +274,7 @@ class FeatureStore:
         if wrong.any():
             folder, n = table.folder, int(wrong.sum())
             warnings.warn(
-                f"features of {n} images in {folder} are not those of the images; they are removed and computed again",
+                f"features of {n} images in {folder} do not match the images; they are removed and recomputed",
                 stacklevel=2,
             )
             table.drop()
@@ -282,11 +282,11 @@ class FeatureStore:
 
     @staticmethod
     def _missing(table: Table, wanted: np.ndarray) -> np.ndarray:
-        """Distinct rows that the table does not know, ascending: the order in which files lie."""
+        """Distinct rows that are not in the table, ascending: the order of the files."""
         return np.unique(wanted[table.segment_of[wanted] < 0])
 
     def _compute(self, table: Table, samples, missing: np.ndarray, encoder, desc: str) -> None:
-        """Encode rows in batches; the next batch is read while the present one is encoded."""
+        """Encode rows in batches; the next batch is read while the current one is encoded."""
         size = getattr(encoder, "batch_size", BATCH_SIZE)
         batches = np.split(missing, range(size, len(missing), size)) if len(missing) else []
         done: list[tuple[np.ndarray, np.ndarray]] = []
@@ -298,11 +298,11 @@ class FeatureStore:
                 images = ahead.result()
                 if number + 1 < len(batches):
                     ahead = reader.submit(samples.images, torch.from_numpy(batches[number + 1]))
-                with np.errstate(over="ignore"):  # what is too large for the precision is told below
+                with np.errstate(over="ignore"):  # what is too large for the precision is reported below
                     features = np.asarray(encoder(images).float().cpu()).astype(table.record["x"].base, copy=False)
                 if not np.isfinite(features).all():
                     raise UserError(
-                        "the encoder gave features that are not finite; use a wider type (--clip_dtype fp32)"
+                        "the encoder returned features that are not finite; use a wider type (--clip_dtype fp32)"
                     )
                 done.append((batch, features))
                 full = sum(kept.nbytes for _, kept in done) >= SEGMENT_BYTES or time.monotonic() - started > SEGMENT_S
@@ -313,19 +313,19 @@ class FeatureStore:
 
 
 def unpacked(bits: bytes, n: int) -> np.ndarray:
-    """The first `n` of packed bits; those that are missing are off."""
+    """The first `n` of packed bits; missing ones are off."""
     packed = np.frombuffer(bits.ljust(-(-n // 8), b"\0"), dtype=np.uint8)
     return np.unpackbits(packed, count=n).astype(bool)
 
 
 class Sources:
-    """Sample lists by number, so that a row of any is named by two integers; no part of what a method keeps."""
+    """Sample lists by number, so that a row of any is given by two integers; not part of a method's state."""
 
     def __init__(self) -> None:
-        self.known: list[tuple] = []  # (sample list, what is remembered of it)
+        self.known: list[tuple] = []  # (sample list, what is stored with it)
 
     def number(self, samples, make: Callable) -> int:
-        """The number of a sample list; a new one gets the next, and `make()` is remembered with it."""
+        """The number of a sample list; a new one gets the next, and `make()` is stored with it."""
         for number, (known, _) in enumerate(self.known):
             if known is samples:
                 return number

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from utils import binary_to_boolean_type, custom_str_underscore
 from utils.errors import shown
 
-LARGEST_INT = 2**63 - 1  # what a tensor can hold
-NAME_BYTES, PATH_LETTERS = 255, 3000  # of one part, and of a whole path, with room for what we put behind it
+LARGEST_INT = 2**63 - 1  # the range of a tensor
+NAME_BYTES, PATH_LETTERS = 255, 3000  # of one part, and of a whole path, with room for what we append
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, open_low=False, open_high=False) -> Callable:
-    """Argument type: a finite number in a range; the error says which range."""
+    """Argument type: a finite number in a range; the error gives the range."""
     left, right = ("(" if open_low else "["), (")" if open_high else "]")
     span = f"{left}{low:g}, {high:g}{right}" if math.isfinite(high) else f"{'>' if open_low else '>='} {low:g}"
 
@@ -64,7 +64,7 @@ def sentence(text) -> str:
         fits = False
     if not fits:
         raise argparse.ArgumentTypeError(
-            f"'{shown(text)}' must hold the class name's place once, as {{}}: 'a photo of a {{}}.'"
+            f"'{shown(text)}' must contain the placeholder {{}} for the class name exactly once: 'a photo of a {{}}.'"
         )
     return text
 
@@ -86,12 +86,10 @@ def path(text) -> str:
     """Argument type: a path that a file system can hold; ~ and ~user are expanded."""
     text = str(text)
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"'{shown(text)}' is no path")
+        raise argparse.ArgumentTypeError(f"'{shown(text)}' is not a path")
     whole = os.path.expanduser(text)
     if whole.startswith("~"):
-        raise argparse.ArgumentTypeError(
-            f"'{shown(text)}': there is no user {shown(whole.split('/')[0][1:] or 'home')} here"
-        )
+        raise argparse.ArgumentTypeError(f"'{shown(text)}': unknown user {shown(whole.split('/')[0][1:] or 'home')}")
     longest = max(whole.split("/"), key=len)
     if len(longest.encode(errors="surrogateescape")) > NAME_BYTES or len(whole) > PATH_LETTERS:
         what = (
@@ -107,7 +105,7 @@ def file_name(text) -> str:
     """Argument type: the start of a file's name, not a path."""
     if not str(text).strip(". ") or any(c in "/\\\0" or not c.isprintable() for c in str(text)) or len(str(text)) > 80:
         raise argparse.ArgumentTypeError(
-            f"'{shown(text)}' is no part of a file's name: give 1 to 80 letters without / and \\"
+            f"'{shown(text)}' is not valid in a file name: use 1 to 80 characters without / and \\"
         )
     return str(text)
 
@@ -117,50 +115,56 @@ def alias(choices: dict[str, str]) -> Callable:
 
     def parse(text):
         if str(text) not in choices:
-            raise argparse.ArgumentTypeError(f"'{shown(text)}' is none of {', '.join(sorted(set(choices.values())))}")
+            raise argparse.ArgumentTypeError(
+                f"'{shown(text)}' is not one of {', '.join(sorted(set(choices.values())))}"
+            )
         return choices[str(text)]
 
     return parse
 
 
 def add_first_args(parser: argparse.ArgumentParser) -> None:
-    """What decides which files are imported."""
+    """Flags that decide which files are imported."""
     group = parser.add_argument_group("what to run")
     group.add_argument("--model", type=custom_str_underscore, help="method to train (--list models)")
     group.add_argument("--dataset", type=custom_str_underscore, help="stream of tasks (--list datasets)")
     group.add_argument("--backbone", help="network (--list backbones; timm:<name> for any timm model)")
-    group.add_argument("--dataset_config", help="yaml in datasets/configs/<dataset>/ (used by itself if named default)")
+    group.add_argument(
+        "--dataset_config", help="yaml in datasets/configs/<dataset>/ (default.yaml is used automatically)"
+    )
     group.add_argument(
         "--model_config",
         type=alias({"default": "default", "base": "default", "best": "best"}),
         default="default",
-        help="hyper-parameters of models/config/<model>.yaml: default or best",
+        help="hyperparameters from models/config/<model>.yaml: default or best",
     )
     group.add_argument(
         "--plugins",
         action="append",
         metavar="PATH",
         type=path,
-        help="a .py file, a folder of them, or a checkout of Mammoth whose files join ours; may be repeated. "
-        "--model plugin:er takes theirs where both have the name",
+        help="a .py file, a folder of them, or a checkout of Mammoth whose files are added to ours; may be repeated. "
+        "--model plugin:er selects theirs if both have the name",
     )
     group.add_argument("--loadcheck", type=path, help="checkpoint whose weights are loaded before training")
     group.add_argument(
         "--list",
         nargs="*",
         metavar="WORD",
-        help="list models, datasets, backbones or all with one line each, and exit; further words are patterns of names, "
+        help="list models, datasets, backbones or all, one per line, and exit; further words are name patterns, "
         "for example models 'l*'",
     )
-    group.add_argument("--show_config", action="store_true", help="print every value with its origin, and leave")
-    group.add_argument("-h", "--help", action="store_true", help="this help; with --model and --dataset also theirs")
+    group.add_argument("--show_config", action="store_true", help="print every value with its origin, and exit")
+    group.add_argument(
+        "-h", "--help", action="store_true", help="show this help; with --model and --dataset, also their flags"
+    )
 
 
 def add_experiment_args(parser: argparse.ArgumentParser) -> None:
-    """Flags that change the numbers."""
+    """Flags that change the results."""
     group = parser.add_argument_group("experiment")
     add = group.add_argument
-    add("--lr", type=positive, help="learning rate (needed when something is trained by the loop)")
+    add("--lr", type=positive, help="learning rate (required if the training loop trains anything)")
     add("--batch_size", type=positive_int, help="stream batch size (default: the dataset's)")
     add(
         "--label_perc_by_task",
@@ -169,7 +173,7 @@ def add_experiment_args(parser: argparse.ArgumentParser) -> None:
         dest="label_perc",
         type=share,
         default=1.0,
-        help="share of each task's images that keep their label",
+        help="fraction of each task's images that keep their label",
     )
     add(
         "--label_perc_by_class",
@@ -177,28 +181,28 @@ def add_experiment_args(parser: argparse.ArgumentParser) -> None:
         dest="label_perc_by_class",
         type=share,
         default=1.0,
-        help="share of each class's images that keep their label",
+        help="fraction of each class's images that keep their label",
     )
-    add("--joint", type=boolean, default=False, help="one task with all classes: the upper bound")
+    add("--joint", type=boolean, default=False, help="joint training: one task with all classes (upper bound)")
     add(
         "--eval_future",
         type=boolean,
-        help="evaluate on tasks not yet seen, too (default: where the method is about that)",
+        help="also evaluate on future tasks (default: on for methods designed for it)",
     )
     add(
         "--mixed_batches",
         type=boolean,
         default=False,
-        help="the scores of each test set once more, from test batches that mix all test sets at random",
+        help="also score each test set from test batches that mix all test sets at random",
     )
     add("--custom_task_order", type=integer_list, help="order of tasks, for example 2,0,1")
     add("--custom_class_order", type=integer_list, help="order of classes, a permutation")
-    add("--permute_classes", type=boolean, default=False, help="shuffle the class order by --class_order_seed")
+    add("--permute_classes", type=boolean, default=False, help="shuffle the class order with --class_order_seed")
     add("--class_order_seed", type=natural, help="seed of the class order (default: --seed)")
     add(
         "--validation",
         type=number(float, 0, 100, open_low=True, open_high=True),
-        help="share (< 1) or percent per class held out of train and used instead of the test set",
+        help="fraction (< 1) or percent per class held out of the training set and used instead of the test set",
     )
     add(
         "--validation_mode",
@@ -213,7 +217,7 @@ def add_experiment_args(parser: argparse.ArgumentParser) -> None:
         help="symmetric, or asymmetric (CIFAR-10 and CIFAR-100)",
         type=alias({name[:end]: name for name in ("symmetric", "asymmetric") for end in (None, -5, -6)}),  # symm, sym
     )
-    add("--noise_rate", type=fraction, default=0.0, help="share of training labels that are wrong")
+    add("--noise_rate", type=fraction, default=0.0, help="fraction of training labels that are wrong")
     add("--start_from", type=natural, help="first task to train (0-based)")
     add("--stop_after", type=natural, help="last task to train (0-based)")
 
@@ -229,12 +233,19 @@ def _add_training_args(add: Callable) -> None:
     add("--early_stopping_patience", type=positive_int, default=5, help="checks without improvement before stopping")
     add("--early_stopping_metric", choices=["loss", "accuracy"], default="loss")
     add("--early_stopping_freq", type=positive_int, default=1, help="epochs between checks")
-    add("--early_stopping_epsilon", type=non_negative, default=1e-6, help="smallest change that counts")
+    add(
+        "--early_stopping_epsilon",
+        type=non_negative,
+        default=1e-6,
+        help="smallest change that counts as an improvement",
+    )
     add("--n_epochs", type=natural, help="epochs per task (default: the dataset's)")
     add("--n_iters", type=positive_int, help="iterations per task, with --fitting_mode iters")
     add("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd")
     add("--optim_wd", type=non_negative, default=0.0, help="weight decay")
-    add("--decay_vectors", type=boolean, default=True, help="weight decay on biases, norms and scale factors, too")
+    add(
+        "--decay_vectors", type=boolean, default=True, help="also apply weight decay to biases, norms and scale factors"
+    )
     add("--optim_mom", type=non_negative, default=0.0, help="SGD momentum")
     add("--optim_nesterov", type=boolean, default=False)
     add("--drop_last", type=boolean, default=False, help="drop the last incomplete batch of an epoch")
@@ -245,27 +256,29 @@ def _add_training_args(add: Callable) -> None:
 
 
 def add_management_args(parser: argparse.ArgumentParser) -> None:
-    """Flags that change where things go and how fast, not the numbers."""
+    """Flags that change where things are written and how fast, not the results."""
     group = parser.add_argument_group("management")
     add = group.add_argument
-    add("--seed", type=natural, help="seed of everything (default: drawn, and written to the record)")
+    add("--seed", type=natural, help="seed of everything (default: random, and written to the record)")
     add("--base_path", type=path, default="./data/", help="root of the datasets")
     add("--results_path", type=path, default="./runs/", help="root of the run records")
     add("--checkpoint_path", type=path, help="folder for --savecheck (default: ckpt/ in the run's folder)")
-    add("--device", help="cpu, cuda, cuda:1, 0 ... (default: the emptiest GPU, else the CPU)")
-    add("--num_workers", type=natural, help="processes that read image files (default: 0; numbers do not change)")
-    add("--max_memory_gb", type=positive, help="refuse sizes that need more (default: what the machine has free)")
-    add("--notes", help="free text kept in the record")
-    add("--eval_epochs", type=positive_int, help="evaluate every k epochs inside a task, too")
+    add("--device", help="cpu, cuda, cuda:1, 0 ... (default: the GPU with the most free memory, else the CPU)")
+    add("--num_workers", type=natural, help="processes that read image files (default: 0; does not change results)")
+    add(
+        "--max_memory_gb", type=positive, help="refuse sizes that need more memory (default: the machine's free memory)"
+    )
+    add("--notes", help="free text stored in the record")
+    add("--eval_epochs", type=positive_int, help="also evaluate every k epochs within a task")
     add("--eval_batch_size", type=positive_int, help="images per evaluation batch (default: what fits 64 MiB)")
     add(
         "--enable_other_metrics",
         type=boolean,
         default=False,
-        help="forward transfer (needs one more evaluation a task)",
+        help="forward transfer (needs one more evaluation per task)",
     )
     add("--non_verbose", type=boolean, default=False, help="no progress bars")
-    add("--disable_log", type=boolean, default=False, help="write no record")
+    add("--disable_log", type=boolean, default=False, help="do not write a record")
     add("--debug_mode", type=boolean, default=False, help="a few batches per epoch and test set: does it run?")
     add("--inference_only", type=boolean, default=False, help="evaluate without training")
     add(
@@ -273,45 +286,49 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
         "--code_optimization",
         type=number(int, 0, 3),
         default=0,
-        help="1 TF32 products, 2 also bf16 products in the network, 3 also torch.compile of what is called as a whole",
+        help="1: TF32 products; 2: also bf16 products in the network; "
+        "3: also torch.compile of modules called as a whole",
     )
-    add("--savecheck", choices=["last", "task"], help="keep a checkpoint at the end, or after each task")
-    add("--ckpt_name", type=file_name, help="prefix of kept checkpoints")
+    add("--savecheck", choices=["last", "task"], help="save a checkpoint at the end, or after each task")
+    add("--ckpt_name", type=file_name, help="prefix of saved checkpoints")
     add(
         "--autosave",
         type=seconds,
         default=60.0,
-        help="least seconds between saves for --resume; more where saving would take 2 %% of the time, 0 for none",
+        help="minimum seconds between saves for --resume; "
+        "longer if saving would take over 2 %% of the time; 0: no saves",
     )
     add(
         "--resume",
         choices=["auto", "force"],
-        help="continue the unfinished run of the same configuration; force: even where images, names or weights have changed",
+        help="continue the unfinished run of the same configuration; "
+        "force: even if images, names or weights have changed",
     )
     add("--save_after_interrupt", type=boolean, default=True, help="save on Ctrl-C and SIGTERM")
     add(
         "--features",
         choices=["disk", "ram", "off", "verify"],
         default="disk",
-        help="where features of frozen encoders are kept; verify: on disk, with images read and kept features computed once more",
+        help="where features of frozen encoders are cached; verify: "
+        "on disk, reading all images and recomputing cached features",
     )
 
 
 def add_memory_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What every method that keeps samples takes."""
+    """Flags of every method that stores samples."""
     group = parser.add_argument_group("replay buffer")
-    group.add_argument("--buffer_size", type=positive_int, required=True, help="samples kept in memory")
+    group.add_argument("--buffer_size", type=positive_int, required=True, help="samples in the replay buffer")
     return group
 
 
 def add_rehearsal_args(parser: argparse.ArgumentParser) -> None:
-    """What every method takes that draws batches from its memory."""
+    """Flags of every method that replays batches from its memory."""
     group = add_memory_args(parser)
     group.add_argument("--minibatch_size", type=positive_int, help="samples replayed per step (default: batch_size)")
 
 
-# What only a method reads that trains in the loop. One that does not may name those it ignores in IDLE_FLAGS, each with
-# the flag of its own that does the same, or "": given on the command line they are refused.
+# Flags read only by methods that train in the loop. Others may list those they ignore in IDLE_FLAGS, each with
+# their own flag that does the same, or "": on the command line they are then refused.
 LOOP_FLAGS = (
     "lr",
     "batch_size",
@@ -334,21 +351,21 @@ LOOP_FLAGS = (
     "eval_epochs",
 )
 
-# Mammoth's flags that nothing here acts on: setting one is refused with the reason, never ignored.
+# Mammoth's flags without an effect here: setting one is refused with the reason, never ignored.
 REFUSED = {
     "load_best_args": "is deprecated upstream; use --model_config best",
     "save_checkpoint_mode": "has one mode here: checkpoints are safetensors, and nothing in them is executed",
-    "distributed": "is not offered: runs use one device",
-    "wandb_name": "is not offered: the record is record.jsonl in the run's folder",
-    "wandb_entity": "is not offered: the record is record.jsonl in the run's folder",
-    "wandb_project": "is not offered: the record is record.jsonl in the run's folder",
-    "disable_noisy_labels_cache": "has nothing to switch off: noisy labels are drawn from the seed, not cached",
-    "cache_path_noisy_labels": "has nothing to place: noisy labels are drawn from the seed, not cached",
+    "distributed": "is not available: runs use one device",
+    "wandb_name": "is not available: the record is record.jsonl in the run's folder",
+    "wandb_entity": "is not available: the record is record.jsonl in the run's folder",
+    "wandb_project": "is not available: the record is record.jsonl in the run's folder",
+    "disable_noisy_labels_cache": "has nothing to disable: noisy labels are drawn from the seed, not cached",
+    "cache_path_noisy_labels": "has no files to place: noisy labels are drawn from the seed, not cached",
 }
 
 
 class Arguments(argparse.Namespace):
-    """The values of a run. Flags that are refused read as off, for files that ask; being no values, no record holds them."""
+    """The values of a run. Refused flags read as off, for files that check them; records do not have them."""
 
     load_best_args = disable_noisy_labels_cache = False
     save_checkpoint_mode, distributed, cache_path_noisy_labels = "safe", "no", "noisy_labels"
@@ -356,5 +373,5 @@ class Arguments(argparse.Namespace):
     nowand = 1
 
 
-# Flags whose default is accepted when typed out, because scripts written for Mammoth pass it.
+# Flags whose default is accepted if given explicitly, because scripts written for Mammoth pass it.
 REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "load_best_args": set()}

@@ -1,4 +1,4 @@
-"""Bytes that a size asks for, estimated before anything is built, against what the machine has free."""
+"""Memory that a size needs, estimated before anything is built, against the free memory of the machine."""
 
 import os
 from argparse import Namespace
@@ -7,11 +7,11 @@ from pathlib import Path
 from utils.conf import of_run
 from utils.errors import UserError
 
-READERS_PER_CPU, FEW_READERS = 4, 8  # more only wait for each other
+READERS_PER_CPU, FEW_READERS = 4, 8  # more would only wait for each other
 
 
 def machine_bytes() -> int:
-    """Memory that this machine can still give, or its control group allows, whichever is less."""
+    """Memory that is free on this machine or allowed by its control group, whichever is less."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
@@ -24,34 +24,35 @@ def machine_bytes() -> int:
 
 
 def require(nbytes: int, what: str, remedy: str, device: str = "cpu") -> None:
-    """Refuse what needs more than --max_memory_gb, by default what the machine, or the GPU, has free."""
+    """Refuse what needs more than --max_memory_gb, by default the free memory of the machine or the GPU."""
     asked = of_run("max_memory_gb")
     if asked is None and str(device).startswith("cuda"):
         import torch
 
-        limit, whose = torch.cuda.mem_get_info(device)[0], "the GPU has free"
+        limit, whose = torch.cuda.mem_get_info(device)[0], "free on the GPU"
     else:
         limit, whose = (
-            (machine_bytes(), "are free here")
-            if asked is None
-            else (int(asked * 2**30), "are allowed by --max_memory_gb")
+            (machine_bytes(), "free here") if asked is None else (int(asked * 2**30), "allowed by --max_memory_gb")
         )
     if nbytes > limit:
-        raise UserError(f"{what} needs about {nbytes / 1e9:.1f} GB, {limit / 1e9:.1f} {whose}: {remedy}")
+        raise UserError(
+            f"{what} needs about {nbytes / 1e9:.1f} GB, but only {limit / 1e9:.1f} GB are {whose}: {remedy}"
+        )
 
 
 def refuse_many_readers(args: Namespace) -> None:
-    """--num_workers beyond what the processors can feed."""
+    """Refuse --num_workers beyond what the CPUs can serve."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = max(FEW_READERS, READERS_PER_CPU * cpus)
     if args.num_workers > most:
         raise UserError(
-            f"--num_workers {args.num_workers}: this machine has {cpus} processors, which {most} readers keep busy; give at most that"
+            f"--num_workers {args.num_workers}: this machine has {cpus} processors, which {most} workers "
+            "keep busy; use at most that many"
         )
 
 
 def require_images(args: Namespace, dataset, backbone=None) -> None:
-    """A batch of training images twice, augmented and plain, and what the network keeps of each for the gradient."""
+    """Require memory for a batch of training images, augmented and plain, and its activations for the gradient."""
     size = getattr(dataset, "SIZE", None)
     if not size:
         return

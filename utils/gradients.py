@@ -24,12 +24,12 @@ def gradient(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor
 
 
 def get_grads(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """The gradients in place as one vector (P,); zeros where a parameter has none."""
+    """The current gradients as one vector (P,); zeros where a parameter has none."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
 
 
 def set_grads(parameters: list[nn.Parameter], vector: torch.Tensor) -> None:
-    """Put a vector (P,) into the gradients of the parameters."""
+    """Copy a vector (P,) into the gradients of the parameters."""
     for p, values in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
         p.grad = values.view_as(p).clone()
 
@@ -41,7 +41,7 @@ def project_one(g: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def project_cone(g: torch.Tensor, references: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
-    """g + G^T v for the v >= margin that minimises ||g + G^T v||, with the references as rows of G (T, P).
+    """g + G^T v for the v >= margin that minimizes ||g + G^T v||, with the references as rows of G (T, P).
 
     With margin 0 it is the vector nearest to g with G x >= 0; a margin moves it further into the cone. The problem in
     u = v - margin is non-negative least squares; the eigenvectors of G G^T (T, T) bring it from P rows down to T.
@@ -62,7 +62,7 @@ def project_cone(g: torch.Tensor, references: torch.Tensor, margin: float = 0.0)
 def add_pull(
     parameters: list[nn.Parameter], anchor: torch.Tensor, weight: torch.Tensor, strength: float
 ) -> torch.Tensor:
-    """The penalty strength * sum weight (theta - anchor)^2; its gradient is added to those in place.
+    """The penalty strength * sum weight (theta - anchor)^2; its gradient is added to the existing ones.
 
     The closed form of the gradient needs no graph over all parameters.
     """

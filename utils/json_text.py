@@ -1,10 +1,10 @@
-"""JSON of files that others wrote: whatever is wrong with one is a json.JSONDecodeError."""
+"""JSON of external files: any error in one is a json.JSONDecodeError."""
 
 import json
 
 
 def parse(text: str):
-    """json.loads, where nesting and integers that Python gives up on are errors of the text."""
+    """json.loads, where nesting and integers that Python refuses are also JSONDecodeErrors."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

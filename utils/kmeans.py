@@ -1,10 +1,11 @@
 """K-means: Lloyd's steps for many groups at once (mixtures), and mini-batches with running counts (keys of prompts).
 
-Mini-batches: Sculley, WWW 2010. With n_j the points that centre j has taken so far and m_j those of the batch,
+Mini-batches: Sculley, WWW 2010. With n_j the points that center j has taken so far and m_j those of the batch,
 
     n_j <- n_j + m_j,   c_j <- c_j + m_j / n_j (mean of the batch's points of j - c_j)
 
-so a centre is the mean of every point it ever took. Start: k-means++ on a sample, the best of a few draws.
+so a center is the mean of all points ever assigned to it. Initialization: k-means++ on a sample, the best of a few
+draws.
 """
 
 import torch
@@ -12,38 +13,38 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 METRICS = ("l2", "cosine")
-START_ROWS = 512  # points that k-means++ looks at
-STARTS = 3  # draws of the start; the one of the least inertia is taken
-DEAD_EVERY, DEAD_SHARE = 10, 0.01  # how often centres are checked, and the share of the largest count that is too few
+START_ROWS = 512  # points that k-means++ uses
+STARTS = 3  # initializations; the one with the least inertia is used
+DEAD_EVERY, DEAD_SHARE = 10, 0.01  # how often centers are checked, and the share of the largest count that is too few
 
 
 def distances(x: Tensor, centres: Tensor, metric: str = "l2") -> Tensor:
-    """Squared distances (..., N, K) of points (..., N, D) to centres (..., K, D); cosine: of both at unit length."""
+    """Squared distances (..., N, K) of points (..., N, D) to centers (..., K, D); cosine: of both at unit length."""
     if metric == "cosine":
         x, centres = normalize(x, dim=-1), normalize(centres, dim=-1)
     return torch.cdist(x, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def nearest(x: Tensor, centres: Tensor, metric: str = "l2") -> Tensor:
-    """Index (N,) of the nearest centre; among equal ones the first."""
+    """Index (N,) of the nearest center; among equal ones the first."""
     return distances(x, centres, metric).argmin(-1)
 
 
 def inertia(x: Tensor, centres: Tensor, metric: str = "l2") -> Tensor:
-    """Mean squared distance of points to their nearest centre."""
+    """Mean squared distance of points to their nearest center."""
     return distances(x, centres, metric).amin(-1).mean()
 
 
 def spread(x: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
-    """k-means++ of groups x (K, N, D) of which mask (K, N, 1) is real: centres (K, M, D) for uniforms (K, M).
+    """k-means++ of groups x (K, N, D) of which mask (K, N, 1) is real: centers (K, M, D) for uniforms (K, M).
 
     Each is a point drawn with a chance in proportion to its squared distance to those before; the first, and where all
-    points lie on a centre already (fewer distinct points than centres), one drawn evenly.
+    points lie on a center already (fewer distinct points than centers), one drawn evenly.
     """
     real = mask.squeeze(2).to(uniforms.dtype)  # (K, N)
     last = mask.squeeze(2).sum(1, keepdim=True) - 1
     weight, distance, centres = real, torch.full_like(real, torch.inf), []
-    for u in uniforms.T:  # over centres, all groups at once
+    for u in uniforms.T:  # over centers, all groups at once
         total = weight.cumsum(1)
         pick = torch.searchsorted(total, u.unsqueeze(1) * total[:, -1:], right=True).minimum(last)
         centres.append(x.gather(1, pick.unsqueeze(2).expand(-1, -1, x.shape[2])))
@@ -54,13 +55,13 @@ def spread(x: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def assign(z: Tensor, centres: Tensor) -> Tensor:
-    """One-hot membership of each feature in its nearest centre, (K, N, M)."""
+    """One-hot membership of each feature in its nearest center, (K, N, M)."""
     near = torch.cdist(z, centres).argmin(2)
     return one_hot(near, centres.shape[1]).to(z.dtype)
 
 
 def lloyd(z: Tensor, mask: Tensor, centres: Tensor, n_steps: int) -> Tensor:
-    """k-means of all classes; a class stops when no centre moves by 1e-3 (in units of the root mean variance)."""
+    """k-means of all classes; a class stops when no center moves by 1e-3 (in units of the root mean variance)."""
     live = torch.ones(len(z), 1, 1, dtype=torch.bool, device=z.device)
     for _ in range(n_steps):
         member = assign(z, centres) * mask
@@ -81,7 +82,7 @@ def plus_plus(x: Tensor, k: int, rng: torch.Generator) -> Tensor:
 
 
 def update(centres: Tensor, counts: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres (K, D) and counts (K,) after a mini-batch of points (B, D); the arguments stay as they are."""
+    """Centers (K, D) and counts (K,) after a mini-batch of points (B, D); the arguments are not modified."""
     own = one_hot(nearest(batch, centres), len(centres)).to(batch.dtype)  # (B, K)
     members = own.sum(0)
     counts = counts + members
@@ -92,10 +93,10 @@ def update(centres: Tensor, counts: Tensor, batch: Tensor) -> tuple[Tensor, Tens
 def minibatch_kmeans(
     x: Tensor, k: int, rng: torch.Generator, iters: int = 50, batch_size: int = 32, metric: str = "l2"
 ) -> Tensor:
-    """Centres (k, D) of points x (N, D), on the device of x.
+    """Centers (k, D) of points x (N, D), on the device of x.
 
-    A centre that hardly takes any points is put on the point of the batch farthest from all centres. With the cosine
-    metric points and centres have unit length (spherical k-means).
+    A center with hardly any points is moved to the point of the batch that is farthest from all centers. With the
+    cosine metric points and centers have unit length (spherical k-means).
     """
     unit = metric == "cosine"
     x = normalize(x, dim=1) if unit else x
@@ -114,9 +115,9 @@ def minibatch_kmeans(
 
 
 def revive(centres: Tensor, counts: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres with hardly any points move to the farthest points of the batch, one each, and start to count anew."""
+    """Centers with hardly any points move to the farthest points of the batch, one each, and restart their counts."""
     dead = counts < DEAD_SHARE * counts.max()  # (K,)
-    alive = torch.where(dead, torch.inf, distances(batch, centres)).amin(1)  # (B,) distance to the nearest live centre
+    alive = torch.where(dead, torch.inf, distances(batch, centres)).amin(1)  # (B,) distance to the nearest live center
     far = batch[alive.argsort(descending=True)]
-    order = (dead.cumsum(0) - 1).clamp(0, len(batch) - 1)  # the n-th dead centre takes the n-th farthest point
+    order = (dead.cumsum(0) - 1).clamp(0, len(batch) - 1)  # the n-th dead center takes the n-th farthest point
     return torch.where(dead[:, None], far[order], centres), torch.where(dead, torch.ones_like(counts), counts)

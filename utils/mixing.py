@@ -1,6 +1,6 @@
-"""CutMix (arXiv 1905.04899) and mixup (arXiv 1710.09412): images made of two, with the share of each.
+"""CutMix (arXiv 1905.04899) and mixup (arXiv 1710.09412): images mixed from two, with the share of each.
 
-Choices of mixup [the name is all that is documented]: a list of two (inputs, labels) pairs is mixed pair with pair, the
+Choices of mixup [the name is all that is documented]: a list of two (inputs, labels) pairs is mixed pairwise, the
 first with at least half the weight; a batch and its labels are mixed within themselves, in the form of `cutmix_data`.
 """
 
@@ -9,7 +9,7 @@ import torch
 
 
 def rand_bbox(size, lam: float) -> tuple[int, int, int, int]:
-    """(x1, y1, x2, y2) of a box at a random place that covers 1 - lam of an image of shape (..., W, H), cut at its edge."""
+    """(x1, y1, x2, y2) of a random box covering 1 - lam of an image of shape (..., W, H), clipped to it."""
     width, height = size[-2], size[-1]
     side = (1 - lam) ** 0.5
     half_w, half_h = int(width * side) // 2, int(height * side) // 2
@@ -18,7 +18,7 @@ def rand_bbox(size, lam: float) -> tuple[int, int, int, int]:
 
 
 def cutmix(images: torch.Tensor, labels: torch.Tensor, alpha: float):
-    """Images (B, C, W, H) with one box from others, the labels of those, and the share (of pixels) that is their own."""
+    """Images (B, C, W, H) with one box from others, the labels of those, and the share of pixels that is their own."""
     x1, y1, x2, y2 = rand_bbox(images.shape, np.random.beta(alpha, alpha))
     order = torch.randperm(len(images)).to(images.device)
     mixed = images.clone()

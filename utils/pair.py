@@ -1,4 +1,4 @@
-"""One container for an image batch with its text, so that loaders, loops and buffers pass it on unchanged."""
+"""One container for an image batch with its text, so that loaders, loops and buffers need no changes."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Passes over images as they are: no augmentation, normalized, in the order of the split."""
+"""Passes over plain images: no augmentation, normalized, in the order of the split."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def plain_batches(model, dataset, normalize: bool = True) -> Iterator[tuple[Inpu
 
 
 def eval_batch_size(loader, args) -> int:
-    """--eval_batch_size, or as many samples as EVAL_BYTES hold, at most 512."""
+    """--eval_batch_size, or as many samples as fit EVAL_BYTES, at most 512."""
     if option(args, "eval_batch_size"):
         return args.eval_batch_size
     first = loader.dataset[0][0] if len(loader.dataset) else torch.zeros(1)

@@ -1,8 +1,8 @@
-"""The sum of squared per-sample gradients of a network, exactly, in three forms that give the same numbers.
+"""The sum of squared per-sample gradients of a network, exactly, in three implementations with the same results.
 
-loop    one sample after the other through autograd: any network.
-vmap    one vectorised gradient for a few samples at once; a network with data-dependent control flow refuses it.
-layers  one batched backward pass that meets each layer's input x and output gradient g; the gradient of a sample is
+loop    sample by sample through autograd: any network.
+vmap    one vectorized gradient for a few samples at once; not for networks with data-dependent control flow.
+layers  one batched backward pass that sees each layer's input x and output gradient g; the gradient of a sample is
         sum_t g_t x_t^T over its positions t, squared and summed at once in pieces that stay in the cache. Only where
         every trained parameter belongs to a layer of RULES that is called once with samples first.
 
@@ -141,11 +141,11 @@ class SquaredGradients:
         return torch.cat([t.flatten() for t in self.total.values()])
 
     def quickest(self, inputs: Inputs, labels: torch.Tensor) -> str:
-        """`layers` where it applies, else `vmap` for a network small enough that it pays and that can be vectorised."""
+        """`layers` if it applies, else `vmap` for a network that is small enough to benefit and can be vectorized."""
         if self.layers_tell_all(inputs):
             return "layers"
         names = list(self.net.named_parameters(remove_duplicate=False))
-        shared = len(names) > len(list(self.net.parameters()))  # torch.func would not put such parameters back
+        shared = len(names) > len(list(self.net.parameters()))  # torch.func would not restore such parameters
         if shared or self.at_once() < VMAP_PAYS:
             return "loop"
         try:
@@ -177,7 +177,7 @@ class SquaredGradients:
 
         parts = (inputs.image, inputs.text) if isinstance(inputs, Pair) else (inputs,)
         values = {name: p.detach() for name, p in self.named.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention on a CPU has no vectorised form
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention on a CPU has no vectorized form
             for name, g in vmap(grad(loss_of_one), (None, 0, 0))(values, parts, labels).items():
                 self.total[name].add_(g.square_().sum(0))
 
@@ -194,13 +194,13 @@ class SquaredGradients:
 
     @torch.no_grad()
     def layers_tell_all(self, inputs: Inputs) -> bool:
-        """Whether every trained parameter sits in a known layer that is called once with as many rows as samples."""
+        """Whether every trained parameter is in a known layer that is called once with as many rows as samples."""
         owners, calls = self.owners(), []
         if not all(map(follows_a_rule, owners)) or sum(map(len, owners.values())) != len(self.named) or len(inputs) < 3:
             return False
         hooks = [m.register_forward_pre_hook(lambda m, args: calls.append((m, args[0].shape[:1]))) for m in owners]
         try:
-            for count in (2, 3):  # a layer whose first dimension is not the batch agrees with one of them at most
+            for count in (2, 3):  # a layer whose first dimension is not the batch matches at most one of them
                 calls.clear()
                 self.net(inputs[:count])
                 if {m: shape for m, shape in calls} != dict.fromkeys(owners, (count,)) or len(calls) != len(owners):

@@ -1,4 +1,4 @@
-"""A sheet of sample pictures with a few lines of text under each, as PNG."""
+"""A sheet of sample images with a few lines of text under each, as PNG."""
 
 import os
 import textwrap
@@ -9,7 +9,7 @@ import torch
 
 from utils.escape import clean, on_figure
 
-INCHES, LINE_INCHES, LETTERS = 1.5, 0.13, 26  # side of a picture, height of a line of text, letters in a line
+INCHES, LINE_INCHES, LETTERS = 1.5, 0.13, 26  # side of an image, height of a line of text, characters per line
 
 
 def plot_pictures(

@@ -1,5 +1,5 @@
-"""-O: TF32 products, bf16 products inside the network, compiled modules. What a method computes around its network, such
-as losses, statistics and closed-form solutions, stays in fp32."""
+"""-O: TF32 products, bf16 products inside the network, compiled modules. What a method computes outside its network,
+such as losses, statistics and closed-form solutions, stays in fp32."""
 
 from argparse import Namespace
 
@@ -18,15 +18,17 @@ def set_speed(args: Namespace, model) -> None:
     if level >= 3:
         parts = model.compiled_parts()
         if not parts:
-            raise UserError(f"-O 3 compiles modules, and model {model.NAME} calls none as a whole here: use -O 2")
+            raise UserError(
+                f"-O 3 compiles modules, but model {model.NAME} does not call any as a whole here: use -O 2"
+            )
         for part in parts:
             compiled(part, model.device)
 
 
 class Mixed:
-    """Hooks of every module of a network: the outermost call enters autocast, and gives fp32 back.
+    """Hooks of every module of a network: the outermost call enters autocast and returns fp32.
 
-    Each such call has its own cache of cast weights, so that a step of an optimiser between two of them is seen.
+    Each such call has its own cache of cast weights, so that a step of an optimizer between two of them is seen.
     """
 
     def __init__(self, device: torch.device):
@@ -50,7 +52,7 @@ class Mixed:
 
 
 def compiled(part: nn.Module, device: torch.device) -> None:
-    """Compile a module; its products are in bf16, by a region around all of it in place of the hooks."""
+    """Compile a module; its products are in bf16, by one autocast region around it instead of the hooks."""
     part.compile()
     run = part._compiled_call_impl
 
@@ -62,7 +64,7 @@ def compiled(part: nn.Module, device: torch.device) -> None:
 
 
 def mix(net: nn.Module, device: torch.device) -> None:
-    """bf16 products in `net`, whichever of its modules are called; modules that it has gained since get their hooks."""
+    """bf16 products in `net`, whichever of its modules are called; modules added since get their hooks."""
     hooks = vars(net).setdefault("bf16_products", Mixed(device))
     for module in net.modules():
         if not any(getattr(hook, "__self__", None) is hooks for hook in module._forward_pre_hooks.values()):
@@ -71,7 +73,7 @@ def mix(net: nn.Module, device: torch.device) -> None:
 
 
 def in_fp32(value):
-    """Tensors in bf16 as fp32, in containers, too."""
+    """Tensors in bf16 as fp32, also in containers."""
     if isinstance(value, torch.Tensor):
         return value.float() if value.dtype == torch.bfloat16 else value
     if isinstance(value, dict):

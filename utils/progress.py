@@ -1,4 +1,4 @@
-"""The progress bar of long work."""
+"""The progress bar of long operations."""
 
 import sys
 from argparse import Namespace
@@ -9,7 +9,7 @@ from utils.settings import option
 
 
 def progress(title: str, total: int, args: Namespace, done: int = 0) -> tqdm:
-    """The bar of long work, on stderr."""
+    """A progress bar on stderr."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
     return tqdm(
         total=None if total >= sys.maxsize else total,

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of (seed, task, epoch, index), not of what happened before."""
+"""Random numbers as functions of (seed, task, epoch, index), not of earlier draws."""
 
 import contextlib
 import hashlib
@@ -28,12 +28,12 @@ def set_random_seed(seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(*key):
-    """Run a block under its own global CPU random states, then put the old ones back."""
+    """Run a block under its own global CPU random states, then restore the old ones."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = key_seed(*key)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would visit every kind of device, for each sample
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every kind of device, for each sample
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a teacher knows of a batch as rows of logits, how far a student's rows are from it, and who is to be believed.
+"""A teacher's relations of a batch as rows of logits, a student's distance from them, and weights of teachers.
 
 Tensors have a leading axis M of teachers. Features have unit length: images (M, B, D); class texts and visual
 prototypes (M, n, D); `scale` is exp(logit_scale).
@@ -24,7 +24,7 @@ def relation_weights(text: str) -> dict[str, float]:
     for part in [] if text == "none" else str(text).split(","):
         kind, _, weight = part.strip().partition("=")
         if kind not in KINDS:
-            raise argparse.ArgumentTypeError(f"'{kind}' is no relation: {', '.join(KINDS)}, or none for no relation")
+            raise argparse.ArgumentTypeError(f"'{kind}' is not a relation: {', '.join(KINDS)}, or none for no relation")
         found[kind] = non_negative(weight) if weight else BETA[kind]
     return found
 
@@ -52,9 +52,9 @@ def relation(
 
 
 def drop_diagonal(square: Tensor) -> Tensor:
-    """(..., n, n) -> (..., n, n - 1). Taken out, not masked: 0 * -inf would be NaN in a divergence."""
+    """(..., n, n) -> (..., n, n - 1). Removed, not masked: 0 * -inf would be NaN in a divergence."""
     n = square.shape[-1]
-    flat = square.flatten(-2)[..., 1:].unflatten(-1, (n - 1, n + 1))  # each row begins behind a diagonal entry
+    flat = square.flatten(-2)[..., 1:].unflatten(-1, (n - 1, n + 1))  # each row begins after a diagonal entry
     return flat[..., :-1].flatten(-2).unflatten(-1, (n, n - 1))
 
 
@@ -100,7 +100,7 @@ def teacher_weights(
 
 
 def keep_floor(weights: Tensor, floor: float) -> Tensor:
-    """Weights (M, ...) that sum to 1, moved so that none is below `floor` and they still do."""
+    """Weights (M, ...) that sum to 1, moved so that none is below `floor` and the sum is kept."""
     return floor + (1 - len(weights) * floor) * weights
 
 

@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 def get_scheduler(model, args, reload_optim: bool = True):
-    """The schedule of --lr_scheduler for the model's optimiser, on a fresh one if asked; None without the flag."""
+    """The schedule of --lr_scheduler for the model's optimizer, on request on a new one; None without the flag."""
     if getattr(args, "lr_scheduler", None) is None or model.opt is None:
         return None
     if reload_optim:
@@ -26,7 +26,7 @@ def get_scheduler(model, args, reload_optim: bool = True):
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor on the learning rate at a 0-based step: linear from 0 over `warmup` steps, then a cosine to 0 at `total`."""
+    """Learning-rate factor at a 0-based step: linear from 0 over `warmup` steps, then a cosine to 0 at `total`."""
     if step < warmup:
         return step / max(1, warmup)
     done = (step - warmup) / max(1, total - warmup)
@@ -34,7 +34,7 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
 
 
 class CosineSchedule(optim.lr_scheduler.LRScheduler):
-    """Cosine from the start value down to nearly 0 over K steps: factor cos(99 pi k / (200 (K - 1))), and 0 past them."""
+    """Cosine from the initial value to almost 0 over K steps: factor cos(99 pi k / (200 (K - 1))), then 0."""
 
     def __init__(self, optimizer: optim.Optimizer, K: int):
         self.K = K
@@ -42,7 +42,7 @@ class CosineSchedule(optim.lr_scheduler.LRScheduler):
 
     def get_lr(self) -> list[float]:
         share = 0.0 if self.K <= 1 else self.last_epoch / (self.K - 1)
-        factor = math.cos(0.99 * math.pi / 2 * share) if share <= 1 else 0.0  # a cosine goes below 0 and up again
+        factor = math.cos(0.99 * math.pi / 2 * share) if share <= 1 else 0.0  # the cosine would rise again
         return [base * factor for base in self.base_lrs]
 
 

@@ -1,4 +1,4 @@
-"""Weights of a network as named tensors: means of snapshots, and the line between two networks."""
+"""Weights of a network as named tensors: means of snapshots, and interpolation between two networks."""
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def set_weights(net: nn.Module, weights: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def interpolate(net: nn.Module, anchor: dict[str, Tensor], share: float) -> None:
-    """weights <- (1 - share) * anchor + share * weights, in place; 1 leaves them bit for bit, 0 gives the anchor's."""
+    """weights <- (1 - share) * anchor + share * weights, in place; 1 keeps them bit for bit, 0 gives the anchor's."""
     if share == 1:
         return
     ours, given = _paired(net, anchor)
@@ -43,7 +43,7 @@ def squared_distance(net: nn.Module | dict[str, Tensor], anchor: dict[str, Tenso
 
 
 def weights_of(net: nn.Module, trained_only: bool = True) -> dict[str, Tensor]:
-    """Copies of the parameters, of those that are trained by default."""
+    """Copies of the parameters, by default of the trained ones."""
     return {n: p.detach().clone() for n, p in net.named_parameters() if p.requires_grad or not trained_only}
 
 

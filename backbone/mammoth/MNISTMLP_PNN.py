@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 
 class MNISTMLP_PNN(MNISTMLP):
-    """`old_cols` are the columns of earlier tasks; they get no gradient and are no part of this one's state."""
+    """`old_cols` are the columns of earlier tasks; they do not get gradients and are not part of this one's state."""
 
     def __init__(self, input_size: int, output_size: int, old_cols: list | None = None, hidden_size: int = 100):
         super().__init__(input_size, output_size, hidden_size)
@@ -21,7 +21,7 @@ class MNISTMLP_PNN(MNISTMLP):
             )
 
     def hidden(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list]:
-        """Both layers (B, H), and the second ones of the old columns."""
+        """Both hidden layers (B, H), and the second ones of the old columns."""
         with torch.no_grad():
             old = [layers_of(column, x) for column in self.old_cols]
         first = self.fc1(x.flatten(1)).relu()
@@ -32,7 +32,7 @@ class MNISTMLP_PNN(MNISTMLP):
 
     def forward(self, x: torch.Tensor, returnt: str = "out") -> torch.Tensor:
         if returnt != "out":
-            raise UserError(f"a progressive column gives returnt 'out' only, not '{returnt}'")
+            raise UserError(f"a progressive column supports only returnt 'out', not '{returnt}'")
         _, second, old = self.hidden(x)
         out = self.classifier(second)
         return out + self.laterals[1](old) if old else out

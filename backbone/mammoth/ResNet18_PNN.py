@@ -16,7 +16,7 @@ def _conv(stride: int):
 class ResNetPNN(ResNet):
     """A lateral connection joins every stage but the first before its last ReLU, and the classifier.
 
-    `old_cols` are the columns of earlier tasks; they get no gradient and are no part of this one's state.
+    `old_cols` are the columns of earlier tasks; they do not get gradients and are not part of this one's state.
     """
 
     def __init__(self, blocks: list[int], num_classes: int, num_filters: int = 64, old_cols: list | None = None):
@@ -44,12 +44,12 @@ class ResNetPNN(ResNet):
 
     def forward(self, x: torch.Tensor, returnt: str = "out") -> torch.Tensor:
         if returnt != "out":
-            raise UserError(f"a progressive column gives returnt 'out' only, not '{returnt}'")
+            raise UserError(f"a progressive column supports only returnt 'out', not '{returnt}'")
         maps, old = self.stages(x)
         out = self.classifier(maps[-1].mean((2, 3)))
         return out + self.laterals[3]([column[-1].mean((2, 3)) for column in old]) if old else out
 
 
 def resnet18_pnn(nclasses: int, nf: int = 64, old_cols: list | None = None, x_shape=None) -> ResNetPNN:
-    """A column; `x_shape` may be given and is not needed: no layer depends on the size of the images."""
+    """A column; `x_shape` is accepted but not needed: no layer depends on the image size."""
     return ResNetPNN([2, 2, 2, 2], nclasses, nf, old_cols)

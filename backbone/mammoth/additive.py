@@ -1,10 +1,10 @@
 """Linear layers that take a low-rank term with the input, and the blocks of a vision transformer made of them.
 
-    y = (W + B A) x + b     AB = {"B": (out, r), "A": (r, in)}, or the product (out, in) itself; with a leading axis of the
-                            batch, (B, out, r) and (B, r, in), every sample has a term of its own
+    y = (W + B A) x + b     AB = {"B": (out, r), "A": (r, in)}, or the product (out, in) itself; with a leading
+                            batch axis, (B, out, r) and (B, r, in), every sample has its own term
 
 Choices [only the names and "a dict of additive terms by block" are documented]: the terms of a block are AB["qkv"],
-AB["proj"], AB["fc1"], AB["fc2"]; those left out are nothing.
+AB["proj"], AB["fc1"], AB["fc2"]; missing ones are zero.
 """
 
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class LoRAAttention(nn.Module):
             name for name in ("qk_norm", "scale_norm", "gated") if others.get(name)
         ]  # timm's, of other attentions
         if wanted:
-            raise UserError(f"LoRAAttention has no {', '.join(wanted)}; give timm's Attention as attn_layer")
+            raise UserError(f"LoRAAttention does not have {', '.join(wanted)}; pass timm's Attention as attn_layer")
         self.num_heads = num_heads
         self.qkv, self.proj = LoRALayer(dim, 3 * dim, bias=qkv_bias), LoRALayer(dim, dim)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)

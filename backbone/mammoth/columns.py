@@ -20,7 +20,7 @@ class AlphaModule(nn.Module):
 
 
 class ListModule(nn.ModuleList):
-    """Modules given one by one, read by number."""
+    """Modules added one by one, indexed by number."""
 
     def __init__(self, *modules: nn.Module):
         super().__init__(modules)

@@ -1,8 +1,8 @@
-"""Vision transformers that method files subclass: timm's own, with `returnt`, low-rank terms and files' names for parts.
+"""Vision transformers for method files to subclass: timm's, with `returnt`, low-rank terms and Mammoth's part names.
 
-Weights are timm's, fetched by timm; without them `--pretrained 0` starts from random ones.
+Weights are timm's, downloaded by timm; `--pretrained 0` starts from random ones.
 Choices: pretrain_type in21k_old stands for the weights of the paper (timm's orig_in21k) [the name is all that is
-documented]; a subclass may have parameters of its own beside the weights that are loaded.
+documented]; a subclass may have its own parameters besides the loaded weights.
 """
 
 import re
@@ -70,7 +70,7 @@ class VisionTransformer(timm_vit.VisionTransformer, MammothBackbone):
         if returnt in {"full", "all"}:
             tokens, states = self.forward_features(x, AB, return_all=True)
         else:
-            tokens = self.forward_features(x, AB) if AB else self.forward_features(x)  # subclasses may know no AB
+            tokens = self.forward_features(x, AB) if AB else self.forward_features(x)  # subclasses may not accept AB
         return answer(returnt, self.head, self.forward_head(tokens, pre_logits=True), states)
 
     def _kept(self, discard_classifier: bool) -> list[torch.nn.Parameter]:
@@ -88,7 +88,7 @@ def create_vision_transformer(variant: str, base_class: type = VisionTransformer
     """`base_class` in the sizes of a name such as vit_base_patch16_224, which `kwargs` override."""
     found = re.fullmatch(r"vit_(tiny|small|base|large)_patch(\d+)_(\d+)(\.\w+)?", variant)
     if not found:
-        raise UserError(f"'{variant}' is no plain vision transformer: names read vit_base_patch16_224[.tag]")
+        raise UserError(f"'{variant}' is not a plain vision transformer: names look like vit_base_patch16_224[.tag]")
     width, depth, heads = SIZES[found[1]]
     sizes = {
         "patch_size": int(found[2]),
@@ -104,14 +104,15 @@ def create_vision_transformer(variant: str, base_class: type = VisionTransformer
 
 
 def load_weights(net: torch.nn.Module, variant: str) -> None:
-    """timm's weights of that name, all but the head's."""
+    """timm's weights of that name, except the head's."""
     from backbone.timm_model import timm_model
 
     weights = timm_model(1, variant, True).net.state_dict()
     misfits = [n for n, w in weights.items() if n not in net.state_dict() or net.state_dict()[n].shape != w.shape]
     if misfits:
         raise UserError(
-            f"the weights of {variant} do not fit this network: {', '.join(misfits[:3])}; change the sizes, or pretrained=False"
+            f"the weights of {variant} do not fit this network: {', '.join(misfits[:3])}; change the "
+            "sizes, or pass pretrained=False"
         )
     net.load_state_dict(weights, strict=False)
 
@@ -121,7 +122,7 @@ def vit_base_patch16_224_prompt_prototype(
 ) -> torch.nn.Module:
     """ViT-B/16 on 224 pixels."""
     if pretrain_type not in TAGS:
-        raise UserError(f"pretrain_type '{pretrain_type}' is none of {', '.join(TAGS)}")
+        raise UserError(f"pretrain_type '{pretrain_type}' is not one of {', '.join(TAGS)}")
     variant = f"vit_base_patch16_224.{TAGS[pretrain_type]}"
     return create_vision_transformer(variant, pretrained=pretrained, num_classes=num_classes, **kwargs)
 

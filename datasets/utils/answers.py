@@ -93,7 +93,7 @@ WORDS_OF_THEIR_OWN = {
     "wed",
     "hell",
     "shell",
-}  # say something else
+}  # mean something else
 CONTRACTIONS = {f"{stem}nt": f"{stem}n't" for stem in NEGATED} | {
     f"{stem}{ending}": f"{stem}'{ending}" for ending, stems in WITH_ENDING.items() for stem in stems
 }
@@ -105,10 +105,10 @@ for _word in WORDS_OF_THEIR_OWN - {"lets"}:
 def normalise_answer(answer: str) -> str:
     """Lower case, no punctuation, numbers as digits, no articles, contractions with their apostrophe.
 
-    Commas and question marks go, so "1,000" is "1000"; a possessive 's stands alone. Any other mark goes without trace
-    where the answer has it beside a space somewhere, else it becomes a space. A period stays before a digit. The official
-    table of contractions has some 120 entries; ours is made from stems and endings and leaves out forms that are words of
-    their own ("its", "ill").
+    Commas and question marks go, so "1,000" is "1000"; a possessive 's stands alone. Any other mark is removed
+    if the answer has it next to a space somewhere, else it becomes a space. A period stays before a digit. The official
+    table of contractions has some 120 entries; ours is made from stems and endings and leaves out forms that are other
+    words ("its", "ill").
     """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = told = " ".join(text.split())

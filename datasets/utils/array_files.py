@@ -82,7 +82,7 @@ def read_npz(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
 
 
 def as_images(values) -> list[np.ndarray]:
-    """uint8 (H, W, 3) each; floats in [0, 1] are scaled and rounded, grey images get three channels."""
+    """uint8 (H, W, 3) each; floats in [0, 1] are scaled and rounded, gray images get three channels."""
     images = []
     for value in values:
         image = np.asarray(value)
@@ -90,11 +90,11 @@ def as_images(values) -> list[np.ndarray]:
             image = np.array(image.tolist())
         if image.dtype.kind == "f":
             if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-                raise ValueError("an image of floats has values outside [0, 1]")
+                raise ValueError("a float image has values outside [0, 1]")
             image = np.rint(image * 255).astype(np.uint8)
         image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"an image is {image.dtype} of shape {image.shape}, wanted uint8 (H, W, 3)")
+            raise ValueError(f"an image is {image.dtype} of shape {image.shape}, expected uint8 (H, W, 3)")
         images.append(image)
     return images
 
@@ -103,5 +103,5 @@ def as_labels(values) -> torch.Tensor:
     """Integer labels (N,)."""
     labels = np.array([np.asarray(v).item() for v in values])
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}, wanted integers")
+        raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}, expected integers")
     return torch.from_numpy(labels.astype(np.int64))

@@ -42,7 +42,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
         }
         if (place, name) not in known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an array does not need")
         return known[place, name]
 
 
@@ -66,7 +66,7 @@ def load_cifar(args: Namespace, which: str, dataset: str, train: bool) -> ArrayS
         labels.append(part_labels)
     if changed:
         warnings.warn(
-            f"{dataset}: {folder} holds other files than the published ones; scores are not comparable", stacklevel=2
+            f"{dataset}: {folder} contains files other than the published ones; scores are not comparable", stacklevel=2
         )
     return ArraySamples(torch.from_numpy(np.concatenate(images)), np.concatenate(labels))
 
@@ -79,7 +79,7 @@ def _read(content: bytes, label_key: bytes) -> tuple[np.ndarray, np.ndarray]:
     table = {k.encode() if isinstance(k, str) else k: v for k, v in table.items()}
     images, labels = table.get(b"data"), np.asarray(table.get(label_key))
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:
-        raise ValueError("'data' is no uint8 array of rows of 3072 numbers")
+        raise ValueError("'data' is not a uint8 array of rows of 3072 numbers")
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
         raise ValueError(f"'{label_key.decode()}' is not one integer for each of the {len(images)} images")
     return images.reshape(-1, 3, 32, 32), labels.astype(np.int64)

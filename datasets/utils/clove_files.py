@@ -1,4 +1,4 @@
-"""CLOVE's question files (json, or npy as CLVQA keeps them) and where their pictures lie."""
+"""CLOVE's question files (json, or npy as CLVQA keeps them) and where their images are."""
 
 import io
 import json
@@ -44,12 +44,12 @@ def read_records(path: Path, broken: Callable) -> list[dict]:
     except ARRAY_ERRORS as error:
         raise broken(path, error) from None
     if not isinstance(records, list):
-        raise broken(path, "it holds no list of questions")
+        raise broken(path, "it does not contain a list of questions")
     return records
 
 
 def image_finder(root: Path) -> Callable[[str, str], Path]:
-    """(image_source, image_id) -> path, from one listing of each folder: a stream asks for some 100,000 pictures."""
+    """(image_source, image_id) -> path, from one listing of each folder: a stream asks for some 100,000 images."""
 
     @cache
     def listing(folder: str) -> frozenset[str]:
@@ -59,10 +59,10 @@ def image_finder(root: Path) -> Callable[[str, str], Path]:
     def find(source: str, image_id: str) -> Path:
         folders = IMAGE_FOLDERS.get(source)
         if folders is None:
-            raise ValueError(f"image_source '{source}' is none of {', '.join(IMAGE_FOLDERS)}")
+            raise ValueError(f"image_source '{source}' is not one of {', '.join(IMAGE_FOLDERS)}")
         name = f"{image_id}.jpg"
         if "/" in name or "\\" in name:
-            raise ValueError(f"image_id '{image_id}' is no file name")
+            raise ValueError(f"image_id '{image_id}' is not a file name")
         for folder in folders:
             if name in listing(folder):
                 return root / folder / name
@@ -72,27 +72,27 @@ def image_finder(root: Path) -> Callable[[str, str], Path]:
 
 
 def read_questions(path: Path, find: Callable[[str, str], Path], broken: Callable) -> list[Question]:
-    """Questions of one file; the pictures they ask about must be there."""
+    """Questions of one file; the images they ask about must be there."""
     questions = []
     for number, record in enumerate(read_records(path, broken), 1):
         try:
             answers = record["answers"]
             if not isinstance(answers, (list, tuple, np.ndarray)) or not all(isinstance(a, str) for a in answers):
-                raise ValueError("'answers' is no list of strings")
+                raise ValueError("'answers' is not a list of strings")
             image = find(record["image_source"], str(record["image_id"]))
             if not isinstance(record["question"], str):
-                raise ValueError("'question' is no string")
+                raise ValueError("'question' is not a string")
             questions.append(question_of(image, record["question"], list(answers)))
         except FileNotFoundError as error:
             where, others = error.args
             raise UserError(
                 f"{path} question {number} asks about {where}, which does not exist (nor in "
-                f"{', '.join(others)}): unpack the pictures there"
+                f"{', '.join(others)}): unpack the images there"
             ) from None
         except KeyError as error:
             raise broken(path, f"question {number} has no {error}") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise broken(path, f"question {number}: {error}") from None
     if not questions:
-        raise UserError(f"{path} holds no question: fetch it anew or leave this task out of the order")
+        raise UserError(f"{path} does not contain a question: download it again or leave this task out of the order")
     return questions

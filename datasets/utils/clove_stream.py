@@ -11,13 +11,13 @@ from utils.errors import UserError
 
 
 class CloveStream(QuestionFiles):
-    """<base_path>/clove holds json/<KIND>/.. (or the .npy files), vg/ and textvqa/. There is no test part: val is it."""
+    """<base_path>/clove holds json/<KIND>/.. (or the .npy files), vg/ and textvqa/. val is the test set."""
 
     KIND: str  # folder of the json files
     LETTERS: dict[str, str]  # letter -> task, CLVQA's names
     OTHER_LETTERS: dict[str, str] = {}  # another code's letter -> ours
     DEFAULTS = {"batch_size": 32, "n_epochs": 5, "backbone": "clip-fused"}
-    SOURCE = "https://github.com/showlab/CLVQA/releases (CLOVE-json.zip), visualgenome.org and textvqa.org (pictures)"
+    SOURCE = "https://github.com/showlab/CLVQA/releases (CLOVE-json.zip), visualgenome.org and textvqa.org (images)"
     AMOUNT = "about 140,000 questions"
 
     def __init__(self, args: Namespace, clove_order: str, min_answer_freq: int, max_answers: int):

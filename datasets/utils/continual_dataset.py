@@ -41,7 +41,7 @@ class ContinualDataset:
     DEFAULTS: dict[str, object] = {}  # flag -> default, for example batch_size, n_epochs, backbone
     MISTAKEN_FOR: dict[int, int] | None = None  # asymmetric noise: raw class -> raw class
     AVAIL_SCHEDS = ["multisteplr", "cosine"]
-    HAS_TEXT = False  # samples are Pairs (picture, token ids)
+    HAS_TEXT = False  # samples are Pairs (image, token ids)
     VQA = False  # scores are named vqa_*; see datasets/utils/vqa.py
     MTIL = False  # tasks are domains, scored among their own names, those not yet trained included
 
@@ -62,13 +62,13 @@ class ContinualDataset:
         return [n for n in ("NAME", "SETTING", "N_TASKS", "N_CLASSES_PER_TASK") if not hasattr(self, n)]
 
     def complete(self) -> "ContinualDataset":
-        """Classes and their order, once the sizes are known: some files set them in a constructor, behind this one."""
+        """Classes and their order, once the sizes are known: some files set them in their own constructor."""
         if self._complete:
             return self
         if self._lacks():
             raise UserError(f"dataset class {type(self).__name__} lacks {', '.join(self._lacks())}")
         if self.SETTING not in SETTINGS:
-            raise UserError(f"{self.NAME}: SETTING '{self.SETTING}' is none of {', '.join(SETTINGS)}")
+            raise UserError(f"{self.NAME}: SETTING '{self.SETTING}' is not one of {', '.join(SETTINGS)}")
         self._set_up_classes()
         self._set_up_order()
         self._complete = True
@@ -84,7 +84,7 @@ class ContinualDataset:
                 raise UserError(f"{self.NAME}: {len(per_task)} class counts for {self.N_TASKS} tasks")
 
     def _set_up_order(self) -> None:
-        """class_order[raw label] = label in the stream; task order and joint training are told here, too."""
+        """class_order[raw label] = label in the stream; also sets up the task order and joint training."""
         args, order = self.args, None
         given = [n for n in ("permute_classes", "custom_class_order", "custom_task_order", "joint") if option(args, n)]
         if given and self.SETTING not in SPLIT_SETTINGS and given != ["custom_task_order"]:
@@ -168,7 +168,7 @@ class ContinualDataset:
         return type(self).load is not ContinualDataset.load
 
     def check_samples(self) -> None:
-        """What is wrong with files, labels and what the flags ask of them is told before anything is trained."""
+        """What is wrong with files, labels and what the flags ask of them is reported before anything is trained."""
         if not self._has_load():
             return
         train, test = (stream_targets(self, self.samples(part)) for part in (True, False))
@@ -222,7 +222,7 @@ class ContinualDataset:
 
     @classmethod
     def get_denormalization_transform(cls) -> T.Normalize | None:
-        """The inverse of the normalization, with `.mean` and `.std` of its own."""
+        """The inverse of the normalization, with its own `.mean` and `.std`."""
         if cls.MEAN is None:
             return None
         return T.Normalize([-m / s for m, s in zip(cls.MEAN, cls.STD, strict=True)], [1 / s for s in cls.STD])
@@ -257,7 +257,7 @@ class ContinualDataset:
         return [self.get_prompt_templates()] * self.N_CLASSES
 
     def score(self, outputs: torch.Tensor, labels: torch.Tensor, extras: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Credit of each sample in [0, 1]: top-1; question answering overrides it. `extras` holds the test items' extra fields."""
+        """Credit of each sample in [0, 1]: top-1; question answering overrides it; `extras`: extra fields."""
         return (outputs.argmax(dim=1) == labels).float()
 
     @staticmethod
@@ -313,7 +313,7 @@ def stream_targets(setting: ContinualDataset, samples: Samples) -> torch.Tensor:
     if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < setting.N_CLASSES):
         raise UserError(
             f"{setting.NAME}: labels run from {int(targets.min())} to {int(targets.max())}, "
-            f"but there are {setting.N_CLASSES} classes; mend the labels or the class count"
+            f"but there are {setting.N_CLASSES} classes; fix the labels or the class count"
         )
     order = getattr(setting.args, "class_order", None)
     return targets if order is None else torch.as_tensor(np.asarray(order))[targets]
@@ -351,7 +351,7 @@ def store_masked_loaders(train_dataset, test_dataset, setting: ContinualDataset)
     setting.train_loader = Loader(split, batch_size, key, True, option(args, "drop_last", False), workers)
     if len(split) and not len(setting.train_loader):
         raise UserError(
-            f"--drop_last 1 leaves nothing of task {task + 1}: it has {len(split)} images, less than "
+            f"--drop_last 1 leaves nothing of task {task + 1}: it has {len(split)} images, fewer than "
             f"--batch_size {batch_size}; lower that or leave --drop_last out"
         )
     setting.test_loaders.append(Loader(tests, batch_size, (*key, "test"), False, False, workers))

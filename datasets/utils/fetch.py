@@ -1,4 +1,4 @@
-"""What is said when the files of a dataset are absent or broken; nothing is ever downloaded unasked."""
+"""The errors for files of a dataset that are absent or broken; nothing is ever downloaded automatically."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -12,7 +12,7 @@ def base_path(args: Namespace) -> Path:
 
 
 def absent(path: Path, dataset: str, source: str, size: str, base: Path) -> UserError:
-    """The files are not there: where they were looked for and how to get them."""
+    """The files do not exist: where they were expected and how to get them."""
     return UserError(
         f"{dataset}: {path} does not exist; fetch it ({size} from {source}) with "
         f"`python scripts/prepare_data.py {dataset} --base_path {base}`"
@@ -20,7 +20,7 @@ def absent(path: Path, dataset: str, source: str, size: str, base: Path) -> User
 
 
 def broken(path: Path, dataset: str, reason: object, base: Path) -> UserError:
-    """A file is there but cannot be used."""
+    """A file exists but cannot be used."""
     return UserError(
         f"{dataset}: {path} is truncated or corrupt ({' '.join(str(reason).split())}); delete it and run "
         f"`python scripts/prepare_data.py {dataset} --base_path {base}`"

@@ -34,7 +34,7 @@ class FileStream(ContinualDataset):
 
     SIZE = (224, 224)
     RESIZE = T.Compose([T.Resize((256, 256), BICUBIC), T.CenterCrop(224)])  # of an image without augmentation
-    SOURCE: str  # where the files come from, and how much it is: for the message where they are absent
+    SOURCE: str  # where the files come from, and how much it is: for the message when they are absent
     AMOUNT: str
     N_IMAGES: int | None = None  # published, training and test
 
@@ -61,7 +61,7 @@ class FileStream(ContinualDataset):
             if len(names) != self.N_CLASSES:
                 raise UserError(
                     f"{self.NAME}: {len(names)} class names on disk, the stream has {self.N_CLASSES}; "
-                    "fetch the files anew"
+                    "download the files again"
                 )
             self.CLASS_NAMES = names
         return super().get_class_names()
@@ -87,18 +87,20 @@ class FileStream(ContinualDataset):
             raise self.broken(path, error) from None
 
     def files(self, root: Path, rows: list[tuple[str, int]], source: Path) -> FileSamples:
-        """Images (path below `root`, label) that `source` lists; none may leave the folder or be absent."""
+        """Images (path below `root`, label) that `source` lists; all must exist inside the folder."""
         paths = []
         for name, label in rows:
             parts = PurePosixPath(name)
             if parts.is_absolute() or ".." in parts.parts:
-                raise UserError(f"{source} lists {name}, which leaves {root}: mend or remove that row")
+                raise UserError(f"{source} lists {name}, which is outside {root}: fix or remove that row")
             if not 0 <= label < self.N_CLASSES:
                 raise UserError(
-                    f"{source} gives {name} label {label}; there are {self.N_CLASSES} classes: mend that row"
+                    f"{source} gives {name} label {label}; there are {self.N_CLASSES} classes: fix that row"
                 )
             if not (root / parts).is_file():
-                raise UserError(f"{source} lists {root / parts}, which does not exist: restore it or unpack anew")
+                raise UserError(
+                    f"{source} lists {root / parts}, which does not exist: restore it or unpack the archive again"
+                )
             paths.append(root / parts)
         return FileSamples(paths, [label for _, label in rows])
 
@@ -111,7 +113,7 @@ def held_out(name: str) -> bool:
 def read_split_list(lines: list[str]) -> list[tuple[str, int | None]]:
     """(path, label) rows of a list: lines of `path [label]`, or yaml with `data:` and `targets:` lists.
 
-    Only `- value` items are known; nothing in the file is evaluated.
+    Only `- value` items are recognized; nothing in the file is evaluated.
     """
     if not any(re.fullmatch(r"(data|targets):.*", line) for line in lines):
         pairs = [re.fullmatch(r"(.+?)(?:[\s,]+(\d+))?", line).groups() for line in lines]

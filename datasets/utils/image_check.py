@@ -12,13 +12,13 @@ from utils.conf import warn_once
 from utils.errors import UserError
 
 THREADS = 8
-TAIL = 64  # bytes in which a JPEG ends
-NAMED = 10  # of the files that cannot be read
+TAIL = 64  # bytes at the end of a JPEG that are searched for its end marker
+NAMED = 10  # unreadable files named in the error
 MEMORY = "readable_images.u64"  # a number for each file, made of its path, size and time
 
 
 def files_of(samples) -> list[Path]:
-    """The image files behind a sample list, which may be several joined, or name a file more than once."""
+    """The image files of a sample list, which may join several lists or repeat a file."""
     if hasattr(samples, "parts"):
         return [path for part in samples.parts for path in files_of(part)]
     return list(getattr(getattr(samples, "distinct", samples), "paths", []))
@@ -44,7 +44,7 @@ def check_images(paths: list[Path], cache: Path, progress: bool = True) -> None:
 
 
 def key_of(path: Path) -> int:
-    """64 bits of path, size and time; of the path alone where there is no file."""
+    """64 bits of path, size and time; of the path alone if the file does not exist."""
     try:
         stat = path.stat()
         what = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
@@ -54,7 +54,7 @@ def key_of(path: Path) -> int:
 
 
 def what_is_wrong(path: Path) -> str | None:
-    """The header is read, and the end looked at: all pixels are decoded only where the format does not tell its end."""
+    """The header and the end are checked; all pixels are decoded only if the format does not mark its end."""
     try:
         with Image.open(path) as image:
             if image.format == "PNG":

@@ -1,4 +1,4 @@
-"""Images of files that others wrote: whatever is wrong with one is one line."""
+"""Image files from elsewhere: whatever is wrong with one is reported in one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,8 @@ def open_image(path: Path, content: Callable[[], BinaryIO] | None = None) -> Ima
         with Image.open(content() if content else path, formats=FORMATS) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise UserError(f"image {path} is missing: restore it, or make the split list anew") from None
+        raise UserError(f"image {path} is missing: restore it, or create the split list again") from None
     except (Interrupted, MemoryError, UserError):
         raise
-    except (
-        Exception
-    ) as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, DecompressionBombError
+    except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, struct.error, DecompressionBombError
         raise UserError(f"image {path} cannot be read ({error}): replace or remove that file") from None

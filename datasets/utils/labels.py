@@ -60,7 +60,7 @@ def validation_mask(targets: torch.Tensor, share: float, seed: int) -> torch.Ten
 
 
 def noisy_targets(setting, targets: torch.Tensor, seed: int) -> torch.Tensor:
-    """Labels of which --noise_rate are wrong."""
+    """Labels of which a fraction --noise_rate is wrong."""
     rate = option(setting.args, "noise_rate", 0.0)
     if not rate:
         return targets
@@ -75,7 +75,7 @@ def noisy_targets(setting, targets: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def drop_labels(setting, split, task: int, seed: int) -> None:
-    """Take the labels of the samples that --label_perc_by_task or --label_perc_by_class leaves out: -1."""
+    """Set to -1 the labels of the samples that --label_perc_by_task or --label_perc_by_class leaves out."""
     by_task, by_class = option(setting.args, "label_perc", 1.0), option(setting.args, "label_perc_by_class", 1.0)
     if by_task < 1 and by_class < 1:
         raise UserError("give --label_perc_by_task or --label_perc_by_class, not both")

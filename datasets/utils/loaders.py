@@ -16,14 +16,14 @@ from utils.randomness import generator, seeded
 
 
 class Split(Dataset):
-    """Some rows of some samples, with labels of their own and transforms.
+    """Some rows of some samples, with their own labels and transforms.
 
     A training item is (augmented, label, not augmented, *extras), a test item (image, label, *extras).
     """
 
     def __init__(self, samples: Samples, rows: torch.Tensor, targets: torch.Tensor, transform, train: bool):
         self.samples, self.rows, self.train = samples, rows, train
-        self.targets = targets  # (len(rows),), after class order, label noise and unlabelling
+        self.targets = targets  # (len(rows),), after class order, label noise and unlabeling
         self.extra_return_fields: list[str] = []
         self._own_transform = transform
         for name, values in samples.extras.items():
@@ -37,7 +37,7 @@ class Split(Dataset):
         return self.rows
 
     def __getattr__(self, name: str):
-        """What only a foreign torch dataset has: its root, its list of classes."""
+        """What only a torch dataset from elsewhere has: its root, its list of classes."""
         source = getattr(self.__dict__.get("samples"), "dataset", None)
         if source is None or name.startswith("__"):
             raise AttributeError(f"a split has no attribute '{name}'")
@@ -52,7 +52,7 @@ class Split(Dataset):
 
     @data.setter
     def data(self, value) -> None:
-        """Other images in place of these; `targets` are set next to it."""
+        """Replace the images; `targets` are set next to it."""
         self.samples, self.rows = self.samples.with_data(value), torch.arange(len(value))
 
     @property
@@ -114,7 +114,7 @@ class Split(Dataset):
         return TF.to_tensor(resize(picture) if resize else picture)
 
     def reader(self, key: tuple) -> Callable | None:
-        """Positions -> batch for one pass, all random numbers drawn up front; None where items are made one by one."""
+        """Positions -> batch for one pass, all random numbers drawn in advance; None if items are made one by one."""
         transform = self.batch_form()
         if transform is None:
             return None
@@ -122,7 +122,7 @@ class Split(Dataset):
         return lambda positions: self.batch(positions, numbers, transform)
 
     def items(self, key: tuple) -> Dataset:
-        """The split as single items, each under random states of its own."""
+        """The split as single items, each under its own random states."""
         return _SeededItems(self, key)
 
     def plain(self, positions: torch.Tensor) -> tuple[Inputs, torch.Tensor]:
@@ -148,7 +148,7 @@ class Split(Dataset):
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to [0, 1]; floats are left alone."""
+    """uint8 to [0, 1]; floats are unchanged."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
@@ -171,9 +171,10 @@ def collate_items(items: list[tuple]) -> tuple:
 
 
 class Loader:
-    """Batches of a split. `for batch in loader` is a new pass each time; `epoch(e, start)` is pass e from batch `start`.
+    """Batches of a split. `for batch in loader` is a new pass each time; `epoch(e, start)` pass e from `start`.
 
-    Order comes from (key, pass), augmentation from (key, pass, position): any batch can be made without the ones before.
+    Order comes from (key, pass), augmentation from (key, pass, position): any batch can be made without the ones
+    before.
     """
 
     def __init__(
@@ -230,7 +231,8 @@ class Loader:
         return Loader(self.dataset, batch_size, self.key, self.shuffle, False, self.num_workers)
 
     def with_inputs(self, inputs: torch.Tensor) -> "Loader":
-        """The same labels and extra fields in the same order, with a row of `inputs` (len(split), ...) for each image."""
+        """The same labels and extra fields in the same order, with a row of `inputs` (len(split), ...) for each
+        image."""
         old, rows = self.dataset, torch.arange(len(inputs))
         split = Split(ArraySamples(inputs, old.targets), rows, old.targets, BatchTransform([]), old.train)
         for name in old.extra_return_fields:
@@ -262,7 +264,7 @@ class Loader:
 
 
 class Union(Dataset):
-    """Several splits behind each other."""
+    """Several splits, one after another."""
 
     def __init__(self, splits: list[Split]):
         self.splits = splits

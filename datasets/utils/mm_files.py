@@ -1,4 +1,4 @@
-"""What streams of pictures with a text each share: phases, texts by file name, rows from json lines."""
+"""What streams of images with one text each share: phases, texts by file name, rows from json lines."""
 
 import json
 import warnings
@@ -20,7 +20,7 @@ TEXT_TOKENS = 77  # at most, as CLIP reads; longer texts lose their tail
 
 @dataclass
 class Captioned:
-    """Pictures of one part with their texts and raw labels."""
+    """Images of one part with their texts and raw labels."""
 
     paths: list[Path]
     texts: list[str]
@@ -60,15 +60,15 @@ class CaptionedFiles(FileStream):
         return samples
 
     def with_texts(self, samples: FileSamples, root: Path, texts: dict[str, str], source: Path) -> Captioned:
-        """Pictures that have a text; a hundredth may lack one and is left out with a warning, more is refused."""
+        """Images that have a text; up to one percent may lack one and are left out with a warning, more are refused."""
         names = [path.relative_to(root).as_posix() for path in samples.paths]
         kept = [row for row, name in enumerate(names) if texts.get(name, "").strip()]
         lost = len(names) - len(kept)
         if lost > len(names) / 100:
             first = next(name for name in names if not texts.get(name, "").strip())
             raise UserError(
-                f"{source} has a caption for {len(kept)} of {len(names)} images, 99 % are wanted; {first} has "
-                "none: run scripts/caption_images.py on"
+                f"{source} has a caption for {len(kept)} of {len(names)} images, 99 % are required; {first} does not "
+                "have one: run scripts/caption_images.py on"
             )
         if lost:
             warnings.warn(f"{self.NAME}: {lost} images have no caption and are left out", stacklevel=2)
@@ -88,12 +88,14 @@ class CaptionedFiles(FileStream):
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    """File name -> caption, from one {"file", "caption", ..} a line, or one object {file: caption}. Of two lines about one
-    file the last counts."""
+    """File name -> caption, from one {"file", "caption", ..} a line, or one object {file: caption}. Of two lines about
+    one file the last counts."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text ({error}); save it as that, or make it anew") from None
+        raise UserError(
+            f"{path} cannot be read as UTF-8 text ({error}); save it as UTF-8, or create it again"
+        ) from None
     try:
         whole = json_text.parse(text)
     except json.JSONDecodeError:
@@ -101,7 +103,7 @@ def read_captions(path: Path) -> dict[str, str]:
     if isinstance(whole, dict) and "file" not in whole:
         wrong = [name for name, caption in whole.items() if not isinstance(caption, str)]
         if wrong:
-            raise UserError(f"{path}: the caption of {wrong[0]} is no string; mend that entry")
+            raise UserError(f"{path}: the caption of {wrong[0]} is not a string; fix that entry")
         return whole
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -111,10 +113,10 @@ def read_captions(path: Path) -> dict[str, str]:
             row = json_text.parse(line)
             name, caption = row["file"], row["caption"]
             if not (isinstance(name, str) and isinstance(caption, str)):
-                raise TypeError("file and caption are no strings")
+                raise TypeError("file and caption are not strings")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
-                f'{path} line {number} is no {{"file": .., "caption": ..}} ({error}); mend or remove it'
+                f'{path} line {number} is not {{"file": .., "caption": ..}} ({error}); fix or remove it'
             ) from None
         found[name] = caption
     return found

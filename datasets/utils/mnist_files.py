@@ -74,7 +74,7 @@ class MovedDigits(ArraySamples):
 
 
 class DomainMNIST(ContinualDataset):
-    """All ten digits in every task, their pixels moved in a way of the task's own.
+    """All ten digits in every task, their pixels moved in the task's own way.
 
     The moved images are the data of the task, not an augmentation: buffers and features see them as they are.
     """

@@ -1,7 +1,7 @@
 """Protocol of the cross-domain benchmarks: domains, orders, sizes, sources, sentences around class names.
 
 Sizes, orders, and which sentence comes first: the released code of Zheng et al., ICCV 2023, arXiv 2303.06628 (MTIL), as
-published in its result tables. The further sentences of a domain are the prompt sets that come with CLIP (Radford et
+published in its result tables. The other sentences of a domain are the prompt sets that come with CLIP (Radford et
 al. 2021, data/prompts.md of its repository). MTIL trains with the first sentence and tests with the mean over all.
 """
 
@@ -64,7 +64,7 @@ EUROSAT_NAMES = {  # folder -> name, in the order of the folders
     "River": "river",
     "SeaLake": "lake or sea",
 }
-CALTECH_NAMES = {  # folders whose name says less than CLIP's list does
+CALTECH_NAMES = {  # folders whose name is less specific than CLIP's list
     "Faces": "off-center face",
     "Faces_easy": "centered face",
     "Leopards": "leopard",
@@ -82,12 +82,12 @@ CALTECH_NAMES = {  # folders whose name says less than CLIP's list does
 
 @dataclass(frozen=True)
 class Domain:
-    """What is published about one data set. `n_train` and `n_test` are of ZSCL's splits."""
+    """What is published about one dataset. `n_train` and `n_test` are of ZSCL's splits."""
 
     n_classes: int
     n_train: int
     n_test: int
-    place: str  # what must be there, below the base path
+    place: str  # what must exist below the base path
     source: str
     templates: tuple[str, ...]
     coop: tuple[str, str] | None = None  # list of the CoOp split, folder of the images that it names; None: as ZSCL

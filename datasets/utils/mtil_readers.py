@@ -1,6 +1,6 @@
-"""Readers of the eleven data sets of MTIL, each in its published layout below one base path.
+"""Readers of the eleven datasets of MTIL, each in its published layout below one base path.
 
-torchvision reads the lists wherever it does so without a checksum; CIFAR-100 and MNIST have readers in this package,
+torchvision reads the lists where it does so without a checksum; CIFAR-100 and MNIST have readers in this package,
 and the three .mat files of Flowers are read here. Nothing is downloaded.
 """
 
@@ -23,7 +23,7 @@ from datasets.utils.samples import FileSamples
 from utils import json_text
 from utils.errors import UserError
 
-SPLIT_SEED, TRAIN_SHARE = 42, 0.8  # of Caltech101, EuroSAT and SUN397, which come without parts
+SPLIT_SEED, TRAIN_SHARE = 42, 0.8  # of Caltech101, EuroSAT and SUN397, which come without a split
 Rows = list[tuple[Path, int]]
 LIST_ERRORS = (
     RuntimeError,
@@ -86,17 +86,17 @@ def _arrays(name: str, stream) -> Content:
 
 
 def _files(rows: Rows, n_classes: int) -> FileSamples:
-    """Samples of a list whose files are all there and whose labels fit."""
+    """Samples of a list whose files all exist and whose labels are in range."""
     for path, label in rows:
         if not 0 <= label < n_classes:
-            raise UserError(f"{path} has label {label} of {n_classes} classes: mend the list that names it")
+            raise UserError(f"{path} has label {label} of {n_classes} classes: fix the list that names it")
         if not path.is_file():
-            raise UserError(f"{path} is listed but does not exist: restore it or unpack the archive anew")
+            raise UserError(f"{path} is listed but does not exist: restore it or unpack the archive again")
     return FileSamples([path for path, _ in rows], [label for _, label in rows])
 
 
 def cut(rows: Rows) -> tuple[Rows, Rows]:
-    """ZSCL's random parts of a data set that has none: the first 80 percent of a permutation of seed 42 train."""
+    """ZSCL's random split of a dataset without one: training is the first 80 percent of permutation 42."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
     n_train = int(TRAIN_SHARE * len(rows))
     return [rows[k] for k in order[:n_train]], [rows[k] for k in order[n_train:]]
@@ -107,7 +107,7 @@ def _paired(paths: Iterable, labels: Iterable) -> Rows:
 
 
 def _listed(reader: type, parts: tuple[str, str], paths: str) -> Callable[[Path], tuple[Rows, Rows, list[str]]]:
-    """A data set of torchvision with published parts; `paths` is the attribute that holds them."""
+    """A dataset of torchvision with published parts; `paths` is the attribute that holds them."""
 
     def read(base: Path) -> tuple[Rows, Rows, list[str]]:
         train, test = (reader(str(base), split=part) for part in parts)
@@ -138,7 +138,7 @@ def _eurosat(base: Path) -> tuple[Rows, Rows, list[str]]:
 
 
 def _sun397(base: Path) -> tuple[Rows, Rows, list[str]]:
-    """torchvision lists in the order of the file system: the paths are sorted, so that the cut is the same everywhere."""
+    """torchvision lists in the order of the file system: the paths are sorted to make the split portable."""
     found = tv.SUN397(str(base))
     rows = sorted(_paired(found._image_files, found._labels), key=lambda row: row[0].relative_to(base).as_posix())
     return (*cut(rows), found.classes)
@@ -167,13 +167,15 @@ def _coop(base: Path, listed: str, images: str) -> tuple[Rows, Rows, list[str]]:
         raise UserError(f"{base / listed} does not exist: {COOP_SOURCE}; put that file there") from None
     except (*LIST_ERRORS, OSError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"{base / listed} is truncated or corrupt ({reason}): {COOP_SOURCE}; fetch it anew") from None
+        raise UserError(
+            f"{base / listed} is truncated or corrupt ({reason}): {COOP_SOURCE}; download it again"
+        ) from None
     for path, _, _ in (*parts[0], *parts[1]):
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise UserError(f"{base / listed} lists {path}, which leaves {base / images}: mend or remove that row")
+            raise UserError(f"{base / listed} lists {path}, which is outside {base / images}: fix or remove that row")
     pairs = sorted({(label, name) for _, label, name in (*parts[0], *parts[1])})
     if [label for label, _ in pairs] != list(range(len(pairs))):
-        raise ValueError("not each label has one name")
+        raise ValueError("not every label has exactly one name")
     train, test = ([(base / images / path, label) for path, label, _ in rows] for rows in parts)
     return train, test, [name for _, name in pairs]
 

@@ -1,4 +1,4 @@
-"""Streams over domains with names and sentences of their own: what `mtil` and `xtail` share."""
+"""Streams over domains with their own names and sentences: what `mtil` and `xtail` share."""
 
 import hashlib
 import warnings
@@ -23,7 +23,7 @@ from utils.randomness import generator
 
 
 class JoinedSamples(FileSamples):
-    """Several sample lists behind each other, image files and arrays mixed, each with labels from an offset on."""
+    """Several sample lists, one after another, image files and arrays mixed, each with labels from an offset on."""
 
     def __init__(self, parts: list[FileSamples | ArraySamples], offsets: list[int]):
         self.parts = parts
@@ -61,7 +61,7 @@ class JoinedSamples(FileSamples):
 
 
 def few_per_class(samples: FileSamples | ArraySamples, shots: int, key: tuple) -> FileSamples | ArraySamples:
-    """`shots` samples of each class drawn by the key, all of a class that has fewer; in their old order."""
+    """`shots` samples of each class drawn by the key, all of a class that has fewer; in their original order."""
     order = torch.randperm(len(samples), generator=generator(*key))
     by_class = order[samples.targets[order].argsort(stable=True)]  # shuffled inside each class
     labels = samples.targets[by_class]
@@ -76,7 +76,7 @@ class CrossDomainStream(ContinualDataset):
     """A task is a domain. A subclass names its ORDERS and the defaults of its flags.
 
     --task_order takes names of domains in any order and number; --split coop reads the lists split_zhou_*.json of Zhou
-    et al. where there are any (aircraft, cifar100 and mnist keep their published parts); --shots 0 is all of a domain.
+    et al. where they exist (aircraft, cifar100 and mnist keep their published parts); --shots 0 is all of a domain.
     """
 
     SETTING = "class-il"
@@ -150,7 +150,7 @@ class CrossDomainStream(ContinualDataset):
         return super().get_class_names()
 
     def get_prompt_templates(self) -> list[str]:
-        """For names of no domain: the sentence that most domains vary."""
+        """For names outside every domain: the sentence that most domains vary."""
         return ["a photo of a {}."]
 
     def class_templates(self) -> list[list[str]]:
@@ -166,9 +166,11 @@ class CrossDomainStream(ContinualDataset):
 
 
 def named_order(text: str, orders: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Domains of a --task_order: names between commas, each once."""
+    """Domains of a --task_order: names separated by commas, each once."""
     names = tuple(part.strip() for part in str(text).replace(" ", ",").split(",") if part.strip())
     known = orders["I"]
     if not names or len(set(names)) < len(names) or not set(names) <= set(known):
-        raise UserError(f"--task_order {text}: name domains once each, between commas, out of {', '.join(known)}")
+        raise UserError(
+            f"--task_order {text}: name each domain at most once, separated by commas, from {', '.join(known)}"
+        )
     return names

@@ -1,4 +1,4 @@
-"""Where samples come from: arrays in memory, image files, or a foreign torch dataset. Splits are index views of these."""
+"""Where samples come from: arrays in memory, image files, or another torch dataset. Splits are index views of these."""
 
 import copy
 import hashlib
@@ -41,7 +41,7 @@ class ArraySamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the pixels (and tokens): what features are keyed by."""
+        """sha256 of the pixels (and tokens): the key of cached features."""
         digest = hashlib.sha256()
         for part in (self.data.image, self.data.text) if isinstance(self.data, Pair) else (self.data,):
             digest.update(str((tuple(part.shape), part.dtype)).encode())
@@ -50,7 +50,7 @@ class ArraySamples:
 
 
 class FileSamples:
-    """Samples that are image files, opened when asked for."""
+    """Samples that are image files, opened on demand."""
 
     def __init__(self, paths: list[Path], targets, **extras):
         self.paths = [Path(p) for p in paths]
@@ -73,7 +73,7 @@ class FileSamples:
             return content_digests(self.paths, self.digest_folder, self.trust_times)
         except OSError as error:
             raise UserError(
-                f"image {error.filename} is missing or cannot be read: restore it, or make the split list anew"
+                f"image {error.filename} is missing or cannot be read: restore it, or create the split list again"
             ) from None
 
     def content(self, row: int) -> io.BytesIO:
@@ -106,8 +106,8 @@ class FileSamples:
 
 
 class PairFiles(FileSamples):
-    """Image files with a text each, token ids (N, L). `distinct` lists each file once, `place` (N,) finds a sample's, so
-    that a picture which many questions are asked about is encoded once."""
+    """Image files with one text each, token ids (N, L). `distinct` lists each file once, `place` (N,) finds a sample's,
+    so that an image with many questions is encoded once."""
 
     def __init__(self, paths: list[Path], text: torch.Tensor, targets, **extras):
         super().__init__(paths, targets, **extras)

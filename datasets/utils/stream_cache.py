@@ -1,4 +1,4 @@
-"""Generated streams kept on disk: one safetensors file each, named by what made it, replaced as a whole."""
+"""Generated streams kept on disk: one safetensors file each, named by what made it, replaced atomically."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from utils.errors import UserError
 
 
 def sources_digest(package: Path) -> str:
-    """sha256 of a package's source files: changed drawing code never meets pictures of the old one."""
+    """sha256 of a package's source files: so that changed drawing code never uses images of the old code."""
     digest = hashlib.sha256()
     for path in sorted(package.glob("*.py")):
         digest.update(path.read_bytes())
@@ -32,7 +32,7 @@ def tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def cached_stream(folder: Path, name: str, key: str, build: Callable[[], tuple[dict, dict]]) -> tuple[dict, dict]:
-    """(tensors, plain values) from `build`, or from an earlier call with the same key; a damaged file is made anew.
+    """(tensors, plain values) from `build`, or from an earlier call with the same key; a damaged file is regenerated.
 
     Processes that build the same stream at the same time write the same bytes; the last rename wins.
     """
@@ -53,7 +53,7 @@ def cached_stream(folder: Path, name: str, key: str, build: Callable[[], tuple[d
         save_file(tensors, temporary, {"digest": tensors_digest(tensors), "values": json.dumps(values)})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):  # a folder above it may be a file
+        with contextlib.suppress(OSError):  # a parent folder may be a file
             temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}; free some space or choose another --base_path") from None
     return tensors, values

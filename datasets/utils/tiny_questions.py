@@ -1,4 +1,4 @@
-"""Questions about pictures of the world, ten answers each, as the two question streams of the picture world ask them."""
+"""Questions about images of the world, ten answers each, as the two question streams of the picture world ask them."""
 
 from argparse import Namespace
 
@@ -25,7 +25,7 @@ ANSWERS = {
 
 
 class TinyQuestions(VQADataset):
-    """Questions about pictures; a subclass names its tasks and gives `task(number, train, seed)` as raw arrays."""
+    """Questions about images; a subclass names its tasks and gives `task(number, train, seed)` as raw arrays."""
 
     SETTING = "domain-il"
     SIZE = tiny_streams.SIZE

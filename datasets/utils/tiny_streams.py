@@ -1,4 +1,4 @@
-"""What the streams of the picture world share: sizes, transforms, and pictures drawn once and kept on disk."""
+"""What the streams of the picture world share: sizes, transforms, and images drawn once and kept on disk."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,7 +14,7 @@ SIZE = (48, 48)
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)  # as the tiny CLIP expects
 CROP = T.Compose(
     [T.RandomCrop(48, padding=4), T.ToTensor(), T.Normalize(MEAN, STD)]
-)  # sides and digits keep their sense
+)  # sides and digits keep their meaning
 CROP_FLIP = T.Compose([T.RandomCrop(48, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD)])
 DEFAULTS = {"batch_size": 32, "n_epochs": 2, "clip_backbone": "tiny"}
 

@@ -17,10 +17,11 @@ OPENAI_CONTEXT = 77
 
 
 def tokenize(texts: Sequence[str], args: Namespace, cut: int | None = None) -> torch.Tensor:
-    """Ids (N, L) as `--clip_backbone`, or the network chosen in its place, numbers them, cut to the longest text, so no step has to look for text ends.
+    """Ids (N, L) as `--clip_backbone`, or the network chosen in its place, numbers them, cut to the longest text, so no
+    step has to search for text ends.
 
-    A text of more tokens than the network reads, or than `cut`, loses its tail (the end token stays); without `cut` it is an
-    error.
+    A text of more tokens than the network reads, or than `cut`, loses its tail (the end token stays); without `cut` it
+    is an error.
     """
     distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     if chosen(args) == "clip":
@@ -32,7 +33,7 @@ def tokenize(texts: Sequence[str], args: Namespace, cut: int | None = None) -> t
 
 
 def token_ids(texts: list[str], clip_backbone: str, cut: int | None = None) -> torch.Tensor:
-    """A folder with a vocabulary of its own (`tiny` is one) uses that; every other CLIP uses OpenAI's."""
+    """A folder with a vocabulary of its own (`tiny` is one) uses it; every other CLIP uses OpenAI's."""
     longest, vocabulary = context_length(clip_backbone), place_of(clip_backbone) / "vocab.json"
     length = min(cut or longest, longest)
     if vocabulary.is_file():
@@ -49,7 +50,7 @@ def place_of(clip_backbone: str) -> Path:
 
 @functools.lru_cache(maxsize=8)
 def context_length(clip_backbone: str) -> int:
-    """How many tokens the text tower of a CLIP reads: as many as it has positions; all that OpenAI published have 77."""
+    """How many tokens the text tower of a CLIP reads: its number of positions; all of OpenAI's have 77."""
     if clip_backbone.startswith("open_clip:"):
         try:
             import open_clip
@@ -64,6 +65,7 @@ def context_length(clip_backbone: str) -> int:
     state = read_safetensors(path, "").state if path.suffix == ".safetensors" else read_torch(path)
     if "positional_embedding" not in state:
         raise UserError(
-            f"{path} has no text tower of a CLIP (no positional_embedding): give other weights to --clip_backbone"
+            f"{path} does not contain the text tower of a CLIP (no positional_embedding): "
+            "give other weights to --clip_backbone"
         )
     return len(state["positional_embedding"])

@@ -44,13 +44,13 @@ class Question:
 
     image: Path
     text: str
-    credit: dict[str, float]  # normalised answer -> VQA accuracy of giving it
-    first: str  # the first annotator's answer, normalised
+    credit: dict[str, float]  # normalized answer -> VQA accuracy of giving it
+    first: str  # the first annotator's answer, normalized
     annotators: int = N_ANNOTATORS
 
 
 def question_of(image: Path, text: str, answers: Sequence[str]) -> Question:
-    """A question with its answers, most frequent first; their spellings are made one before they are counted."""
+    """A question with its answers, most frequent first; their spellings are unified before they are counted."""
     given = [normalise_answer(answer) for answer in answers]
     if not given:
         raise ValueError("it has no answer")
@@ -70,8 +70,8 @@ def best_answer(question: Question) -> str:
 
 
 def task_answers(questions: Sequence[Question], min_freq: int, most: int) -> list[str]:
-    """The `most` frequent of those that are the best answer of at least `min_freq` questions, frequent ones first, ties by
-    name."""
+    """The `most` frequent of those that are the best answer of at least `min_freq` questions, most frequent first, ties
+    by name."""
     counts = Counter(map(best_answer, questions))
     ranked = sorted((-n, answer) for answer, n in counts.items() if n >= min_freq and answer)
     return [answer for _, answer in ranked[:most]]
@@ -83,7 +83,7 @@ def vocabulary(tasks: Sequence[Sequence[Question]], min_freq: int, most: int) ->
 
 
 class SparseScores:
-    """Credit of every answer, (N, A), kept as the few answers of each question and made dense a batch at a time."""
+    """Credit of every answer, (N, A), stored as the few answers of each question and made dense batch by batch."""
 
     dtype = torch.float32
 
@@ -129,7 +129,7 @@ class SparseScores:
 
 
 class VQADataset(ContinualDataset):
-    """Samples are Pairs (picture, question tokens), labels the most frequent answers, and the extra `soft` (N, A) holds
+    """Samples are Pairs (image, question tokens), labels the most frequent answers, and the extra `soft` (N, A) holds
     the credit of every answer. The record names its scores vqa_*; exact_match_last compares with the first answer."""
 
     VQA = True
@@ -147,9 +147,9 @@ def as_samples(
     name: str,
     own: Sequence[Sequence[str]],
 ) -> PairFiles:
-    """Samples of all tasks, classes being `answers`. A training question whose best answer is none of its `own` task's is
-    left out, whatever other tasks answer. A test question stays: its label is the best answer that is among the classes,
-    or a placeholder where none is, and its `first` is -1 where that is not."""
+    """Samples of all tasks, classes being `answers`. A training question whose best answer is not one of its `own`
+    task's is left out, even if another task has that answer. A test question stays: its label is the best answer that
+    is among the classes, or a placeholder if none is, and its `first` is -1 if that is not."""
     place = {answer: number for number, answer in enumerate(answers)}
     allowed = [set(names) for names in own]
     kept = [

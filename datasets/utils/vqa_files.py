@@ -1,4 +1,4 @@
-"""Streams of questions that are read from files: answers gathered from training, and how much of the test they cover."""
+"""Streams of questions read from files: answers collected from training, and how much of the test set they cover."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -17,8 +17,8 @@ from utils.errors import UserError
 class QuestionFiles(VQADataset):
     """A subclass names SOURCE and AMOUNT, and reads one task in `read(name, train)`.
 
-    The classes are answers of the training questions (`vocabulary`), task after task by name, so that they do not depend
-    on the order of the tasks.
+    The classes are answers of the training questions (`vocabulary`), task after task by name, so that they do not
+    depend on the order of the tasks.
     """
 
     SETTING = "domain-il"
@@ -33,7 +33,7 @@ class QuestionFiles(VQADataset):
 
     def __init__(self, args: Namespace, names: list[str], min_answer_freq: int, max_answers: int):
         if min_answer_freq < 1 or max_answers < 1:
-            raise UserError("--min_answer_freq and --max_answers are at least 1")
+            raise UserError("--min_answer_freq and --max_answers must be at least 1")
         self.args, self.names = args, names  # the paths are needed before the classes are known
         self.N_TASKS = len(names)
         self._questions: dict[bool, list[list[Question]]] = {}
@@ -68,7 +68,7 @@ class QuestionFiles(VQADataset):
         return loaders
 
     def coverage(self) -> dict[str, float]:
-        """Percent of VQA accuracy on each task's test questions that the best choice among the answers would earn."""
+        """Percent of VQA accuracy on each task's test questions that the best choice among the answers would reach."""
         samples = self.samples(False)
         best = samples.extras["soft"].best().double()
         means = torch.zeros(self.N_TASKS, dtype=torch.double).index_add_(0, samples.task_ids, best)
@@ -76,19 +76,19 @@ class QuestionFiles(VQADataset):
         return dict(zip(self.names, means.tolist(), strict=True))
 
     def facts(self) -> dict:
-        """For the record: how many answers there are and how far they reach; told in one line as well."""
+        """For the record: the number of answers and how much they cover; also printed in one line."""
         reach = self.coverage()
         asked = len(self.samples(True)), sum(map(len, self.questions(True)))
         told = ", ".join(f"{name} {percent:.1f}" for name, percent in reach.items())
         print(
             f"{len(self.CLASS_NAMES)} answers, given to {asked[0]} of {asked[1]} training questions; "
-            f"at best they earn (percent) {told}"
+            f"the best possible accuracy with them is (percent) {told}"
         )
         other = sum(
             q.annotators != N_ANNOTATORS for part in (True, False) for task in self.questions(part) for q in task
         )
         if other:
-            print(f"{other} questions have other than ten answers: their counts are scaled to ten")
+            print(f"{other} questions do not have ten answers: their counts are scaled to ten")
         return {
             "other_than_ten_answers": other,
             "tasks": self.names,

@@ -1,4 +1,4 @@
-"""What methods share that hold a tuned CLIP back: distillation from one teacher, and a merge of weights after a task."""
+"""Shared by methods that regularize CLIP fine-tuning: distillation from one teacher, a weight merge after each task."""
 
 from argparse import ArgumentParser
 
@@ -24,19 +24,19 @@ def add_distillation_args(parser: ArgumentParser, teacher: str) -> ArgumentParse
         help="the model before the task, or the one before all tasks",
     )
     add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation")
-    add("--temperature", type=positive, default=2.0, help="of the distillation")
+    add("--temperature", type=positive, default=2.0, help="temperature of the distillation")
     return parser
 
 
 def add_merge_args(parser: ArgumentParser, alpha: float) -> ArgumentParser:
-    """The flag of the merge after a task, named as mulki's."""
-    text = "share of the new weights after a task, the rest is the start's; 1 for no merge"
+    """The flag of the merge after a task, named as in mulki."""
+    text = "weight of the new parameters when merging with those before the task; 1 for no merge"
     parser.add_argument("--inter_alpha", type=fraction, default=alpha, help=text)
     return parser
 
 
 def two_way_divergence(images: Tensor, texts: Tensor, taught: Tensor, taught_texts: Tensor, scale, T: float) -> Tensor:
-    """T^2 [KL over texts, mean over images + KL over images, mean over texts] of the teacher's answers to the student's.
+    """T^2 [KL over texts, mean over images + KL over images, mean over texts] from the teacher's to the student's.
 
     images, taught (B, D) and texts, taught_texts (K, D) are unit features. The gradient is that of the released code's
     soft cross-entropy; the value is 0 where both agree.
@@ -57,7 +57,7 @@ def random_sentences(net: CLIPBackbone, n: int, n_tokens: int, *key) -> Tensor:
 class HeldTuning(ClipTuning):
     """A tuned CLIP with a frozen teacher within each task and a merge after it. `teacher` answers `taught(pixels)`."""
 
-    KEEPS_TEACHER = True  # within a task; False where a method asks it everything at the start of one
+    KEEPS_TEACHER = True  # within a task; False if a method runs it once at the start of a task
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)

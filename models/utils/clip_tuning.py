@@ -1,9 +1,9 @@
-"""What methods share that train the whole CLIP on a stream of domains: the step, the schedule, scores, mean weights.
+"""Shared by methods that train the whole CLIP on a stream of domains: the step, the schedule, scores, weight averaging.
 
-A method overrides `penalty` (what is added to the cross-entropy), and the hooks it needs. Plain sequential fine-tuning is
-this class with a penalty of 0. Follows the protocol of Zheng et al., ICCV 2023, arXiv 2303.06628: AdamW on both towers
-but not on the logit scale, linear warm-up and a cosine to 0, label smoothing, the first template in training and the
-mean over all templates at test.
+A method overrides `penalty` (what is added to the cross-entropy), and the hooks it needs. Plain sequential fine-tuning
+is this class with a penalty of 0. Follows the protocol of Zheng et al., ICCV 2023, arXiv 2303.06628: AdamW on both
+towers but not on the logit scale, linear warm-up and a cosine to 0, label smoothing, the first template in training and
+the mean over all templates at test.
 
 Choices: the first step of the warm-up has rate lr / warm-up steps, not 0; images go through the dataset's augmentation
 (--augment 0: as CLIP's test images); the cross-entropy is over the task's own names (--label_space seen, all).
@@ -35,7 +35,7 @@ from utils.weights import add_to_mean, set_weights
 
 
 def add_tuning_args(parser: ArgumentParser, label_smoothing: float = 0.2) -> ArgumentParser:
-    """The flags of every method that tunes CLIP; optimiser and rate are the framework's."""
+    """The flags of every method that tunes CLIP; optimizer and rate are the framework's."""
     parser.set_defaults(optimizer="adamw", lr=1e-5)
     add = add_vlm_args(parser, default="ViT-B/16").add_argument
     add(
@@ -44,19 +44,21 @@ def add_tuning_args(parser: ArgumentParser, label_smoothing: float = 0.2) -> Arg
         default="domain",
         help="names in the training softmax: the task's, those seen, all",
     )
-    add("--label_smoothing", type=fraction, default=label_smoothing, help="of the cross-entropy")
-    add("--warmup", type=fraction, default=0.1, help="share of a task's steps with a rising rate, before the cosine")
+    add("--label_smoothing", type=fraction, default=label_smoothing, help="label smoothing of the cross-entropy")
+    add("--warmup", type=fraction, default=0.1, help="fraction of a task's steps for linear warm-up")
     add(
-        "--domain_lr", type=rates, help="rates of single domains in place of --lr, for example aircraft=5e-5,mnist=5e-5"
+        "--domain_lr",
+        type=rates,
+        help="learning rates of domains in place of --lr, for example aircraft=5e-5,mnist=5e-5",
     )
-    add("--augment", type=boolean, default=True, help="the dataset's augmentation; 0: images as in tests")
+    add("--augment", type=boolean, default=True, help="the dataset's augmentation; 0: as at test time")
     add(
         "--name_chunk",
         type=natural,
         default=64,
-        help="names whose text activations a step keeps at once, 0 for all; exact, a second pass makes the others' again",
+        help="class names whose text activations a step keeps at once, 0 for all; exact, the rest is recomputed",
     )
-    add("--test_templates", choices=["all", "first"], default="all", help="sentences averaged for a name's key at test")
+    add("--test_templates", choices=["all", "first"], default="all", help="templates averaged per class key")
     return parser
 
 
@@ -64,7 +66,7 @@ def rates(text: str) -> dict[str, float]:
     """Argument type: learning rates by domain, "aircraft=5e-5,mnist=5e-5"."""
     pairs = [part.strip().partition("=") for part in str(text).split(",")]
     if any(not name or not value for name, _, value in pairs):
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of rates such as aircraft=5e-5,mnist=5e-5")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of rates such as aircraft=5e-5,mnist=5e-5")
     return {name: positive(value) for name, _, value in pairs}
 
 
@@ -75,9 +77,9 @@ def add_averaging_args(parser: ArgumentParser, every: int = 100, include_init: b
         "--avg_freq",
         type=natural,
         default=every,
-        help="steps between the snapshots whose mean ends a task, 0 for no mean",
+        help="steps between the weight snapshots that are averaged at the end of a task, 0 for no average",
     )
-    add("--we_include_init", type=boolean, default=include_init, help="the start and the first step are snapshots, too")
+    add("--we_include_init", type=boolean, default=include_init, help="also average the start and the first step")
     return parser
 
 
@@ -96,7 +98,7 @@ def add_peft_args(parser: ArgumentParser) -> ArgumentParser:
 
 
 class ClipTuning(VLMModel):
-    """CLIP with gradients in both towers. `net` is the student; `forward` takes images (B, 3, H, W) or features (B, D)."""
+    """CLIP with gradients in both towers. `net` is the student; `forward` takes images or features (B, D)."""
 
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     FROZEN_TOWER = False
@@ -113,10 +115,11 @@ class ClipTuning(VLMModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         if args.lr_scheduler:
-            raise UserError(f"--lr_scheduler: {self.NAME} has a schedule of its own (--warmup); leave the flag out")
+            raise UserError(f"--lr_scheduler: {self.NAME} has its own schedule (--warmup); leave the flag out")
         if args.clip_dtype != "fp32":
             raise UserError(
-                f"--clip_dtype {args.clip_dtype}: {self.NAME} trains CLIP's weights, which takes fp32 (bf16 products: -O 2)"
+                f"--clip_dtype {args.clip_dtype}: {self.NAME} trains CLIP's weights, which requires fp32 "
+                "(bf16 products: -O 2)"
             )
         super().__init__(backbone, loss, args, transform, dataset)
         self.check_rates()
@@ -128,14 +131,14 @@ class ClipTuning(VLMModel):
         self.keys = None  # unit test keys of all names (C, D); None when a weight has changed since
         self.task_steps = 0
         self.adapters: list[str] = []  # names of the weights that have low-rank adapters, within a task
-        self.pixel_statistics = None  # what the augmentation normalises with
+        self.pixel_statistics = None  # what the augmentation normalizes with
         self.mean, self.mean_count = None, 0  # running mean of weights, and of how many snapshots
 
     def get_parameters(self):
         return [p for name, p in self.net.named_parameters() if not name.endswith("logit_scale")]
 
     def checkpoint_skip(self):
-        nets = ("net", "pretrained", "previous")  # the student and copies of it, which hold what it holds
+        nets = ("net", "pretrained", "previous")  # the student and copies of it, which contain the same
         return super().checkpoint_skip() | {f"{net}.{what}" for net in nets for what in ("tokenizer", "preprocess")}
 
     # a task
@@ -190,7 +193,7 @@ class ClipTuning(VLMModel):
         self.mean, self.mean_count, self.keys = None, 0, None
 
     def set_rate(self) -> None:
-        """The rate is a function of the step alone, so a resumed task needs no schedule's state."""
+        """The rate depends only on the step, so a resumed task does not need a schedule state."""
         factor = warmup_cosine(self.task_iteration + 1, round(self.args.warmup * self.task_steps), self.task_steps + 1)
         for group in self.opt.param_groups:
             group["lr"] = self.rate() * factor
@@ -201,7 +204,7 @@ class ClipTuning(VLMModel):
         return own.get(self.domain_names()[self.current_task], self.args.lr) if own else self.args.lr
 
     def domain_names(self) -> list[str]:
-        """Domains in the order of the tasks; none on a stream whose tasks are no domains."""
+        """Domains in the order of the tasks; none on a stream whose tasks are not domains."""
         names = getattr(self.dataset, "domains", ())
         return [names[t] for t in self.dataset.task_order] if len(names) == len(self.dataset.task_order) else []
 
@@ -255,7 +258,7 @@ class ClipTuning(VLMModel):
         return first, self.num_classes if self.args.label_space == "all" else self.n_seen_classes
 
     def clip_input(self, inputs: Inputs) -> Tensor:
-        """Training images (B, C, H, W), normalised by the dataset's augmentation, as CLIP takes them."""
+        """Training images (B, C, H, W), normalized by the dataset's augmentation, as CLIP takes them."""
         images = inputs.image if isinstance(inputs, Pair) else inputs
         if not self.args.augment:
             return images
@@ -273,11 +276,11 @@ class ClipTuning(VLMModel):
         return normalize(net.encode_image(pixels).float(), dim=1)
 
     def name_rows(self, net: CLIPBackbone, first: int, last: int) -> Tensor:
-        """Unit features (last - first, D) of class names in their training sentence, with gradient where the net has."""
+        """Unit features (last - first, D) of class names in their training sentence, with gradients if any."""
         return self.text_rows(net, self.name_tokens[first:last])
 
     def text_rows(self, net: CLIPBackbone, tokens: Tensor) -> Tensor:
-        """Unit features (N, D) of token ids (N, L); with gradient, activations of --name_chunk texts are kept at once."""
+        """Unit features (N, D) of token ids (N, L); with gradient, chunks of --name_chunk texts."""
 
         def encode(part: Tensor) -> Tensor:
             return normalize(net.encode_text(part).float(), dim=1)
@@ -299,10 +302,10 @@ class ClipTuning(VLMModel):
 
     @torch.no_grad()
     def cached_inputs(self, loader):
-        """Features of a test set: encoded once for all the scores that are taken of it."""
+        """Features of a test set: encoded once for all scores."""
         if not hasattr(loader.dataset, "samples"):
             return None
-        self.use_clip_preprocessing(loader.dataset)  # a resumed run has not begun the tasks before
+        self.use_clip_preprocessing(loader.dataset)  # a resumed run did not begin the earlier tasks
         if self.args.debug_mode:
             return None
         loader = loader.with_batch_size(eval_batch_size(loader, self.args))
@@ -327,7 +330,7 @@ class ClipTuning(VLMModel):
 
 
 def normalization_of(transform) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """(mean, std) that a training transform normalises with; None where it does not."""
+    """(mean, std) that a training transform normalizes with; None where it does not."""
     steps = transform.operations if isinstance(transform, BatchTransform) else flatten(transform)
     for step in steps:
         if isinstance(step, (Normalize, v2.Normalize)):

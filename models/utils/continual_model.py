@@ -26,7 +26,7 @@ Loss = torch.Tensor | float | dict[str, Any]  # a dict has 'loss'
 
 
 class ContinualModel(nn.Module):
-    """A method writes `observe` (one optimisation step) and as many of the other hooks as it needs.
+    """A method writes `observe` (one optimization step) and as many of the other hooks as it needs.
 
     Hooks, in the order of a task: begin_task, begin_epoch, observe, end_epoch, end_task, forward, end_eval. The
     `meta_*` methods are called by the loop; they keep the counters and then call the hook.
@@ -37,13 +37,13 @@ class ContinualModel(nn.Module):
     COMPATIBILITY: list[str]
     AVAIL_OPTIMS = ["sgd", "adam", "adamw"]
     trains_in_loop = True  # False: all work is in end_task, observe is never called
-    IDLE_FLAGS: dict[str, str] = {}  # flags of the framework that do not act and are refused -> the one to give, or ""
+    IDLE_FLAGS: dict[str, str] = {}  # framework flags without effect, refused -> the one to give, or ""
     stream_at_hand = None  # the dataset, while get_model calls a constructor that has no parameter for it
     EVERY_CLASS = False  # True: each class of a task must have training images in it, in streams of domains too
     LEAST_IMAGES = 1  # training images of each class
-    TOY_ARGS: dict = {}  # arguments of the contract checks: a run on their toy streams is short, and every flag tells
-    NOT_TRIED: dict[str, str] = {}  # flags whose effect these checks cannot see: why; beside those of the base classes
-    LOOKS_AHEAD = False  # True: tasks not yet seen are evaluated unless --eval_future 0 says otherwise
+    TOY_ARGS: dict = {}  # arguments of the contract checks: a run on their toy streams is short, and every flag matters
+    NOT_TRIED: dict[str, str] = {}  # flags whose effect the checks cannot see: why; added to the base classes' own
+    LOOKS_AHEAD = False  # True: future tasks are evaluated unless --eval_future is 0
     future_forward: Callable[[Inputs], torch.Tensor]  # of models that can name classes not trained yet
     work_loss: float | torch.Tensor | None = None  # of the last step of `work`: shown, and checked
 
@@ -84,7 +84,7 @@ class ContinualModel(nn.Module):
 
     def prepare_net(self) -> None:
         """Count the images that `net` is called with, and with -O 2 make its products in bf16; called again wherever a
-        method may have put another in its place."""
+        method may have replaced it."""
         if not isinstance(self.net, nn.Module):
             return
         if self.forward_counter not in self.net._forward_pre_hooks.values():
@@ -93,7 +93,7 @@ class ContinualModel(nn.Module):
             mix(self.net, self.device)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What -O 3 compiles: modules that the method calls as a whole; none means that -O 3 is refused."""
+        """What -O 3 compiles: modules that the method calls as a whole; if there are none, -O 3 is refused."""
         return [] if self.net is None else [self.net]
 
     # hooks
@@ -131,13 +131,13 @@ class ContinualModel(nn.Module):
         """After the evaluation that follows a task; accs = (class-IL, task-IL) of the tasks seen."""
 
     def get_parameters(self) -> Iterable[nn.Parameter]:
-        """What the optimiser trains."""
+        """What the optimizer trains."""
         return self.net.parameters()
 
     def get_optimizer(
         self, params: Iterable[nn.Parameter] | None = None, lr: float | None = None
     ) -> optim.Optimizer | None:
-        """The optimiser of the --optim flags; None where there is nothing to train."""
+        """The optimizer of the --optim flags; None where there is nothing to train."""
         if params is None:
             params = [] if self.net is None else [p for p in self.get_parameters() if p.requires_grad]
         params, args = list(params), self.args
@@ -162,7 +162,7 @@ class ContinualModel(nn.Module):
         """Batches per epoch and per test set with --debug_mode."""
         return 5
 
-    # what a checkpoint and the record ask
+    # what a checkpoint and the record need
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes kept between tasks besides the network, by attribute."""
@@ -176,7 +176,7 @@ class ContinualModel(nn.Module):
         return self.forward_counter.images
 
     def cached_inputs(self, loader: Any) -> torch.Tensor | None:
-        """Features of a whole test set that `forward` takes in place of its images; None where nothing is frozen."""
+        """Features of a whole test set that `forward` takes instead of its images; None if nothing is frozen."""
         return None
 
     def touches_task_start(self) -> bool:
@@ -184,7 +184,7 @@ class ContinualModel(nn.Module):
         return type(self).begin_task is not ContinualModel.begin_task
 
     def future_variants(self, x: Inputs) -> dict[str, torch.Tensor]:
-        """Logits over all names in other ways than future_forward, measured beside it; by name of the way."""
+        """Logits over all names in other ways than future_forward, measured along with it, by name."""
         return {}
 
     def extra_scores(self) -> dict[str, list[float]]:
@@ -192,13 +192,13 @@ class ContinualModel(nn.Module):
         return {}
 
     def checkpoint_skip(self) -> set[str]:
-        """Submodules that the constructor makes anew, exactly, and a checkpoint need not hold."""
+        """Submodules that the constructor recreates exactly, so a checkpoint need not contain them."""
         return set()
 
     def work(self, name: str, steps: int) -> Iterator[int]:
         """Steps of long work inside end_task, with a bar, and with a safe point after each to save and go on from.
 
-        After a resume the steps done are skipped, so what they made must be in attributes of the model.
+        After a resume the steps done are skipped, so their results must be in attributes of the model.
         """
         from utils.progress import progress
 
@@ -224,7 +224,7 @@ class ContinualModel(nn.Module):
 
     @property
     def current_task(self) -> int:
-        """0-based; counted up after end_task."""
+        """0-based; incremented after end_task."""
         return self._current_task
 
     @property
@@ -276,9 +276,7 @@ class ContinualModel(nn.Module):
         if isinstance(buffer, dict):
             self.buffer.load(buffer)
         elif buffer.buffer_size != self.args.buffer_size:
-            raise UserError(
-                f"the buffer holds {buffer.buffer_size} samples, --buffer_size says {self.args.buffer_size}"
-            )
+            raise UserError(f"the buffer has {buffer.buffer_size} places, but --buffer_size is {self.args.buffer_size}")
         else:
             self.buffer = buffer
 
@@ -327,7 +325,7 @@ class ContinualModel(nn.Module):
         return partly and "cssl" not in self.COMPATIBILITY
 
     def _bind(self, inputs, labels, not_aug_inputs, epoch, extras: dict) -> tuple[tuple, dict]:
-        """Arguments for observe: those its signature names, and the three tensors by place where it names none."""
+        """Arguments for observe: those its signature names, and the three tensors by position if it names none."""
         offered = {"inputs": inputs, "labels": labels, "not_aug_inputs": not_aug_inputs, "epoch": epoch, **extras}
         names, takes_all, required = self._observe_signature()
         if "inputs" not in names:
@@ -338,7 +336,7 @@ class ContinualModel(nn.Module):
         if missing:
             hint = "; true_labels comes with --noise_rate above 0" if "true_labels" in missing else ""
             raise UserError(
-                f"model {self.NAME} wants {', '.join(missing)}, which {self.dataset.NAME} does not give{hint}"
+                f"model {self.NAME} needs {', '.join(missing)}, which {self.dataset.NAME} does not provide{hint}"
             )
         return (), {k: v for k, v in offered.items() if takes_all or k in names}
 
@@ -364,7 +362,7 @@ class ContinualModel(nn.Module):
         """Nothing: losses are in the progress bar and the record. Files written for Mammoth may call it."""
 
     def meta_end_eval(self, dataset: ContinualDataset, accs: tuple[list[float], list[float]]) -> None:
-        """end_eval speaks of the task just evaluated, so the counter is back on it meanwhile."""
+        """end_eval refers to the task just evaluated, so the counter is set back to it during the call."""
         self._current_task -= 1
         try:
             self.end_eval(dataset, accs)

@@ -8,7 +8,7 @@ from torch.func import debug_unwrap
 
 
 class ForwardCounter:
-    """Counts the images that a module is called with; copies of the module count on the same counter."""
+    """Counts the images that a module is called with; copies of the module use the same counter."""
 
     def __init__(self):
         self.images = 0
@@ -18,7 +18,7 @@ class ForwardCounter:
             self.add(inputs[0])
 
     def add(self, batch) -> None:
-        """Count a batch: a tensor, a Pair, or a tuple of tensors such as Tokens; under vmap all samples of its batch."""
+        """Count a batch: a tensor, a Pair, or a tuple of tensors such as Tokens; under vmap its whole batch."""
         first = batch[0] if isinstance(batch, tuple) else getattr(batch, "image", batch)
         plain = torch.compiler.is_compiling() or not isinstance(first, torch.Tensor)
         whole = first if plain else debug_unwrap(first)

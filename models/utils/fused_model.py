@@ -1,8 +1,8 @@
-"""What methods on the fused sequence share: tokens of both frozen towers, each image and question encoded once.
+"""Shared by methods on the fused sequence: tokens of both frozen towers, each image and question encoded once.
 
 While training and evaluating, a batch is a tensor of references (source, row, task) to cached tokens instead of
-pictures: nothing is read or augmented. Tokens are kept in half precision; pictures that are handed in directly are
-encoded on the spot, in full precision.
+images: nothing is read or augmented. Tokens are kept in half precision; images that are handed in directly are
+encoded immediately, in full precision.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ def add_fused_args(parser: ArgumentParser, default: str = "ViT-B/16") -> Argumen
         "--key_feature",
         choices=["clip", "mean"],
         default="clip",
-        help="what finds keys: clip, the pooled features of CLIP (of ViLT or BLIP in its place); mean, means of tokens",
+        help="features that select keys: clip, the pooled features of CLIP (or of ViLT or BLIP); mean, means of tokens",
     )
     add(
         "--fusion_train",
         choices=["first", "always", "never"],
-        help="tasks that train the fusion (default: first; never with ViLT and BLIP, which are trained)",
+        help="tasks that train the fusion (default: first; never with ViLT and BLIP, which are pretrained)",
     )
     add_hub_args(parser, "vqa_backbone", ("vilt", "blip"))
     return parser
@@ -52,7 +52,7 @@ class Fused(NamedTuple):
     seen: Tensor  # (B, L), False after the end of a question
     visual: Tensor  # (B, Dv)
     textual: Tensor  # (B, Dt)
-    task: Tensor | None  # (B,) true task, -1 where it is not known; None for pictures handed in directly
+    task: Tensor | None  # (B,) true task, -1 if unknown; None for images handed in directly
 
 
 class Questions:
@@ -89,11 +89,11 @@ class QuestionEncoder:
 
 
 class FusedModel(VLMModel):
-    """`self.net.fusion` is the fusion transformer; `read` gives a batch of references or pictures as a Fused."""
+    """`self.net.fusion` is the fusion transformer; `read` gives a batch of references or images as a Fused."""
 
     FUSES_TEXT = True
     NOT_TRIED = {
-        "fusion_weights": "the shipped ones have sizes of their own; tests/test_clumo.py",
+        "fusion_weights": "the shipped ones have other sizes; tests/test_clumo.py",
         "blip_weights": "no weights of BLIP are embedded; tests/test_blip.py makes tiny ones",
         "blip_first": "no weights of BLIP are embedded; tests/test_blip.py makes tiny ones",
         **dict.fromkeys(
@@ -115,7 +115,7 @@ class FusedModel(VLMModel):
         self.encoder.precision = HALF
         self.questions = FeatureStore(self.store.root, self.store.mode, progress=self.store.progress)
         self.sources = Sources()
-        null = net.tokenize("")  # the question about pictures that come without one
+        null = net.tokenize("")  # the question about images that come without one
         self.null = null[:, : int(null.argmax()) + 1]
 
     def set_fusion_training(self, first: bool) -> None:
@@ -132,7 +132,7 @@ class FusedModel(VLMModel):
 
     def checkpoint_skip(self):
         here = {"net.clip", "net.tokenizer", "net.preprocess", "net.causal_mask"}
-        if isinstance(self.net, HubBackbone):  # as loaded: all but a fusion that is trained
+        if isinstance(self.net, HubBackbone):  # as loaded: everything except a trained fusion
             kept = {"fusion"} if self.fusion_train != "never" else set()
             here |= {f"net.{name}" for name, _ in self.net.named_children() if name not in kept}
         return {"store", "questions", "sources", "encoder", "null", *here}
@@ -148,11 +148,11 @@ class FusedModel(VLMModel):
     # batches as references
 
     def train_on_cached_tokens(self, dataset) -> None:
-        """The task's training batches are references from here on; order, labels and extra fields stay."""
+        """The task's training batches are references from now on; order, labels and extra fields stay."""
         loader, split = dataset.train_loader, dataset.train_loader.dataset
         if not hasattr(loader, "epoch") or not hasattr(split, "rows"):
             raise UserError(
-                f"model {self.NAME} reads cached tokens: {self.dataset.NAME} has to make its loaders by load() "
+                f"model {self.NAME} reads cached tokens: {self.dataset.NAME} must make its loaders with load() "
                 "or store_masked_loaders"
             )
         dataset.train_loader = loader.with_inputs(self.references(split, dataset.c_task))
@@ -165,7 +165,7 @@ class FusedModel(VLMModel):
         return torch.stack([source, rows, torch.full_like(rows, task)], dim=1)
 
     def questions_of(self, samples) -> tuple[Questions, QuestionEncoder]:
-        """The questions of a sample list, with what encodes them; pictures without any all get the null question."""
+        """The questions of a sample list, with what encodes them; without any, all get the null question."""
         text = getattr(samples.data, "text", None)
         asked = Questions(self.null.expand(len(samples), -1) if text is None else text)
         return asked, QuestionEncoder(self.net, asked.tokens.shape[1])
@@ -181,7 +181,7 @@ class FusedModel(VLMModel):
 
     @torch.no_grad()
     def read(self, x: Inputs) -> Fused:
-        """References (B, 3), pictures (B, 3, H, W) or Pairs -> tokens and key features."""
+        """References (B, 3), images (B, 3, H, W) or Pairs -> tokens and key features."""
         if isinstance(x, Tensor) and x.dim() == 2:
             return self.read_rows(x)
         image, tokens = (x.image, x.text) if isinstance(x, Pair) else (x, self.null.expand(len(x), -1))
@@ -191,7 +191,7 @@ class FusedModel(VLMModel):
         return self.fused(*states, tokens, None)
 
     def read_rows(self, references: Tensor) -> Fused:
-        """The same from the cache; what is not there yet is encoded."""
+        """The same from the cache; what is missing is encoded."""
         source, rows, _ = references.cpu().unbind(1)
         samples, texts, encoder = self.sources[int(source[0])]
         image = self.store.rows(samples, rows, self.encoder).view(-1, *self.encoder.shape)

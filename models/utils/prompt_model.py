@@ -1,6 +1,6 @@
-"""What prompt methods share: one frozen network that takes prompts or prefixes, and the query that chooses them.
+"""Shared by prompt methods: one frozen network that takes prompts or prefixes, and the query that selects them.
 
-On streams with questions the network is the fusion transformer over cached tokens; on pictures alone it is CLIP's image
+On streams with questions the network is the fusion transformer over cached tokens; on images only it is CLIP's image
 tower, or with --vit a vision transformer of timm. A method writes `observe` and `states` once for all three.
 """
 
@@ -26,12 +26,15 @@ def add_prompt_args(parser: ArgumentParser) -> ArgumentParser:
     """The flags of a prompt method."""
     parser.set_defaults(optimizer="adam", lr=0.03)
     add = add_fused_args(parser).add_argument
-    add("--vit", help="timm:<name>, a vision transformer in place of CLIP's image tower (pictures alone)")
+    add("--vit", help="timm:<name>, a vision transformer in place of CLIP's image tower (images only)")
     add("--vit_pretrained", type=boolean, default=True, help="with its published weights")
     add(
-        "--query", choices=["visual", "both"], default="visual", help="what finds prompts for a picture with a question"
+        "--query",
+        choices=["visual", "both"],
+        default="visual",
+        help="features that select prompts for an image with a question",
     )
-    add("--clip_grad", type=non_negative, default=1.0, help="largest norm of a step's gradient, 0 for any")
+    add("--clip_grad", type=non_negative, default=1.0, help="maximum gradient norm, 0 for no clipping")
     return parser
 
 
@@ -40,13 +43,13 @@ class PromptModel(FusedModel):
 
     NOT_TRIED = dict.fromkeys(
         (*SIZE_FLAGS, "fusion_train", "key_feature", "query", "vit", "vit_pretrained"),
-        "the fusion is used where pictures come with questions; tests/test_prompt_baselines.py",
+        "the fusion is used where images come with questions; tests/test_prompt_baselines.py",
     )
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         self.uses = "timm" if args.vit else "clip"
         if args.vit and chosen(args) != "clip":
-            raise UserError("--vit looks at pictures alone, --vqa_backbone reads questions: give one of them")
+            raise UserError("--vit reads only images, --vqa_backbone reads questions: give only one of them")
         if args.vit:
             net = prompted_timm(args.vit, args.vit_pretrained)
             ContinualModel.__init__(self, net, loss, args, transform, dataset)
@@ -55,19 +58,19 @@ class PromptModel(FusedModel):
             super().__init__(backbone, loss, args, transform, dataset)
             if isinstance(self.net, HubBackbone) and not self.dataset.HAS_TEXT:
                 raise UserError(
-                    f"--vqa_backbone {args.vqa_backbone} is for pictures with questions; {self.dataset.NAME} has "
-                    "none: leave the flag out"
+                    f"--vqa_backbone {args.vqa_backbone} is for images with questions; {self.dataset.NAME} does "
+                    "not have any: leave the flag out"
                 )
             self.net.tower = None if isinstance(self.net, HubBackbone) else PromptedClip(self.net)
             if self.net.tower is not None:
                 self.net.tower.register_forward_pre_hook(self.forward_counter)
         if self.dataset.HAS_TEXT:
             if args.vit:
-                raise UserError(f"--vit looks at pictures alone, {self.dataset.NAME} has questions: leave the flag out")
+                raise UserError(f"--vit reads only images, but {self.dataset.NAME} has questions: leave the flag out")
             self.uses = "fused"
         elif args.query == "both":
             raise UserError(
-                f"--query both is for pictures with questions; {self.dataset.NAME} has none: leave the flag out"
+                f"--query both is for images with questions; {self.dataset.NAME} does not have any: leave the flag out"
             )
         elif not args.vit:
             self.encoder = ClipImageEncoder(self.net)  # of the queries
@@ -150,7 +153,7 @@ class PromptModel(FusedModel):
         self.opt = self.get_optimizer()
 
     def new_task(self, split) -> None:
-        """What a method adds for a task, before its optimiser is made."""
+        """What a method adds for a task, before its optimizer is made."""
 
     def get_optimizer(self, params=None, lr=None):
         """The learning rate is that of a batch of 256, as in the papers' code."""

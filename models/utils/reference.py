@@ -1,4 +1,4 @@
-"""Reference pictures and texts of methods that distil on data of no task: a folder, the picture world, or noise."""
+"""Reference images and texts for distillation on data outside the tasks: a folder, the picture world, or noise."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ SYNTHETIC_LENGTH = 10  # tokens of a random sentence
 
 
 def reference_data(source: str, net: CLIPBackbone, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """At most n pictures (N, 3, R, R) as bytes and the token ids (K, L) of as many texts; drawn by the seed.
+    """At most n images (N, 3, R, R) as bytes and the token ids (K, L) of as many texts; drawn by the seed.
 
-    `source` is `tiny` (what the embedded CLIP was pre-trained on), `synthetic` (noise with the spectrum of photographs, and
-    random sentences), or a folder with images anywhere below it and captions.txt, a text a line.
+    `source` is `tiny` (what the embedded CLIP was pre-trained on), `synthetic` (noise with the spectrum of photographs,
+    and random sentences), or a folder with images anywhere below it and captions.txt, one text per line.
     """
     if source == "tiny":
         return _picture_world(net, n)
@@ -60,8 +60,8 @@ def _folder(root: Path, net: CLIPBackbone, n: int, seed: int) -> tuple[Tensor, T
     captions = root / "captions.txt"
     if not captions.is_file():
         raise UserError(
-            f"--reference {root}: {captions} does not exist; put images below {root} and a text a line into that file, or "
-            "choose tiny or synthetic"
+            f"--reference {root}: {captions} does not exist; put images below {root} and one text per line "
+            "into that file, or choose tiny or synthetic"
         )
     try:
         lines = captions.read_text(encoding="utf-8").splitlines()
@@ -70,7 +70,7 @@ def _folder(root: Path, net: CLIPBackbone, n: int, seed: int) -> tuple[Tensor, T
     texts = list(dict.fromkeys(t.strip() for t in lines if t.strip()))
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not texts or not paths:
-        raise UserError(f"--reference {root} holds {len(paths)} images and {len(texts)} texts; it needs some of both")
+        raise UserError(f"--reference {root} holds {len(paths)} images and {len(texts)} texts; it needs both")
     kept, spoken = (
         torch.randperm(len(v), generator=generator(seed, "reference", k))[:n].sort().values.tolist()
         for k, v in enumerate((paths, texts))

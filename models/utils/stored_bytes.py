@@ -7,7 +7,7 @@ from torch import nn
 
 from utils.pair import Pair
 
-# attributes that are the run's, not the method's memory
+# attributes of the run, not the method's memory
 NOT_STORED = {
     "net",
     "opt",

@@ -1,4 +1,4 @@
-"""What frozen teachers know of a task: made at its start, forgotten at its end, kept in a checkpoint between."""
+"""Features of frozen teachers for a task: computed at its start, dropped at its end, kept in checkpoints between."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Teachers:
     """Unit features and weights; M teachers, n classes of the task, D dimensions. All None between tasks."""
 
     texts: Tensor | None = None  # (M, n, D) class names
-    visuals: Tensor | None = None  # (M, n, D) class means of images; 0 of a class without any
-    known: Tensor | None = None  # numbers of the classes that have images
+    visuals: Tensor | None = None  # (M, n, D) class means of images; 0 for a class without images
+    known: Tensor | None = None  # indices of the classes that have images
     class_weights: Tensor | None = None  # (M, n) shares, mean over the images of a class
     gated_class_weights: Tensor | None = None  # (M, n) the same of the gated shares
     aligned_texts: Tensor | None = None  # (n, D) blended over teachers

@@ -1,4 +1,4 @@
-"""What CLIP methods share: the network, features of images and names, scores, and the frozen tower's cache."""
+"""Shared by CLIP methods: the network, features of images and names, scores, and the frozen tower's cache."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -27,7 +27,7 @@ def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14", names: bool 
         parser.add_argument(
             "--prompt_template",
             type=sentence,
-            help="sentence around a class name, with {} for it (default: the dataset's own)",
+            help="template for class names, with {} for the name (default: the dataset's own)",
         )
     return parser
 
@@ -35,12 +35,12 @@ def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14", names: bool 
 class VLMModel(ContinualModel):
     """A method on CLIP. `self.net` is the CLIPBackbone; `forward` takes images (B, 3, H, W) or features (B, D).
 
-    On a stream of Pairs a method looks at the picture alone, unless it sets FUSES_TEXT.
+    On a stream of Pairs a method uses only the image, unless it sets FUSES_TEXT.
     A method that can name classes it has not seen defines `future_forward(x)`, logits over all names.
     While the image tower is frozen, each image is encoded once for all runs (`image_features`, `cached_inputs`).
     """
 
-    BUILDS_OWN_NET = True  # the dataset's default backbone is not made for it
+    BUILDS_OWN_NET = True  # the dataset's default backbone is not built for it
     FROZEN_TOWER = True
     FUSES_TEXT = False  # features of a Pair are [image, text, image * text]: `backbone.clip_visual.fuse`
     NOT_TRIED = {
@@ -115,7 +115,7 @@ class VLMModel(ContinualModel):
     def image_features(self, split) -> tuple[torch.Tensor, torch.Tensor]:
         """Raw features (N, D) and labels (N,) of a split, without augmentation; each image is encoded once."""
         if self.encoder is None:
-            raise UserError(f"model {self.NAME} trains its image tower: its features cannot be kept")
+            raise UserError(f"model {self.NAME} trains its image tower: its features cannot be cached")
         features = self.store.rows(split.samples, split.rows, self.encoder).to(self.device)
         if self.looks_at != "image":
             features = self.with_text(features, split.samples.data.text[split.rows])

@@ -1,4 +1,4 @@
-"""Three small streams of 32 x 32 noise pictures, to see whether a method file runs at all"""
+"""Three small streams of 32 x 32 noise images, to see whether a method file runs at all"""
 
 import torch
 from torchvision import transforms as T

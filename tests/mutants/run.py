@@ -1,11 +1,12 @@
-"""Tries every fault of the table: is it noticed by the tests that are said to notice it?
+"""Runs every fault of the table: do the tests that are named for it notice it?
 
     bash scripts/test.sh mutants [--only PATTERN] [--jobs N] [--record]
 
-Each worker has a copy of the tree, made once. A fault is written into the copy, a process forked from this one, which has
-imported torch and pytest but nothing of the tree, runs the named tests there, and the file is put back. Before that all
-named tests run once without any fault. `killed`: a named test failed. `ALIVE`: none did. `broken`: the fault does not fit
-the file, a test is not there, or fails (or is skipped) without it. Exit code 1 if any is alive or broken.
+Each worker has a copy of the tree, made once. A fault is written into the copy, a process forked from this one, which
+has imported torch and pytest but nothing from the tree, runs the named tests there, and the file is restored. Before
+that all named tests run once without any fault. `killed`: a named test failed. `ALIVE`: none did. `broken`: the fault
+does not fit the file, or a test does not exist, fails or is skipped without it. The exit code is 1 if any is alive or
+broken.
 """
 
 import argparse
@@ -291,8 +292,9 @@ def section(results: list[Result], root: Path, seconds: float, n_jobs: int) -> s
         rows[r.fault.file].append(r)
     lines = [
         MARK,
-        f"{len(results)} faults in {len(rows)} files, {count(results, 'killed')} killed, {count(results, 'ALIVE')} alive, "
-        f"{count(results, 'broken')} broken; {seconds:.0f} s in all with {n_jobs} workers "
+        f"{len(results)} faults in {len(rows)} files, {count(results, 'killed')} killed, "
+        f"{count(results, 'ALIVE')} alive, {count(results, 'broken')} broken; "
+        f"{seconds:.0f} s in all with {n_jobs} workers "
         f"({time.strftime('%Y-%m-%d')}, on top of {commit.stdout.strip() or 'no commit'}).",
         "",
         "| file | faults | killed | seconds |",

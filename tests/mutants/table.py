@@ -69,7 +69,8 @@ def misfit(fault: Fault, root: Path) -> str | None:
     if text.count(fault.old) != 1:
         return f"the old text occurs {text.count(fault.old)} times, not once"
     try:
-        compile(fault.applied(text), fault.file, "exec")
+        if source.suffix == ".py":
+            compile(fault.applied(text), fault.file, "exec")
     except SyntaxError as error:
         return f"the file does not compile with it: {error}"
     if not fault.tests:

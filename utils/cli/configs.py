@@ -1,4 +1,4 @@
-"""Defaults that come from dataset classes and from yaml files, as layers of (origin, values)."""
+"""Defaults from dataset classes and from yaml files, as layers of (origin, values)."""
 
 import inspect
 from pathlib import Path
@@ -10,7 +10,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from datasets.utils.continual_dataset import ContinualDataset
 
-# method of a dataset class -> flag whose default it gives
+# method of a dataset class -> flag whose default it returns
 METHOD_OF_FLAG = {
     "n_epochs": "get_epochs",
     "batch_size": "get_batch_size",
@@ -54,7 +54,7 @@ def dataset_defaults(dataset_class: "type[ContinualDataset]") -> dict:
 
 
 def read_yaml(path: Path) -> dict:
-    """A mapping from a yaml file; a broken one is the user's to mend."""
+    """A mapping from a yaml file; a broken one is a UserError."""
     import yaml
 
     try:
@@ -65,17 +65,17 @@ def read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as yaml: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path} must hold a mapping of names to values")
+        raise UserError(f"{path} must contain a mapping of names to values")
     return content
 
 
 def check_size(content: object) -> None:
-    """Refuse what a few lines can blow up to with anchors: values are walked as often as they are referred to."""
+    """Refuse what a few lines can expand to with anchors: values count as often as they are referenced."""
     left, todo = MOST_VALUES, [content]
     while todo:
         value, left = todo.pop(), left - 1
         if left < 0:
-            raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+            raise ValueError(f"it contains more than {MOST_VALUES:,} values")
         todo += (
             [*value, *value.values()]
             if isinstance(value, dict)
@@ -104,20 +104,22 @@ def dataset_config(
         if name is None:
             return []
         have = sorted(p.stem for f in folders if f.is_dir() for p in f.glob("*.yaml"))
-        raise UserError(f"no dataset config '{name}' for {dataset_class.NAME}; there is: {', '.join(have) or 'none'}")
+        raise UserError(
+            f"unknown dataset config '{name}' for {dataset_class.NAME}; existing: {', '.join(have) or 'none'}"
+        )
     content = read_yaml(path)
     dataset_class.set_fields({k: v for k, v in content.items() if k in FIELDS})
     return [(str(path.name), {k: v for k, v in content.items() if k not in FIELDS | HARMLESS})]
 
 
 def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[tuple[str, dict]]:
-    """models/config/<model>.yaml: block `default`, the dataset's part of `default_for`, and with `best` the dataset's own
-    block and its buffer size's."""
+    """models/config/<model>.yaml: block `default`, the dataset's part of `default_for`, and with `best` the dataset's
+    own block and its buffer size's."""
     homes, model = registry.config_folders("model", model), model.removeprefix(registry.PLUGIN)
     path = next((p for p in (_find(f / "config", model) for f in homes) if p), None)
     if path is None:
         if which == "best":
-            raise UserError(f"--model_config best: there is no models/config/{model}.yaml; leave the flag out")
+            raise UserError(f"--model_config best: models/config/{model}.yaml does not exist; leave the flag out")
         return []
     content = read_yaml(path)
     layers = [(path.name, dict(content.get("default") or {}))]
@@ -128,7 +130,7 @@ def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[
         blocks = {registry.canonical(str(k)): v for k, v in content.items()}
         if registry.canonical(dataset) not in blocks:
             have = ", ".join(sorted(set(blocks) - {"default", "default-for"})) or "no dataset"
-            raise UserError(f"--model_config best: {path.name} has no values for {dataset}; it has {have}")
+            raise UserError(f"--model_config best: {path.name} does not have values for {dataset}, only for {have}")
         block = dict(blocks[registry.canonical(dataset)] or {})
         by_size = {k: block.pop(k) for k in list(block) if isinstance(k, int)}
         layers.append((f"{path.name} ({dataset})", block))

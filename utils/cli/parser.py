@@ -1,4 +1,4 @@
-"""From argv to one Namespace: two passes, so that only the chosen model and dataset are imported."""
+"""From argv to one Namespace in two passes, so that only the chosen model and dataset are imported."""
 
 import argparse
 import difflib
@@ -26,12 +26,13 @@ class Parsed:
 
 
 def new_parser() -> argparse.ArgumentParser:
-    """The parser with every flag of the framework and none of a method."""
+    """The parser with all flags of the framework and no method's."""
     parser = argparse.ArgumentParser(
         prog="main.py",
         add_help=False,
         allow_abbrev=False,
-        usage="python main.py --model NAME --dataset NAME [flags]   (--model X --dataset Y --help shows their flags too)",
+        usage="python main.py --model NAME --dataset NAME [flags] "
+        " (--model X --dataset Y --help shows their flags too)",
     )
     flags.add_first_args(parser)
     flags.add_experiment_args(parser)
@@ -40,7 +41,7 @@ def new_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> Parsed | None:
-    """Read the command line; None when it only asked for a text, which is then printed."""
+    """Read the command line; None if it only asked for a text such as --help, which is then printed."""
     parser = new_parser()
     first, known_problems = first_pass(parser, argv)
     plugins.use(first.plugins)
@@ -77,7 +78,7 @@ def parse(argv: list[str]) -> Parsed | None:
 
 
 def help_text(parser: argparse.ArgumentParser) -> str:
-    """The parser's help; a method's help texts may hold a bare % sign."""
+    """The parser's help; a method's help texts may contain a bare % sign."""
     for action in parser._actions:
         try:
             action.help % (vars(action) | {"prog": parser.prog}) if action.help else None
@@ -98,7 +99,7 @@ def first_pass(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argpar
 
 
 def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv: list[str]) -> Parsed:
-    """Import model and dataset, add their flags, lay the defaults over each other, then parse for good."""
+    """Import model and dataset, add their flags, merge the layers of defaults, then parse."""
     dataset_class = registry.load("dataset", first.dataset)
     model_class = registry.load("model", first.model)
     before = {a.dest: a.default for a in parser._actions}
@@ -137,17 +138,17 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
         if (path := registry.file_of(kind, getattr(args, kind) or "")) and plugins.owns(path)
     }
     if foreign:
-        args.plugin_files = foreign  # a changed file is another configuration
+        args.plugin_files = foreign  # a changed file is a different configuration
     return Parsed(args, origins, model_class, dataset_class, idle)
 
 
 def idle_flags(model_class: type, given: list[str]) -> list[str]:
-    """What to say of flags that were given and that the method declares to ignore."""
+    """Errors for given flags that the method declares to ignore."""
     own, name = dict(getattr(model_class, "IDLE_FLAGS", {})), getattr(model_class, "NAME", model_class.__name__)
     if getattr(model_class, "BUILDS_OWN_NET", False):
         own["backbone"] = "clip_backbone"
     return [
-        f"--{flag} changes nothing with {name}: " + (f"give --{own[flag]}" if own[flag] else "leave the flag out")
+        f"--{flag} changes nothing with {name}: " + (f"use --{own[flag]}" if own[flag] else "leave the flag out")
         for flag in given
         if flag in own
     ]
@@ -169,11 +170,11 @@ def add_model_args(parser: argparse.ArgumentParser, model_class: type) -> None:
                     group._add_action(action)
     except argparse.ArgumentError as error:
         raise UserError(
-            f"{what} adds a flag that is there already ({error}); use parser.set_defaults for its value"
+            f"{what} adds a flag that already exists ({error}); use parser.set_defaults for its value"
         ) from error
     except UserError:
         raise
-    except Exception as error:  # whatever a foreign file does in it
+    except Exception as error:  # foreign code may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"{what} fails: {plugins.one_line(error)} ({place.filename}, line {place.lineno})") from error
 
@@ -181,8 +182,8 @@ def add_model_args(parser: argparse.ArgumentParser, model_class: type) -> None:
 def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]], ours: set[str]) -> dict[str, str]:
     """Make each layer's values the parser's defaults, low to high, cast through the flags' own types.
 
-    A stream's default for a flag that is not one of `ours` is left out where the method that has the flag does not know the
-    value; a number that a method's own file sets is not held to a range: lr=0 where the loop trains nothing.
+    A stream's default for a flag that is not one of `ours` is skipped if the method that has the flag does not accept
+    the value; a number set by a method's own file is not range-checked: lr=0 if the loop trains nothing.
     """
     actions = {a.dest: a for a in parser._actions}
     origins = {dest: "default" for dest in actions}
@@ -194,7 +195,7 @@ def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]
                 if origin not in {"dataset", "model"}:
                     close = difflib.get_close_matches(dest, actions, n=1)
                     raise UserError(
-                        f"{origin} sets '{shown(key)}', which is no flag{f'; closest: {close[0]}' if close else ''}"
+                        f"{origin} sets '{shown(key)}', which is not a flag{f'; closest: {close[0]}' if close else ''}"
                     )
                 extra[dest] = value
                 continue
@@ -244,7 +245,7 @@ def cast(action: argparse.Action, value: object, origin: str) -> object:
 def check_tokens(
     parser: argparse.ArgumentParser, argv: list[str], unknown_is_wrong: bool = True
 ) -> tuple[list[str], list[str]]:
-    """Rewrite names to their exact spelling and find all that is wrong, not only the first thing."""
+    """Rewrite names to their exact spelling and find all errors, not only the first."""
     options = {o.lstrip("-").replace("-", "_"): (o, a) for a in parser._actions for o in a.option_strings}
     tokens: list[str] = []
     problems: list[str] = []
@@ -254,7 +255,7 @@ def check_tokens(
         token, position = argv[position], position + 1
         if not is_flag(token):
             if unknown_is_wrong:
-                problems.append(f"'{shown(token)}' belongs to no flag; see --help")
+                problems.append(f"'{shown(token)}' does not belong to a flag; see --help")
             continue
         name, equals, value = token.partition("=")
         if token.startswith("-O") and not token.startswith("--") and len(token) > 2 and not equals:
@@ -275,7 +276,7 @@ def check_tokens(
             problems.append(
                 f"{option} is given twice"
                 if earlier == option
-                else f"{earlier} and {option} set the same value; give one"
+                else f"{earlier} and {option} set the same value; use one"
             )
         seen[action.dest] = option
         problem = check_values(option, action, values)
@@ -298,9 +299,9 @@ def is_flag(token: str) -> bool:
 
 
 def check_values(option: str, action: argparse.Action, values: list[str]) -> str | None:
-    """What is wrong with the values of one flag, if anything."""
+    """The error in the values of one flag, or None."""
     if action.nargs == 0:
-        return f"{option} takes no value, got '{shown(values[0])}'" if values else None
+        return f"{option} does not take a value, got '{shown(values[0])}'" if values else None
     if not values:
         return None if action.nargs in {"?", "*"} else f"{option} needs a value"
     if action.nargs in {None, "?"} and len(values) > 1:
@@ -313,12 +314,12 @@ def check_values(option: str, action: argparse.Action, values: list[str]) -> str
         except argparse.ArgumentTypeError as error:
             return f"{option}: {error}"
         if action.choices and value not in action.choices:
-            return f"{option}: '{shown(value)}' is none of {', '.join(map(str, action.choices))}"
+            return f"{option}: '{shown(value)}' is not one of {', '.join(map(str, action.choices))}"
     return None
 
 
 def refusal(key: str, values: list[str]) -> str | None:
-    """Why a flag that exists elsewhere is not accepted here; None when its value asks for nothing."""
+    """Why a flag of Mammoth is not accepted here; None if its value requests nothing."""
     if key not in flags.REFUSED or (values and values[0] in flags.REFUSED_BUT.get(key, set())):
         return None
     return f"--{key} {flags.REFUSED[key]}"
@@ -331,7 +332,7 @@ def unknown_flag(name: str, options: dict) -> str:
 
 
 def misspelt(first: argparse.Namespace, argv: list[str]) -> list[str]:
-    """Flags that look like --model or --dataset where those are missing."""
+    """Flags that look like a missing --model or --dataset."""
     wanted = [kind for kind in ("model", "dataset") if not getattr(first, kind)]
     given = [t.partition("=")[0] for t in argv if is_flag(t)]
     known = {name.replace("-", "_") for action in new_parser()._actions for name in action.option_strings}
@@ -354,14 +355,14 @@ def missing_required(parser: argparse.ArgumentParser, argv: list[str]) -> list[s
 
 
 def fail(error: UserError) -> int:
-    """Print a user's mistake, one line for each fact, and give the exit code."""
+    """Print a user error, one line per fact, and return the exit code."""
     for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return 2
 
 
 def fail_in_plugin(error: Exception) -> int:
-    """A traceback that ends in whose file is at fault; an error without a frame in a plug-in is ours and goes on."""
+    """A traceback that ends with the file at fault; an error without a frame in a plug-in is ours and is re-raised."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if plugins.owns(f.filename)]
     if not frames:
         raise error

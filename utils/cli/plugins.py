@@ -1,12 +1,13 @@
-"""Files from elsewhere beside ours: `--plugins PATH` names one file, a folder of files, or a whole checkout of Mammoth.
+"""External files besides ours: `--plugins PATH` names one file, a folder of files, or a whole checkout of Mammoth.
 
-The folders are appended to the `__path__` of our packages, so the files keep their import lines: `from utils.memory.buffer
-import Buffer` finds ours, `from models.foo_utils import bar` finds theirs. Names that a module of ours lacks are taken
-from their module of the same name. Standard library only; nothing is imported until a name is chosen.
+The folders are appended to the `__path__` of our packages, so the files keep their import lines: `from
+utils.memory.buffer import Buffer` finds ours, `from models.foo_utils import bar` finds theirs. Names that a module of
+ours lacks are taken from their module of the same name. Standard library only; nothing is imported until a name is
+chosen.
 
-Modules that nothing here imports, only files from elsewhere (`utils.triplet`, `backbone.vit`), lie in the folder `mammoth/`
-of the package they are imported from. One rule says whose file is taken: a plug-in's own file wins over a file in `mammoth/`
-(it stands last on the `__path__`), and ours wins over a plug-in's everywhere else, `mammoth/ours/` included.
+Modules that only external files import (`utils.triplet`, `backbone.vit`) are in the folder `mammoth/`
+of the package they are imported from. One rule says which file is used: a plug-in's own file wins over a file in
+`mammoth/` (which is last on the `__path__`), and ours wins over a plug-in's everywhere else, `mammoth/ours/` included.
 """
 
 import contextlib
@@ -27,12 +28,14 @@ TOP = ("models", "datasets", "backbone", "utils")
 EXTENDED = (*TOP, "models.utils", "datasets.utils", "datasets.transforms")
 HOUSE = Path(__file__).resolve().parents[2]
 REFUSED = {
-    "utils.loggers": "is not offered: results are in record.jsonl, and accs reach end_eval(dataset, accs)",
-    "utils.wandb": "is not offered: results are in record.jsonl",
-    "utils.main": "is not offered: start runs with python main.py",
-    "utils.best_args": "is not offered: write models/config/<model>.yaml and use --model_config best",
-    "utils.buffer_lws": "is not offered: it is the memory of one method, lws; pass the checkout that has it as --plugins",
-    "utils.bias": "is not offered: there is no biased-class-il stream here; pass the checkout that has it as --plugins",
+    "utils.loggers": "is not available: results are in record.jsonl, and accs reach end_eval(dataset, accs)",
+    "utils.wandb": "is not available: results are in record.jsonl",
+    "utils.main": "is not available: start runs with python main.py",
+    "utils.best_args": "is not available: write models/config/<model>.yaml and use --model_config best",
+    "utils.buffer_lws": "is not available: it is the memory of one method, "
+    "lws; pass the checkout that has it as --plugins",
+    "utils.bias": "is not available: there is no biased-class-il stream here; "
+    "pass the checkout that has it as --plugins",
 }
 PIP_NAMES = {
     "sklearn": "scikit-learn",
@@ -59,12 +62,12 @@ FOLDER_OF = {"models": "model", "datasets": "dataset", "backbone": "backbone"}
 
 _roots: list[Path] = []
 _folders: dict[str, list[Path]] = {}  # package -> folders that extend it
-_single: list[Path] = []  # files given by themselves
+_single: list[Path] = []  # files given individually
 _filled: list[tuple[ModuleType, str]] = []  # names taken from their module of the same name
 
 
 def use(paths: list[str] | None) -> None:
-    """Make `paths` the plug-ins of this process, in place of those of an earlier call."""
+    """Make `paths` the plug-ins of this process, replacing those of an earlier call."""
     if [Path(text).expanduser().resolve() for text in paths or []] == _roots:
         return
     _forget()
@@ -77,9 +80,7 @@ def use(paths: list[str] | None) -> None:
         elif path.is_file() and path.suffix == ".py":
             _single.append(path)
         else:
-            raise UserError(
-                f"--plugins {text}: {'is no .py file' if path.is_file() else 'there is no such file or folder'}"
-            )
+            raise UserError(f"--plugins {text}: {'is not a .py file' if path.is_file() else 'no such file or folder'}")
         _roots.append(path)
     for package in _folders:
         if package in sys.modules:
@@ -92,7 +93,7 @@ def use(paths: list[str] | None) -> None:
 def _add_folder(path: Path, text: str) -> None:
     houses = [package for package in FOLDER_OF if (path / package).is_dir()]
     if not houses and not any(path.glob("*.py")):
-        raise UserError(f"--plugins {text}: holds neither .py files nor a folder models, datasets or backbone")
+        raise UserError(f"--plugins {text}: contains neither .py files nor a folder models, datasets or backbone")
     for package in EXTENDED:
         folder = path.joinpath(*package.split(".")) if houses else path
         if folder.is_dir() and (houses or package in TOP):
@@ -125,13 +126,13 @@ def search_path(package: str, own: list[str]) -> list[str]:
 
 
 def surface(package: str) -> list[str]:
-    """The folder of modules that only files from elsewhere import, where the package has one."""
+    """The folder of modules that only external files import, if the package has one."""
     folder = HOUSE.joinpath(*package.split("."), "mammoth")
     return [str(folder)] if folder.is_dir() else []
 
 
 def replaceable(path: str | Path | None) -> bool:
-    """Whether other plug-ins may put another module in the place of this one; a folder without __init__.py has no path."""
+    """Whether other plug-ins may replace this module; a folder without __init__.py does not have a path."""
     folder = Path(path).parent if path else None
     if folder is None or owns(path):
         return True
@@ -165,22 +166,24 @@ def sha256(path: str | Path) -> str:
 
 
 def loaded() -> dict[str, str]:
-    """Every plug-in file imported so far, with its sha256: what a run's numbers depend on besides this checkout."""
+    """Every plug-in file imported so far, with its sha256: what a run's results depend on besides this checkout."""
     paths = {getattr(m, "__file__", None) or "" for n, m in list(sys.modules.items()) if n.split(".")[0] in TOP}
     return {str(p): sha256(p) for p in sorted(p for p in paths if owns(p))}
 
 
 def load(path: Path, package: str, what: str) -> ModuleType:
-    """Import one plug-in file; `what` names it in messages. Names missing in our modules are looked up in theirs."""
+    """Import one plug-in file; `what` names it in messages. Names missing in our modules are taken from theirs."""
     for _ in range(100):  # each round fills one name
         with _told(path, what) as gap:
             return _import(path, package)
         _fill(*gap, path, what)
-    raise UserError(f"{what}: {path} wants more than 100 names that are not offered here; pass what it was written for")
+    raise UserError(
+        f"{what}: {path} imports more than 100 names that are not available here; pass the code it was written for"
+    )
 
 
 def _import(path: Path, package: str) -> ModuleType:
-    """By its usual name where that is free, else under a name beside ours."""
+    """Under its usual name if that is free, else under a name next to ours."""
     name = f"{package}.{path.stem}"
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.origin and Path(spec.origin).resolve() == path:
@@ -208,7 +211,7 @@ def _execute(name: str, path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _told(path: Path, what: str) -> Iterator[list]:
-    """Turn what goes wrong in a foreign import into one line; a name that a module of ours lacks goes into the list."""
+    """Turn any error of a foreign import into one line; a name missing in one of our modules is added to the list."""
     gap: list = []
     try:
         yield gap
@@ -222,8 +225,8 @@ def _told(path: Path, what: str) -> Iterator[list]:
             raise UserError(f"{what}: {path} cannot be imported: {one_line(error)}") from error
         gap += found.groups()
     except SyntaxError as error:
-        raise UserError(f"{what}: {error.filename}, line {error.lineno}: {error.msg}; mend the file") from error
-    except Exception as error:  # whatever a foreign file does when it is imported
+        raise UserError(f"{what}: {error.filename}, line {error.lineno}: {error.msg}; fix the file") from error
+    except Exception as error:  # importing a foreign file may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"{what}: {path} cannot be imported: {one_line(error)} ({place.filename}, line {place.lineno})"
@@ -235,20 +238,20 @@ def one_line(error: BaseException) -> str:
 
 
 def missing_package(error: ModuleNotFoundError, what: str, path: Path | None = None) -> UserError:
-    """The line for an import that found nothing: a package to install, or a module of Mammoth that is not here."""
+    """The message for a failed import: a package to install, or a module of Mammoth that is not here."""
     package = (error.name or "").split(".")[0]
     if package in TOP or not package:
         return UserError(
-            f"{what}: {path} imports {error.name}, which is neither here nor under --plugins: "
-            "pass the folder that holds it, or the whole checkout"
+            f"{what}: {path} imports {error.name}, which exists neither here nor under --plugins: "
+            "pass the folder that contains it, or the whole checkout"
         )
     return UserError(
-        f"{what} needs the package '{package}', not installed: pip install {PIP_NAMES.get(package, package)}"
+        f"{what} needs the package '{package}', which is not installed: pip install {PIP_NAMES.get(package, package)}"
     )
 
 
 def _fill(name: str, module: str, path: Path, what: str) -> None:
-    """Give our `module` the `name` of their module of the same name; refuse where they have none either."""
+    """Give our `module` the `name` of their module of the same name; an error if theirs does not have it either."""
     ours, (parent, _, last) = sys.modules.get(module), module.rpartition(".")
     candidates = [f / tail for f in folders(parent) for tail in (f"{last}.py", f"{last}/__init__.py")] if parent else []
     if module == "utils":
@@ -265,13 +268,13 @@ def _fill(name: str, module: str, path: Path, what: str) -> None:
                 _filled.append((ours, name))
                 return
     raise UserError(
-        f"{what}: {path} imports {name} from {module}, which does not offer it (docs/migration.md lists what is "
-        "offered); pass a checkout that has it as --plugins"
+        f"{what}: {path} imports {name} from {module}, which does not provide it (docs/migration.md lists what is "
+        "available); pass a checkout that has it as --plugins"
     )
 
 
 class _Refusals(importlib.abc.MetaPathFinder):
-    """Last in line for modules of our packages that no file holds: refusals with a reason."""
+    """The last finder, for modules of our packages without a file: refusals with a reason."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name in REFUSED:

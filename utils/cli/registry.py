@@ -1,4 +1,4 @@
-"""Names to files to classes: listing reads text, only what is chosen is imported. Standard library only."""
+"""From names to files to classes: listing reads text, only what is chosen is imported. Standard library only."""
 
 import difflib
 import importlib
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
 OWN_PACKAGES = {"models", "datasets", "backbone", "utils", "main"}
 
-# what a method is called elsewhere -> what it is called here; a plug-in that brings the name comes first
+# a method's name elsewhere -> its name here; a plug-in that defines the name comes first
 RENAMED = {
     "simplecil": "ncm",
     "zero-shot": "clip",
@@ -26,24 +26,24 @@ RENAMED = {
     "sprompt": "s-prompts",
     "sprompts": "s-prompts",
 }
-PLUGIN = "plugin:"  # before a name: the plug-in's, where both it and this checkout have one
+PLUGIN = "plugin:"  # before a name: the plug-in's, if this checkout has one too
 
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in PACKAGES}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a name lives, read from the text of the file."""
+    """Where a name is defined, read from the text of the file."""
 
     name: str
     path: Path
     module: str
     line: str  # one-line description
-    setting: str  # a dataset's SETTING, empty for the rest
+    setting: str  # a dataset's SETTING, empty for others
 
 
 def canonical(name: str) -> str:
-    """`ER_ACE` and `er-ace` are one name."""
+    """`ER_ACE` and `er-ace` are the same name."""
     return name.strip().lower().replace("_", "-")
 
 
@@ -54,7 +54,7 @@ def register(kind: str, name: str) -> Callable:
         if plugins.replaceable(getattr(sys.modules.get(obj.__module__), "__file__", __file__)):
             if not hasattr(obj, "NAME"):
                 obj.NAME = canonical(name)
-            return obj  # found in its file when asked for; it never takes the place of a name of ours
+            return obj  # found in its file on request; it never replaces one of our names
         known = _registered[kind].get(canonical(name))
         if known is not None and known.__qualname__ != obj.__qualname__:
             raise UserError(f"{kind} '{canonical(name)}' is registered twice; rename one of the two")
@@ -75,7 +75,7 @@ def search_folders(kind: str) -> list[Path]:
 
 
 def config_folders(kind: str, name: str) -> list[Path]:
-    """Where the yaml files of a name live: beside a plug-in's own file, or in our folders."""
+    """Where the yaml files of a name are: next to a plug-in's own file, or in our folders."""
     entry = None if canonical(name) in _registered[kind] else index(kind).get(canonical(name))
     if entry is not None and plugins.owns(entry.path):
         return [entry.path.parent]
@@ -104,7 +104,8 @@ def _scan_file(kind: str, path: Path) -> list[Entry]:
 
 
 def index(kind: str) -> dict[str, Entry]:
-    """Every name of a kind, found by reading text; nothing is imported. A plug-in's that is also ours has a prefix."""
+    """Every name of a kind, found by reading text; nothing is imported. A plug-in's name that we also have is
+    prefixed."""
     entries: dict[str, Entry] = {}
     for folder in search_folders(kind):
         for path in sorted(folder.glob("*.py")) if not plugins.owns(folder) else []:
@@ -117,12 +118,12 @@ def index(kind: str) -> dict[str, Entry]:
         entries[name] = replace(entry, name=name, line=f"{entry.line} [{entry.path}]".strip())
     for path in [p for folder in plugins.surface(PACKAGES[kind]) for p in sorted(Path(folder).glob("*.py"))]:
         for entry in _scan_file(kind, path):
-            entries.setdefault(entry.name, entry)  # what a checkout has too is the checkout's
+            entries.setdefault(entry.name, entry)  # names that a checkout also has belong to the checkout
     return entries
 
 
 def plugin_index(kind: str) -> dict[str, Entry]:
-    """The names that plug-ins bring, without prefix."""
+    """The names that plug-ins define, without prefix."""
     found: dict[str, Entry] = {}
     for path in plugins.files(kind):
         for entry in _scan_file(kind, path):
@@ -131,14 +132,14 @@ def plugin_index(kind: str) -> dict[str, Entry]:
 
 
 def plain_name(kind: str, name: str) -> str:
-    """The name without "plugin:" where only a plug-in has it."""
+    """The name without "plugin:" if only a plug-in has it."""
     key, entries = canonical(name), index(kind)
     bare = key.removeprefix(PLUGIN)
     return bare if key not in entries and bare in entries and plugins.owns(entries[bare].path) else key
 
 
 def file_of(kind: str, name: str) -> Path | None:
-    """The file behind a name; None for one registered at run time."""
+    """The file of a name; None for one registered at run time."""
     entry = index(kind).get(plain_name(kind, name))
     return entry.path if entry else None
 
@@ -153,7 +154,8 @@ def unknown(kind: str, name: str) -> UserError:
     known = names(kind)
     if canonical(name).startswith(PLUGIN):
         return UserError(
-            f"no plug-in brings a {kind} '{shown(canonical(name).removeprefix(PLUGIN))}': name its file or folder with --plugins"
+            f"no plug-in defines a {kind} '{shown(canonical(name).removeprefix(PLUGIN))}': pass its file "
+            "or folder as --plugins"
         )
     close = difflib.get_close_matches(canonical(name), known, n=3, cutoff=0.5)
     hint = f" Closest: {', '.join(close)}." if close else ""
@@ -161,9 +163,9 @@ def unknown(kind: str, name: str) -> UserError:
 
 
 def exists(kind: str, name: str) -> bool:
-    """Whether the name is known; a file named by rule counts without a scan."""
+    """Whether the name is known; a file named after it is found without a scan."""
     key = canonical(name)
-    by_rule = os.path.isfile(ROOT / PACKAGES[kind] / f"{key.replace('-', '_')}.py")  # False for what no path can be
+    by_rule = os.path.isfile(ROOT / PACKAGES[kind] / f"{key.replace('-', '_')}.py")  # False for what cannot be a path
     return key in _registered[kind] or by_rule or plain_name(kind, key) in index(kind)
 
 
@@ -187,7 +189,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def current_name(name: str | None) -> str | None:
-    """The name that a method has here, with a note on stderr where it was asked for by another."""
+    """The name of a method here, with a note on stderr if it was requested by another name."""
     new = RENAMED.get(canonical(name or ""))
     if name is None or new is None or exists("model", name):
         return name
@@ -200,11 +202,11 @@ def _member(loaded: ModuleType, kind: str, key: str) -> Any:
     for obj in vars(loaded).values():
         if callable(obj) and canonical(str(vars(obj).get("NAME", "") if hasattr(obj, "__dict__") else "")) == key:
             return obj
-    raise UserError(f"{loaded.__file__} defines no {kind} with NAME = '{key}'")
+    raise UserError(f"{loaded.__file__} does not define a {kind} with NAME = '{key}'")
 
 
 def _module_of(kind: str, key: str) -> str | None:
-    """The module of a name of ours; None for a plug-in's."""
+    """The module of one of our names; None for a plug-in's."""
     stem = key.replace("-", "_")
     for folder in search_folders(kind):
         path = folder / f"{stem}.py"

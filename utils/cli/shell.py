@@ -1,4 +1,4 @@
-"""How a program ends towards its shell: a closed pipe and Ctrl-C are no errors and leave no traceback."""
+"""How a program exits to its shell: a closed pipe and Ctrl-C are not errors and leave no traceback."""
 
 import contextlib
 import os
@@ -12,9 +12,9 @@ STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if ha
 
 
 def exits(program: Callable[[], int]) -> int:
-    """Run a whole program; its exit code, 141 if its reader left (`| head -1`), 130 after Ctrl-C."""
+    """Run a whole program; its exit code, 141 if its reader exited (`| head -1`), 130 after Ctrl-C."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path that is not UTF-8 is shown as well as it can be
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that is not UTF-8 is shown as well as possible
     with stops_at_once(), second_signal_quits():
         try:
             try:
@@ -24,7 +24,7 @@ def exits(program: Callable[[], int]) -> int:
             sys.stdout.flush()
             return code
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)  # the interpreter flushes both once more when it ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # the interpreter flushes both again on exit
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
             return CLOSED_PIPE
@@ -32,8 +32,8 @@ def exits(program: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def stops_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process in one line wherever it stands: a library that is being loaded may swallow an exception.
-    A run that trains has handlers of its own meanwhile."""
+    """Ctrl-C ends the process at once with one line: a library that is being imported may swallow an exception.
+    A training run has its own handlers."""
 
     def handle(number: int, frame: object) -> None:
         os.write(2, b"stopped by signal %d; nothing was being trained\n" % number)
@@ -48,7 +48,7 @@ def stops_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def second_signal_quits() -> Iterator[None]:
-    """Handlers run between two Python instructions, which a long tensor operation puts off; this thread does not wait."""
+    """Handlers run between Python instructions, which a long tensor operation delays; this thread does not wait."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 

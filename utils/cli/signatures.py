@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser, obj: Callable, title: str) ->
 
 
 def argument_of(parameter: inspect.Parameter) -> dict:
-    """The add_argument keywords that a parameter stands for."""
+    """The add_argument keywords of a parameter."""
     hint, default = parameter.annotation, parameter.default
     spec: dict = {"required": default is parameter.empty}
     if not spec["required"]:

@@ -1,1 +1,1 @@
-"""What runs a method: launch, loop, evaluation, record, checkpoints. Methods never import this."""
+"""What runs a method: launch, training loop, evaluation, record, checkpoints. Methods never import this."""

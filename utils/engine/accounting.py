@@ -11,13 +11,13 @@ from torch import nn
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Parameters that are trained now, and all of the network's."""
+    """Number of parameters that are trained now, and of all."""
     trained = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
     return {"trainable": sum(trained.values()), "total": sum({id(p): p.numel() for p in model.parameters()}.values())}
 
 
 def peak_bytes(device: torch.device) -> dict[str, int]:
-    """Highest resident memory of this process, and of the GPU where one is used."""
+    """Peak resident memory of this process, and of the GPU if one is used."""
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":

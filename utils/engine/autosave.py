@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: a snapshot in the training thread, the file in a thread of its own."""
+"""Checkpoints written in the background: the snapshot in the training thread, the file in its own thread."""
 
 import threading
 import time
@@ -10,12 +10,12 @@ import torch
 from utils.engine import checkpoint
 
 SHARE = 0.02  # of a run's time that snapshots may take
-PROBE = 2**22  # floats that are copied to find out how fast copies are here
-AS_ASKED_S = 1.0  # shorter intervals than this are kept as asked for: they are for tests of killed runs
+PROBE = 2**22  # floats that are copied to measure the copy speed
+AS_ASKED_S = 1.0  # shorter intervals than this are used as given: they are for tests of killed runs
 
 
 def seconds_to_copy(n_bytes: float) -> float:
-    """What a snapshot of this size is expected to take; measured where it may matter."""
+    """The expected time of a snapshot of this size; measured if it may matter."""
     if n_bytes < 16 * PROBE:
         return n_bytes / 1e9
     source, began = torch.zeros(PROBE), time.monotonic()
@@ -24,17 +24,17 @@ def seconds_to_copy(n_bytes: float) -> float:
 
 
 class Saver:
-    """Writes one file at a time. What goes wrong in the thread is raised by the next call of `check`, `start` or `wait`."""
+    """Writes one file at a time. Errors in the thread are raised by the next call of `check`, `start` or `wait`."""
 
     def __init__(self, interval: float, expected_s: float = 0.0):
         self.interval = interval
         self.began = self.last = time.monotonic()  # when the newest snapshot was made
-        self.cost_s, self.spent_s = expected_s, 0.0  # what it took of the training thread, and all of them
+        self.cost_s, self.spent_s = expected_s, 0.0  # its time in the training thread, and that of all snapshots
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
     def due(self) -> bool:
-        """Whether it is time for another snapshot: after the interval, or later where they would take more than SHARE."""
+        """Whether it is time for a snapshot: after the interval, or later if they would take more than SHARE."""
         self.check()
         if not self.interval or (self.thread is not None and self.thread.is_alive()):
             return False
@@ -60,13 +60,13 @@ class Saver:
             self.error = error
 
     def check(self) -> None:
-        """Raise what went wrong in the thread."""
+        """Raise any error of the thread."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error
 
     def wait(self) -> None:
-        """Until the file is whole on disk."""
+        """Wait until the file is completely on disk."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None

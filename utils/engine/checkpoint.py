@@ -1,4 +1,4 @@
-"""Checkpoints: any nested state in one .safetensors file, replaced as a whole, and read back bit for bit.
+"""Checkpoints: any nested state in one .safetensors file, replaced atomically and restored bit for bit.
 
 Tensors and arrays are entries of the file, readable with any safetensors tool; the structure around them is JSON in
 the header's metadata under "state". Reading builds plain values and tensors only: nothing in a file is executed.
@@ -27,9 +27,9 @@ from utils.pair import Pair
 __all__ = ["SCHEMA", "capture", "load", "restore", "rng_state", "save", "set_rng_state"]
 
 SCHEMA = 2  # of the JSON structure; a file with a higher number is refused
-SHARED_BYTES = 4096  # tensors from this size on are looked at for equal ones
-PEEK = 64  # bytes by which equal ones are looked for
-HEADER_STATE_BYTES = 2**24  # a longer structure becomes an entry of its own: safetensors caps headers at 100 MB
+SHARED_BYTES = 4096  # tensors of at least this size are compared to find equal ones
+PEEK = 64  # bytes that are compared first
+HEADER_STATE_BYTES = 2**24  # a longer structure becomes a separate entry: safetensors caps headers at 100 MB
 STATE_ENTRY = "__state__"
 NATIVE = {
     torch.float64: "F64",
@@ -42,28 +42,28 @@ NATIVE = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
-}  # other dtypes are stored as bytes (U8), their own name in the structure
+}  # other dtypes are stored as bytes (U8), with their name in the structure
 FACTORIES = {"list", "dict", "set", "int", "float"}  # of a defaultdict
 SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset, "size": torch.Size}
-PHASES = {"begin", "train", "end", "done"}  # of a task, where a run stands
+PHASES = {"begin", "train", "end", "done"}  # progress of a run within a task
 COUNTERS = {"image_forwards", "question_forwards"}
 MAPPINGS = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
 
 
 def save(path: str | os.PathLike, state: Any, *, model: str, schema: int = SCHEMA) -> None:
-    """Write `state` to one file. A crash at any moment leaves the old file or the new one.
+    """Write `state` to one file. A crash at any time leaves either the old file or the new one.
 
-    `state`: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict (any such keys), OrderedDict,
+    `state`: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict (with any such keys), OrderedDict,
     Counter, defaultdict, deque, range, Pair, torch tensor, Parameter, dtype, device and Size, numpy array and scalar,
-    nested at will. A tensor met twice is written once and is one tensor again after loading; other names of its whole memory
-    share it again. Equal tensors are written once, too, and are as many as before after loading.
-    Raises TypeError naming the place of a value of another kind.
+    arbitrarily nested. A tensor found twice is written once and is one tensor again after loading; other names for its
+    memory share it again. Equal tensors are also written once, and are separate tensors again after loading. Raises
+    TypeError with the location of a value of another kind.
     """
     write(path, *pack(state), model=model, schema=schema)
 
 
 def pack(state: Any, copy: bool = False) -> tuple[str, dict[str, torch.Tensor], dict[str, str]]:
-    """The structure of a state as JSON, its tensors by name, and which are equal to others; with `copy` as they are now."""
+    """The structure of a state as JSON, its tensors by name, and which of them are equal; with `copy`, copied."""
     entries: dict[str, torch.Tensor] = {}
     text = json.dumps(_encode(state, "state", entries, {}), separators=(",", ":"), allow_nan=False)
     entries, same = distinct(entries)
@@ -96,7 +96,7 @@ def distinct(entries: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
 
 
 def write(path: str | os.PathLike, text: str, entries: dict, same: dict, *, model: str, schema: int = SCHEMA) -> None:
-    """Write what `pack` gave."""
+    """Write what `pack` returned."""
     path = Path(path)
     if len(text) > HEADER_STATE_BYTES:
         entries[STATE_ENTRY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
@@ -112,12 +112,12 @@ def write(path: str | os.PathLike, text: str, entries: dict, same: dict, *, mode
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError):  # what went wrong first is told
+            with contextlib.suppress(OSError):  # the first error is reported
                 temporary.unlink(missing_ok=True)
             raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name, too, must outlast a power cut
+            os.fsync(folder)  # the new name must also survive a power failure
         finally:
             os.close(folder)
 
@@ -152,17 +152,19 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; check the path, or train without it")
+        raise UserError(f"checkpoint {path} does not exist; check the path, or train without it")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if not {"model", "schema", "state"} <= set(metadata):
                 raise UserError(
-                    f"{path} holds tensors but no state of a run; pass a checkpoint written by this program"
+                    f"{path} contains tensors but not the state of a run; pass a checkpoint written by this program"
                 )
             schema, owner = int(metadata["schema"]), metadata["model"]
             if schema > SCHEMA:
-                raise UserError(f"{path} has version {schema}, newer than {SCHEMA} known here; update the program")
+                raise UserError(
+                    f"{path} has version {schema}, newer than {SCHEMA}, the newest known here; update the program"
+                )
             if model is not None and owner != model:
                 raise UserError(f"{path} is a checkpoint of model {owner}, not {model}; pass --model {owner}")
             text = metadata["state"] or bytes(file.get_tensor(STATE_ENTRY).numpy()).decode()
@@ -170,15 +172,15 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
             return _decode(json.loads(text), _Entries(file, same), torch.device(device), {})
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # what a damaged or crafted file says can fail in any library
+    except Exception as error:  # a damaged or crafted file can make any library fail
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{path} is damaged or no checkpoint ({type(error).__name__}: {reason}); use an older one, or start over"
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}: {reason}); use an older one, or start over"
         ) from error
 
 
 class _Entries:
-    """The tensors of an open file; `same` gives the name under which an equal one is stored."""
+    """The tensors of an open file; `same` maps a name to that of an equal stored one."""
 
     def __init__(self, file: Any, same: dict[str, str]) -> None:
         self.file, self.same = file, same
@@ -189,15 +191,15 @@ class _Entries:
 
 
 def load_run(path: str | os.PathLike, *, model: str | None, device: torch.device | str = "cpu") -> dict:
-    """The state of a run, as `Run.state` makes it; UserError for a file that holds something else."""
+    """The state of a run, as `Run.state` makes it; UserError for a file with other content."""
     state: dict = load(path, model=model, device=device)
     if not _is_run(state):
-        raise UserError(f"{path} holds no whole state of a run; use an older one, or start over")
+        raise UserError(f"{path} does not contain the complete state of a run; use an older one, or start over")
     return state
 
 
 def _is_run(state: Any) -> bool:
-    """Whether a state has the parts of a run, each of its type; random states are tried on generators of their own."""
+    """Whether a state has the parts of a run, each of the right type; random states are tried on new generators."""
     kinds = {
         "position": dict,
         "model": dict,
@@ -234,7 +236,7 @@ def _is_run(state: Any) -> bool:
 
 
 def _encode(value: Any, name: str, entries: dict[str, torch.Tensor], seen: dict) -> Any:
-    """Nested value to JSON: lists and finite numbers as they are, anything else as {kind: content}."""
+    """Nested value to JSON: lists and finite numbers unchanged, anything else as {kind: content}."""
     kind = type(value)
     if value is None or kind in (bool, int, str):
         return value
@@ -263,7 +265,7 @@ def _encode(value: Any, name: str, entries: dict[str, torch.Tensor], seen: dict)
 
 
 def _encode_leaf(value: Any, name: str, entries: dict[str, torch.Tensor]) -> dict:
-    """A value that holds no other values."""
+    """A value that does not contain others."""
     kind = type(value)
     if kind is bytes:
         return {"bytes": base64.b64encode(value).decode()}
@@ -309,14 +311,14 @@ def _encode_tensor(tensor: torch.Tensor, name: str, entries: dict, seen: dict) -
 
 
 def _new_entry(tensor: torch.Tensor, name: str, entries: dict[str, torch.Tensor]) -> str:
-    """A free name for a tensor; names repeat where a dict has the keys 1 and "1"."""
+    """A free name for a tensor; names repeat if a dict has the keys 1 and "1"."""
     unique = name if name not in entries else f"{name}#{len(entries)}"
     entries[unique] = tensor
     return unique
 
 
 def _decode(value: Any, file: Any, device: torch.device, seen: dict) -> Any:
-    """What `_encode` made JSON of."""
+    """The inverse of `_encode`."""
     if isinstance(value, list):
         return [_decode(v, file, device, seen) for v in value]
     if not isinstance(value, dict):
@@ -326,7 +328,7 @@ def _decode(value: Any, file: Any, device: torch.device, seen: dict) -> Any:
         entry, kind = content["entry"], (content.get("parameter"), content.get("leaf"))
         if entry not in seen:
             seen[entry] = {kind: _decode_tensor(content, file.get_tensor(entry), device)}
-        elif kind not in seen[entry]:  # the same memory once as a parameter and once as a plain tensor
+        elif kind not in seen[entry]:  # the same memory as a parameter and as a plain tensor
             seen[entry][kind] = _as_kind(next(iter(seen[entry].values())).detach(), content)
         return seen[entry][kind]
     if tag in SEQUENCES:
@@ -358,7 +360,7 @@ def _decode_items(items: list, file: Any, device: torch.device, seen: dict) -> d
 
 
 def _decode_tensor(what: dict, stored: torch.Tensor, device: torch.device) -> torch.Tensor:
-    tensor = stored.clone()  # out of the mapped file
+    tensor = stored.clone()  # copied out of the mapped file
     if "dtype" in what:
         tensor = tensor.view(_dtype(what["dtype"])).reshape(what["shape"])
     if what.get("moved"):
@@ -386,7 +388,7 @@ def rng_state() -> dict:
 
 
 def set_rng_state(state: dict) -> None:
-    """Put back what `rng_state` gave. GPUs beyond those of this machine are left out."""
+    """Restore what `rng_state` returned. GPUs that this machine does not have are skipped."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from models.utils.continual_model import ContinualModel
 
 FEATURE_ROWS = 16384  # rows of cached features scored at once
-MIXED_ROWS = 256  # the same where test sets are mixed, so that there are several batches of them
+MIXED_ROWS = 256  # the same for mixed test sets, so that there are several batches
 
 
 @dataclass
@@ -30,7 +30,7 @@ class TaskScores:
 
     count: int = 0
     class_il: float = 0.0  # among the names seen so far
-    task_il: float = 0.0  # among the task's own names; of a task not seen yet as future_forward has them
+    task_il: float = 0.0  # among the task's own names; for unseen tasks by future_forward
     all_names: float = float("nan")  # among all names of the dataset
     unseen_names: float = float("nan")  # among the names not seen yet
     loss: float = 0.0
@@ -41,7 +41,7 @@ class TaskScores:
         return 100.0 * getattr(self, name) / self.count if self.count else float("nan")
 
     def exact_match(self) -> float:
-        """Percent of predictions that are the first of a question's answers (or its label, where that is not told)."""
+        """Percent of predictions that are a question's first answer (or its label, if answers are not given)."""
         return (
             100.0 * float((self.flat("prediction") == self.flat("first")).float().mean())
             if self.parts
@@ -53,19 +53,19 @@ class TaskScores:
 
 
 def only_columns(outputs: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """The given columns, all others -inf; the argument is left as it was."""
+    """The given columns, all others -inf; the argument is not modified."""
     masked = torch.full_like(outputs, -torch.inf)
     masked[:, start:end] = outputs[:, start:end]
     return masked
 
 
 def mask_classes(outputs: torch.Tensor, dataset: ContinualDataset, k: int) -> torch.Tensor:
-    """Logits of task k's classes, all others -inf; the argument is left as it was."""
+    """Logits of task k's classes, all others -inf; the argument is not modified."""
     return only_columns(outputs, *dataset.get_offsets(k))
 
 
 def batches_of(model: ContinualModel, loader: Any, args: Namespace) -> Iterator[tuple]:
-    """Test batches: features of a frozen encoder where the model has them, else images at the largest fitting size."""
+    """Test batches: features of a frozen encoder if the model has one, else images in the largest batches that fit."""
     limit = model.get_debug_iters() if option(args, "debug_mode") else None
     features = model.cached_inputs(loader) if hasattr(loader, "with_batch_size") else None
     if features is not None:
@@ -82,7 +82,7 @@ def batches_of(model: ContinualModel, loader: Any, args: Namespace) -> Iterator[
 
 
 def logits_of(model: ContinualModel, inputs: Inputs, task: int) -> torch.Tensor:
-    """The model's logits; a task number is given only to models that know no other setting than task-IL."""
+    """The model's logits; the task number is passed only to models whose only setting is task-IL."""
     if UNMASKED & set(model.COMPATIBILITY):
         outputs: torch.Tensor = model(inputs)
     else:
@@ -94,7 +94,7 @@ def logits_of(model: ContinualModel, inputs: Inputs, task: int) -> torch.Tensor:
 def score_task(
     model: ContinualModel, dataset: ContinualDataset, loader: Any, task: int, future: bool = False
 ) -> TaskScores:
-    """All scores of one test set; with `future` also among all names and among names not yet seen."""
+    """All scores of one test set; with `future`, also among all names and among unseen names."""
     scores, split = TaskScores(), dataset.SETTING in SPLIT_SETTINGS
     seen_end = dataset.get_offsets(max(dataset.c_task, 0))[1]
     is_seen = task <= max(dataset.c_task, 0)
@@ -134,7 +134,7 @@ def score_task(
             scores.parts.setdefault(name, []).append(value.cpu())
     scores.class_il, scores.task_il, all_names, unseen, scores.loss = total.tolist()
     if not UNMASKED & set(model.COMPATIBILITY):
-        scores.class_il = float("nan")  # told the task, it has no answer without it
+        scores.class_il = float("nan")  # given the task number, it cannot predict without it
     scores.variants = {name: 100.0 * float(value) / max(scores.count, 1) for name, value in scores.variants.items()}
     if future:
         scores.all_names = all_names
@@ -143,12 +143,12 @@ def score_task(
 
 
 def mixed_batches(model: ContinualModel, loaders: dict[int, Any], args: Namespace) -> Iterator[tuple]:
-    """(inputs, labels) of several test sets shuffled together: rows of a frozen tower, which were each made from one image
+    """(inputs, labels) of several test sets shuffled together: rows of a frozen tower, each computed from one image
     alone, else images."""
     first, *others = loaders.values()
     if not hasattr(first, "joined"):
         raise UserError(
-            "--mixed_batches: this dataset makes loaders of its own, which cannot be joined; leave the flag out"
+            "--mixed_batches: this dataset makes its own data loaders, which cannot be mixed; leave the flag out"
         )
     found: list[Any] = (
         [model.cached_inputs(loader) for loader in loaders.values()]
@@ -172,7 +172,7 @@ def score_mixed(
 ) -> dict[int, TaskScores]:
     """`class_il`, `task_il` and `all_names` of test sets 0, 1, .. from batches that mix their images at random.
 
-    What is kept of a test set as a whole is not used: a method whose answer depends on what else is in the batch scores
+    Statistics of a whole test set are not used: a method whose output depends on the rest of the batch scores
     differently here.
     """
     seen_end = dataset.get_offsets(max(dataset.c_task, 0))[1]
@@ -187,7 +187,7 @@ def score_mixed(
         inputs, labels = inputs.to(model.device), labels.to(model.device)
         task = torch.searchsorted(ends, labels, right=True)  # (B,)
         column, credit = torch.arange(dataset.N_CLASSES, device=model.device), torch.zeros_like(total[task])
-        own = (column >= starts[task, None]) & (column < ends[task, None])  # (B, C) the names of the image's data set
+        own = (column >= starts[task, None]) & (column < ends[task, None])  # (B, C) the names of the image's dataset
         unmasked = UNMASKED & set(model.COMPATIBILITY)
         outputs = (model(inputs) if unmasked else model(inputs, task)).float()
         masked = outputs.masked_fill(~own[:, : outputs.shape[1]], -torch.inf)

@@ -15,7 +15,7 @@ def read_mammoth(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path} cannot be read as tensors and plain values ({type(error).__name__}: {reason}); "
-            "save it with --save_checkpoint_mode safe there"
+            "save it there with --save_checkpoint_mode safe"
         ) from error
     content = content if isinstance(content, dict) else {}
     weights = content.get("model", content.get("state_dict", content))
@@ -23,7 +23,7 @@ def read_mammoth(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
     memory = content.get("buffer") or {}
     memory = {k: v for k, v in memory.items() if isinstance(v, torch.Tensor)} if isinstance(memory, dict) else {}
     if not weights:
-        raise UserError(f"{path} holds no weights; pass a checkpoint of a finished task, or a state dict")
+        raise UserError(f"{path} does not contain weights; pass a checkpoint of a finished task, or a state dict")
     return weights, memory
 
 
@@ -31,7 +31,7 @@ def read_mammoth(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
 def fill_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | os.PathLike) -> list[str]:
     """Copy `weights` into the model, or into its network for a bare state dict; returns the names left over.
 
-    Every parameter and statistic of the network must be there in the same shape; else UserError, and nothing is changed.
+    Every parameter and statistic of the network must be given in the same shape; else UserError, and nothing changes.
     """
     prefixes = ("module.", "_orig_mod.", "wrappee.")
     for prefix in prefixes:

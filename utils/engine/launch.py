@@ -1,4 +1,4 @@
-"""What surrounds a run: checks, an earlier run of the same configuration, seed and device, record, warnings."""
+"""What happens around a run: checks, search for an earlier run, seed and device, record, warnings."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ if TYPE_CHECKING:
 
 
 def check(args: Namespace, model_class: type[ContinualModel], dataset_class: type[ContinualDataset]) -> None:
-    """What is wrong with the combination of flags, model and dataset; everything is told at once."""
+    """Check the combination of flags, model and dataset; all errors are reported at once."""
     problems = []
     setting, fits = dataset_class.SETTING, set(getattr(model_class, "COMPATIBILITY", []))
     if not fits:
-        problems.append(f'model {args.model} declares no COMPATIBILITY; add it to its class, for example ["{setting}"]')
+        problems.append(
+            f'model {args.model} does not declare COMPATIBILITY; add it to its class, for example ["{setting}"]'
+        )
     elif setting not in (
         runs_in := fits | ({"class-il"} if "task-il" in fits else set())
-    ):  # scored among a task's own classes
+    ):  # scored among each task's own classes
         good = [e.name for e in registry.index("dataset").values() if e.setting in runs_in]
         problems.append(
-            f"model {args.model} works in {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
+            f"model {args.model} works with {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
             f"Datasets that fit: {', '.join(sorted(good)) or 'none here'}"
         )
     if option(args, "eval_future") and not hasattr(model_class, "future_forward"):
@@ -53,21 +55,21 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
     if args.fitting_mode == "iters" and not args.n_iters:
         problems.append("--fitting_mode iters needs --n_iters")
     if args.fitting_mode == "early_stopping" and not option(args, "validation"):
-        problems.append("--fitting_mode early_stopping needs --validation, the share of images to watch")
+        problems.append("--fitting_mode early_stopping needs --validation, the fraction of held-out images")
     if args.n_iters and args.fitting_mode != "iters":
         problems.append("--n_iters needs --fitting_mode iters")
     if args.lr_scheduler == "multisteplr" and not args.lr_milestones:
         problems.append("--lr_scheduler multisteplr needs --lr_milestones, for example 35 45")
     if max(args.label_perc, args.label_perc_by_class) < 1:
-        problems.append("give --label_perc_by_task or --label_perc_by_class, not both")
+        problems.append("use --label_perc_by_task or --label_perc_by_class, not both")
     if args.custom_class_order is not None and args.class_order_seed is not None:
-        problems.append("--class_order_seed has no effect on --custom_class_order; give one of them")
+        problems.append("--class_order_seed has no effect on --custom_class_order; use one of them")
     if problems:
         raise UserError("\n".join(problems))
 
 
 def check_class_sizes(args: Namespace, model_class: type, dataset: ContinualDataset) -> None:
-    """Classes with fewer training images than the method can do with; in a stream of domains each task has all classes."""
+    """Refuse classes with fewer training images than the method needs; in domain streams each task has all classes."""
     least = getattr(model_class, "LEAST_IMAGES", 1)
     if dataset.count(True) is None or (least < 2 and not getattr(model_class, "EVERY_CLASS", False)):
         return
@@ -86,23 +88,23 @@ def check_class_sizes(args: Namespace, model_class: type, dataset: ContinualData
 
 
 def check_against_dataset(args: Namespace, dataset: ContinualDataset) -> None:
-    """Flags whose range depends on the number of tasks, and what follows from the dataset."""
+    """Check flags whose range depends on the number of tasks, and fill in what follows from the dataset."""
     first, last = option(args, "start_from", 0), option(args, "stop_after", dataset.N_TASKS - 1)
     for name, value in (("start_from", first), ("stop_after", last)):
         if value >= dataset.N_TASKS:
             raise UserError(f"--{name} {value}: {args.dataset} has tasks 0 to {dataset.N_TASKS - 1}")
     if first > last:
-        raise UserError(f"--start_from {first} lies behind --stop_after {last}")
+        raise UserError(f"--start_from {first} is after --stop_after {last}")
     args.num_classes = dataset.N_CLASSES
     args.backbone = option(args, "backbone", dataset.get_backbone())
     free_memory.refuse_many_readers(args)
 
 
 def fill_in(args: Namespace) -> dict:
-    """Values that follow from others; returns the arguments as asked for, before anything is drawn or found out."""
+    """Fill in derived values; returns the arguments as requested, before anything is drawn or detected."""
     args.n_epochs = option(args, "n_epochs", 1)
     if args.batch_size is None:
-        raise UserError(f"--batch_size is missing: dataset {args.dataset} declares none")
+        raise UserError(f"--batch_size is missing: dataset {args.dataset} does not declare one")
     if hasattr(args, "minibatch_size") and args.minibatch_size is None:
         args.minibatch_size = args.batch_size
     args.num_workers = option(args, "num_workers", 0)
@@ -118,22 +120,22 @@ def find_earlier(args: Namespace, requested: dict) -> results.RunRecord | None:
     if found is not None and found.status == "running":
         raise UserError(f"{found.folder} is being written by another process: wait for it, or leave out --resume")
     if found is not None and not found.rows():
-        return None  # killed before its first line
+        return None  # killed before writing its first line
     return found
 
 
 def show_finished(found: results.RunRecord) -> dict[str, float]:
-    """Print the result of a run that is already there."""
+    """Print the result of a finished run."""
     summary: dict[str, float] | None = found.rows()[-1].get("summary")
     if summary is None:
-        raise UserError(f"{found.path} says done and holds no summary; restore the file or delete its folder")
+        raise UserError(f"{found.path} says done but does not have a summary; restore the file or delete its folder")
     print(f"already finished: {found.folder}")
     report.print_summary(summary, folder=found.folder)
     return summary
 
 
 def set_up(args: Namespace, found: results.RunRecord | None) -> None:
-    """Seed and device; a seed that was not given is drawn, or taken from the run that is continued."""
+    """Seed and device; without --seed it is drawn, or taken from the continued run."""
     if args.seed is None:
         args.seed = results.seed_of(found) if found else random.SystemRandom().randrange(2**31)
     if not args.disable_log:
@@ -149,7 +151,7 @@ def set_up(args: Namespace, found: results.RunRecord | None) -> None:
 def open_record(
     args: Namespace, requested: dict, found: results.RunRecord | None, first_line: dict, model: ContinualModel
 ) -> results.RunRecord | None:
-    """The record to write to: that of the run to continue, or a new one with its first line."""
+    """The record to write to: that of the continued run, or a new one with its first line."""
     if args.disable_log:
         return None
     if found is not None:
@@ -161,7 +163,7 @@ def open_record(
 
 
 def start_line(args: Namespace, requested: dict, dataset: ContinualDataset, model: ContinualModel) -> dict:
-    """The first line of the record: what was asked for and what it was run with."""
+    """The first line of the record: what was requested and the environment."""
     versions = {
         name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "torchvision", "timm", "numpy")
     }
@@ -185,7 +187,7 @@ def start_line(args: Namespace, requested: dict, dataset: ContinualDataset, mode
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with a + if files differ from it."""
+    """The commit of this checkout, with a + if files were modified."""
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True, timeout=10)
@@ -198,7 +200,7 @@ def git_commit() -> str | None:
 
 
 def reopen(record: results.RunRecord, model: ContinualModel) -> None:
-    """Make an unfinished record ready to be continued: drop what was written after its checkpoint."""
+    """Prepare an unfinished record to be continued: drop what was written after its checkpoint."""
     saved = [p for p in (record.folder / "ckpt" / n for n in (MID_TASK, TASK_END)) if p.exists()]
     known = [checkpoint.load_run(p, model=model.NAME)["record_bytes"] for p in saved]
     first_line = record.path.read_bytes().find(b"\n") + 1
@@ -208,7 +210,7 @@ def reopen(record: results.RunRecord, model: ContinualModel) -> None:
 
 @contextlib.contextmanager
 def warnings_told() -> Iterator[Callable[[results.RunRecord | None], None]]:
-    """Python warnings of a run: one line on stderr, each text once. The block gets a function that takes the record,
+    """Python warnings of a run: one line on stderr, each text once. The block gets a function to attach the record,
     once there is one: it holds all of them."""
     told: list[str] = []
     records: list[results.RunRecord] = []
@@ -235,31 +237,30 @@ def warnings_told() -> Iterator[Callable[[results.RunRecord | None], None]]:
 
 
 def load_foreign(model: ContinualModel, args: Namespace, path: Path) -> None:
-    """A checkpoint that Mammoth wrote in its safe mode: weights and memory; counters, optimiser and the rest begin anew."""
+    """A checkpoint from Mammoth's safe mode: weights and memory; counters, optimizer and the rest start over."""
     weights, memory = read_mammoth(path)
     unused = fill_weights(model, weights, path)
     if unused:
         warnings.warn(
-            f"{path} holds {len(unused)} tensors that model {model.NAME} has no place for: {', '.join(unused[:3])}"
+            f"{path} contains {len(unused)} tensors that model {model.NAME} does not use: {', '.join(unused[:3])}"
         )
     if memory and hasattr(model, "buffer"):
         model.load_buffer(memory)
         warnings.warn(
-            f"{path} does not say how many samples its memory has seen; the {len(model.buffer)} stored count as all"
+            f"{path} does not say how many samples its memory has seen; only the {len(model.buffer)} "
+            "stored ones are counted"
         )
     model._current_task = option(args, "start_from", 0)
-    print(
-        f"{path}: weights of {len(weights) - len(unused)} tensors; training starts with task {model._current_task + 1}"
-    )
+    print(f"{path}: loaded {len(weights) - len(unused)} tensors; training starts with task {model._current_task + 1}")
 
 
 def load_checkpoint(model: ContinualModel, args: Namespace) -> None:
-    """--loadcheck: a checkpoint of ours gives weights and all method state; Mammoth's .pt what it holds."""
+    """--loadcheck: our checkpoints give weights and all method state; Mammoth's .pt what it contains."""
     if not option(args, "loadcheck"):
         return
     path = Path(args.loadcheck)
     if not path.is_file():
-        raise UserError(f"--loadcheck {path}: there is no such file")
+        raise UserError(f"--loadcheck {path}: no such file")
     if path.suffix != ".safetensors":
         load_foreign(model, args, path)
         return
@@ -268,5 +269,5 @@ def load_checkpoint(model: ContinualModel, args: Namespace) -> None:
     next_task = state["position"]["task"] + 1
     if args.start_from is None and not args.inference_only and state["position"]["phase"] == "done":
         args.start_from = next_task
-        checkpoint.set_rng_state(state["rng"])  # the tasks to come are those of the run that wrote it
-        print(f"{path} has finished {next_task} tasks: going on with task {next_task + 1}")
+        checkpoint.set_rng_state(state["rng"])  # the remaining tasks are those of the run that wrote it
+        print(f"{path} has finished {next_task} tasks: continuing with task {next_task + 1}")

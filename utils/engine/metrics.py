@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 NAN = float("nan")
-CROSS_DOMAIN = ("mtil", "xtail", "mixed_mtil", "mixed_xtail")  # matrices that Transfer, Avg and Last are taken of
+CROSS_DOMAIN = ("mtil", "xtail", "mixed_mtil", "mixed_xtail")  # matrices for which Transfer, Avg and Last are computed
 
 
 def _matrix(R: ArrayLike) -> np.ndarray:
@@ -103,7 +103,7 @@ def _before_last_task(R: ArrayLike, future: bool) -> float:
 def ci_transfer(R: ArrayLike) -> float:
     """Class-incremental transfer: mean over t < N-1 of [mean over j > t of R[t, j]], N = number of columns.
 
-    The mean over moments t of how well the tasks still to come are recognised, all names competing. Alone it rewards
+    The mean over moments t of how well the tasks still to come are recognized, all names competing. Alone it rewards
     forgetting (seen names that attract nothing): read it with `seen_all`. NaN for one task or any missing R[t, j > t].
 
     Tasks: those not trained yet, after each but the last
@@ -135,8 +135,8 @@ def harmonic_mean(a: float, b: float) -> float:
 def mtil_transfer(R: ArrayLike) -> float:
     """MTIL Transfer: mean over columns 1 <= j <= N-1 of [mean over t < j of R[t, j]], R being N x N.
 
-    Each column is a data set with its own names; the first column never counts. NaN for one task or any missing
-    R[t < j, j]. Unlike `ci_transfer` the outer mean is over data sets, not over moments.
+    Each column is a dataset with its own names; the first column never counts. NaN for one task or any missing
+    R[t < j, j]. Unlike `ci_transfer` the outer mean is over datasets, not over moments.
 
     Tasks: all but the first, before each is trained
     Paper: Zheng et al., ICCV 2023, arXiv 2303.06628; among all names (X-TAIL) Xu et al., NeurIPS 2024,
@@ -223,9 +223,9 @@ def summary(matrices: dict[str, ArrayLike], random_rows: dict[str, ArrayLike] | 
     `_fwt` if the cells R[j-1, j] and the untrained model's scores `random_rows[name]` are there;
     `future` (all names compete) -> `ci_transfer`; `seen_all` (same, cells up to the diagonal) -> `seen_all`;
     `future_unseen` (unseen names only, cells above the diagonal) -> `future_unseen`; `ci_harmonic` is the harmonic
-    mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per data set) and `xtail` (all cells, the names of
-    all data sets) -> `<name>_transfer`, `_avg` and `_last`, and so `mixed_mtil` and `mixed_xtail`, measured on batches
-    that mix the data sets.
+    mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per dataset) and `xtail` (all cells, the names of
+    all datasets) -> `<name>_transfer`, `_avg` and `_last`, and so `mixed_mtil` and `mixed_xtail`, measured on batches
+    that mix the datasets.
     """
     known = {"class_il", "task_il", "vqa", "future", "seen_all", "future_unseen", *CROSS_DOMAIN}
     if unknown := sorted(set(matrices) - known):

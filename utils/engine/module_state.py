@@ -1,7 +1,7 @@
-"""The whole state of a model, not only its state_dict: counters, memories, optimizers, copies of networks, flags.
+"""The complete state of a model, not only its state_dict: counters, memories, optimizers, copies of networks, flags.
 
-`capture` walks the module and packs each attribute as a pair (kind, content) of values that `utils.engine.checkpoint.save`
-can write; `restore` puts them into a freshly built module of the same class and arguments.
+`capture` walks the module and packs each attribute as a pair (kind, content) that `utils.engine.checkpoint.save`
+can write; `restore` loads them into a newly built module of the same class and arguments.
 """
 
 import copy
@@ -25,40 +25,40 @@ from utils.engine.random_states import random_state
 from utils.errors import UserError
 from utils.pair import Pair
 
-# Attributes of a model and its submodules that the constructor makes anew from the same arguments. A submodule of such
-# a name is held all the same if it has parameters (a loss that learns).
+# Attributes of a model and its submodules that the constructor rebuilds from the same arguments. A submodule with such
+# a name is still saved if it has parameters (a trainable loss).
 SKIP = frozenset(
     ["args", "dataset", "loss", "transform", "original_transform", "normalization_transform", "device", "eval_dataset"]
     + ["bf16_products"]  # hooks of utils.precision
 )
 GROWING = {"Linear", "Embedding", "ParameterList", "ParameterDict"}  # of torch.nn: may have changed shape in training
 LEAVES = {type(None), bool, int, float, str, bytes, range, torch.dtype, torch.device, torch.Size, Pair}
-ARRAY_KINDS = "biufcSUmM"  # of numpy dtypes: all but objects and records
-KEPT = "kept"  # stands for a submodule in SKIP: the fresh module's own stays
+ARRAY_KINDS = "biufcSUmM"  # kinds of numpy dtypes: all but objects and records
+KEPT = "kept"  # stands for a submodule in SKIP: the new module's own is kept
 SETS = (set, frozenset)
 Packed = tuple[str, Any] | None  # (kind, content), or None for what cannot be captured
 
 
 def capture(module: nn.Module, skip: frozenset[str] | set[str] = SKIP) -> tuple[dict, list[str]]:
-    """The state of `module` and the names of attributes that could not be captured, for a warning.
+    """The state of `module`, and the names of attributes that could not be captured (for a warning).
 
     Held: parameters and buffers (also non-persistent ones) with their requires_grad, training flags, submodules made
     after construction, and of the module and every submodule the instance attributes made of plain values, tensors,
     arrays, random generators, optimizers, schedulers, modules, and objects with state() / load_state(nested) or
-    state_dict() / load_state_dict(). Not held: gradients, hooks, what SKIP names, the attributes and submodules whose
-    dotted path is in `skip` (such as "net" for a frozen encoder), and what the list names.
-    The state refers to the live tensors: write it with `utils.engine.checkpoint.save` before training goes on.
+    state_dict() / load_state_dict(). Not included: gradients, hooks, what SKIP names, the attributes and submodules
+    whose dotted path is in `skip` (such as "net" for a frozen encoder), and what the list names. The state refers to
+    the live tensors: write it with `utils.engine.checkpoint.save` before training continues.
     """
     packer = _Packer(module, skip)
     return packer.module(module, ""), packer.unsaved
 
 
 def restore(module: nn.Module, state: dict, skip: frozenset[str] | set[str] = SKIP) -> None:
-    """Bring a freshly built `module` to a captured state, as read by `utils.engine.checkpoint.load`; it owns the state then.
+    """Bring a newly built `module` to a captured state read by `utils.engine.checkpoint.load`; it then owns the state.
 
-    Tensors that require gradients are filled in place where shapes allow, so that optimizers keep seeing them. A
-    submodule that the fresh module lacks is a copy of one of the same class, or a torch.nn module built by its name.
-    UserError names what fits neither.
+    Tensors that require gradients are filled in place where shapes allow, so that optimizers still refer to them. A
+    submodule that the new module lacks is a copy of one of the same class, or a torch.nn module built by name.
+    UserError names anything else.
     """
     with state_names.one_line():
         _Restorer(module, skip).run(renamed(state))
@@ -87,7 +87,7 @@ class _Packer:
         self.modules = {id(m): path for path, m in root.named_modules()}
         self.tensors = {id(t): path for path, t in itertools.chain(root.named_parameters(), root.named_buffers())}
         self.done: dict[int, str] = {}  # modules packed so far -> path
-        self.open: set[int] = set()  # containers being packed: one that holds itself has no end
+        self.open: set[int] = set()  # containers being packed: one that contains itself would never end
         self.first: dict[tuple, str] = {}  # class and parameter shapes -> path of the first such module
         for path, m in root.named_modules():
             self.first.setdefault(self.signature(m), path)
@@ -160,7 +160,7 @@ class _Packer:
 
     def container(self, value: Any, path: str) -> Packed:
         if type(value) not in (list, tuple, dict, deque, OrderedDict, Counter, defaultdict, *SETS):
-            return None  # a namedtuple, or some class of its own
+            return None  # a namedtuple, or some other class
         if id(value) in self.open:
             return None
         self.open.add(id(value))
@@ -178,7 +178,7 @@ class _Packer:
 
     @staticmethod
     def code(value: Any) -> Packed:
-        """Functions and classes that have a name in a module are constants of the program; lambdas are not."""
+        """Functions and classes with a name in a module are constants of the program; lambdas are not."""
         found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
         for part in getattr(value, "__qualname__", "<").split("."):
             found = getattr(found, part, None)
@@ -191,19 +191,19 @@ class _Restorer:
         self.fresh = dict(root.named_modules())
         first = next(itertools.chain(root.parameters(), root.buffers()), None)
         self.device = torch.device("cpu") if first is None else first.device
-        self.built: dict[str, nn.Module] = {}  # by the path they were captured at
-        self.used: set[int] = set()  # ids of modules and tensors filled: what two names share may have to become two
-        self.made: dict[int, torch.Tensor] = {}  # id of a saved tensor -> the tensor that holds its values now
-        self.todo: list[tuple[nn.Module, dict, str]] = []  # modules whose attributes are still to be set
+        self.built: dict[str, nn.Module] = {}  # by the path at which they were captured
+        self.used: set[int] = set()  # ids of filled modules and tensors: what two names share may have to be split
+        self.made: dict[int, torch.Tensor] = {}  # id of a saved tensor -> the tensor that now has its values
+        self.todo: list[tuple[nn.Module, dict, str]] = []  # modules whose attributes are not set yet
 
     def run(self, state: dict) -> None:
         if _name(type(self.root)) != state["class"]:
             raise UserError(
-                f"the checkpoint holds a {state['class']}, not a {_name(type(self.root))}; pass its --model"
+                f"the checkpoint contains a {state['class']}, not a {_name(type(self.root))}; pass its --model"
             )
         self.fill(self.root, state, "")
         for late in (False, True):  # schedulers need their optimizers
-            for m, node, path in self.todo:  # grows by the modules that are built while attributes are set
+            for m, node, path in self.todo:  # grows by modules that are built while setting attributes
                 for name, packed in node["attributes"].items():
                     state_names.check_attribute(m, name, _join(path, name))
                     if _join(path, name) not in self.skip and late == _holds_scheduler(packed):
@@ -228,7 +228,7 @@ class _Restorer:
             state_names.check_parts(node[kind], path)
             make = self.build if kind == "children" else partial(self.tensor, m)
             for name, saved in node[kind].items():
-                vars(m).pop(name, None)  # a None that stood in for it
+                vars(m).pop(name, None)  # a None in its place
                 if saved is None:
                     registry[name] = None
                 elif isinstance(saved, str):  # KEPT
@@ -271,7 +271,7 @@ class _Restorer:
         return m
 
     def copy(self, m: nn.Module) -> nn.Module:
-        """A deep copy; hooks that are methods of the model stay methods of the model, or all of it would be copied."""
+        """A deep copy; hooks that are methods of the model stay so, else the whole model would be copied."""
         return copy.deepcopy(m, {id(self.root): self.root})
 
     def template(self, node: dict, path: str) -> nn.Module:
@@ -279,18 +279,18 @@ class _Restorer:
         twin = twin if _name(type(twin)) == node["class"] else None
         cls = getattr(nn, node["class"].rpartition(".")[2], None)
         if twin is None and inspect.isclass(cls) and issubclass(cls, nn.Module) and _name(cls) == node["class"]:
-            m = cls.__new__(cls)  # without its constructor: all it would set is in the state
+            m = cls.__new__(cls)  # without its constructor: the state contains all it would set
             nn.Module.__init__(m)
             return m
         for m in [twin, *self.fresh.values()]:
             if m is not self.root and _name(type(m)) == node["class"]:
                 m = self.copy(m)
-                for part in m.modules():  # tensors come from the state, in shapes of their own
+                for part in m.modules():  # tensors come from the state, in their own shapes
                     part._parameters.clear()
                     part._buffers.clear()
                 return m
         raise UserError(
-            f"{path or 'the model'} was a {node['class']} in the checkpoint and nothing here is; build one in the "
+            f"{path or 'the model'} was a {node['class']} in the checkpoint and is missing here; create it in the "
             "constructor, or use the backbone and flags of the saved run"
         )
 
@@ -338,16 +338,16 @@ class _Restorer:
     def _object(self, content: Any, old: Any, path: str) -> Any:
         name, load, state = content
         if _name(type(old)) != name or (state_names.loader_of(type(old)) or " ")[-1] != load:
-            raise UserError(f"{path} was a {name} in the checkpoint and is {old!r} here; build it in the constructor")
+            raise UserError(f"{path} was a {name} in the checkpoint and is {old!r} here; create it in the constructor")
         state_names.take_state(old, state)
         return old
 
     def _optimizer(self, content: Any, old: Any, path: str) -> Any:
-        """The optimizer in place if it holds the same parameters, else a new one over those named in the state."""
+        """The existing optimizer if it has the same parameters, else a new one over those named in the state."""
         try:
             wanted = [[None if n is None else self._tensor_at(n, None, path) for n in g] for g in content["params"]]
         except (LookupError, AttributeError) as error:
-            raise UserError(f"{path}: a parameter of it is missing ({error}); use the flags of the saved run") from None
+            raise UserError(f"{path} lacks a parameter ({error}); use the flags of the saved run") from None
         same = isinstance(old, Optimizer) and _name(type(old)) == content["class"]
         ours = [group["params"] for group in old.param_groups] if same else []
         fits = [len(g) for g in ours] == [len(g) for g in wanted] and all(
@@ -356,7 +356,7 @@ class _Restorer:
         if not fits:
             cls = type(old) if same else state_names.optimizer_class(torch.optim, content["class"])
             if cls is None or any(p is None for g in wanted for p in g):
-                raise UserError(f"{path} ({content['class']}) cannot be built anew; build it in the constructor")
+                raise UserError(f"{path} ({content['class']}) cannot be rebuilt; create it in the constructor")
             old = cls([{"params": group} for group in wanted], lr=content["state"]["param_groups"][0]["lr"])
         old.load_state_dict(content["state"])
         old.defaults.update(content["defaults"])
@@ -367,7 +367,7 @@ class _Restorer:
             cls = state_names.scheduler_class(content["class"])
             inner = {"_schedulers", "lr_lambdas", "lr_lambda"} & set(content["state"])
             if cls is None or inner or content["optimizer"] is None:
-                raise UserError(f"{path} ({content['class']}) cannot be built anew; build it in the constructor")
+                raise UserError(f"{path} ({content['class']}) cannot be rebuilt; create it in the constructor")
             old = cls.__new__(cls)
         if content["optimizer"] is not None:
             old.optimizer = vars(self.root)[content["optimizer"]]
@@ -382,7 +382,7 @@ class _Restorer:
         if not isinstance(old, np.random.Generator) or type(old.bit_generator).__name__ != state["bit_generator"]:
             kinds = {"PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"}
             if state["bit_generator"] not in kinds:
-                raise UserError(f"{path} was a generator {state['bit_generator']}; build it in the constructor")
+                raise UserError(f"{path} was a generator {state['bit_generator']}; create it in the constructor")
             old = np.random.Generator(getattr(np.random, state["bit_generator"])())
         old.bit_generator.state = state
         return old

@@ -1,4 +1,4 @@
-"""Modules that have moved: a checkpoint names classes by module, and one written before a move is read like any other."""
+"""Modules that have moved: checkpoints name classes by module, and those written before a move can still be read."""
 
 from typing import Any
 
@@ -21,13 +21,13 @@ MOVED = {  # modules, and single classes by their whole name
 
 
 def new_name(name: str) -> str:
-    """The name that a class or function has today."""
+    """The current name of a class or function."""
     module, _, last = name.rpartition(".")
     return MOVED.get(name) or f"{MOVED.get(module, module)}.{last}"
 
 
 def renamed(state: Any) -> Any:
-    """A captured state with the names of today; the tensors in it are the same objects."""
+    """A captured state with current names; its tensors are the same objects."""
     kind: Any = type(state)
     if isinstance(state, dict):
         return {k: new_name(v) if k == "class" and isinstance(v, str) else renamed(v) for k, v in state.items()}

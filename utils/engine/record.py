@@ -26,22 +26,22 @@ from utils.escape import on_figure
 SCHEMA = 1  # of the lines of record.jsonl
 FREE_FLOOR_BYTES = 64 * 2**20  # less free space than this refuses a run before it starts
 PROBE_BYTES = 64 * 2**10
-LOCK_PATIENCE_S = 2.0  # a reader that asks for the status holds the lock for an instant
+LOCK_PATIENCE_S = 2.0  # a reader that checks the status holds the lock briefly
 HASH_DIGITS = 12  # of the configuration hash, in the name of the run's folder
 
-# Arguments that do not change the numbers: two runs that differ only in these are the same configuration.
+# Arguments that do not change results: two runs that differ only in these are the same configuration.
 VOLATILE = {
     "autosave": "seconds between saves",
-    "checkpoint_path": "where kept checkpoints go",
-    "ckpt_name": "how they are called",
-    "savecheck": "which are kept",
+    "checkpoint_path": "where checkpoints are saved",
+    "ckpt_name": "their names",
+    "savecheck": "which are saved",
     "resume": "whether an unfinished run is looked for",
     "save_after_interrupt": "whether Ctrl-C saves",
     "max_memory_gb": "what sizes are refused",
     "features": "where cached features live; the scores are equal",
-    "help": "prints a text",
-    "list": "prints a text",
-    "show_config": "prints a text",
+    "help": "prints text",
+    "list": "prints text",
+    "show_config": "prints text",
     "disable_log": "whether a record is written",
     "non_verbose": "progress bars",
     "notes": "free text",
@@ -67,7 +67,7 @@ def config_hash(args: Mapping) -> str:
 
 
 def _jsonable(value: Any, name: str) -> Any:
-    """What a line of the record holds: paths, devices and dtypes as text; a float that is not finite becomes None."""
+    """A value as stored in the record: paths, devices and dtypes as text; a float that is not finite becomes None."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -84,7 +84,7 @@ def _close_all(held: set[int]) -> None:
 
 @functools.cache
 def _locks() -> set[int]:
-    """Open lock files of this process. A forked child closes its copies, or it would hold a dead parent's locks."""
+    """Open lock files of this process. A forked child closes its copies, or it would keep a dead parent's locks."""
     held: set[int] = set()
     os.register_at_fork(after_in_child=functools.partial(_close_all, held))
     return held
@@ -101,7 +101,7 @@ class RunRecord:
         self._lock: int | None = None
 
     def start(self, row: dict) -> None:
-        """What is run: arguments, versions, data. The schema number and the configuration hash are added."""
+        """The run's arguments, versions and data. The schema number and the configuration hash are added."""
         self._write({"type": "start", "schema": SCHEMA, "config_hash": self.config_hash, **row})
 
     def task(self, row: dict) -> None:
@@ -109,7 +109,7 @@ class RunRecord:
         self._write({"type": "task", **row})
 
     def epoch(self, row: dict) -> None:
-        """Scores inside a task, with --eval_epochs."""
+        """Scores within a task, with --eval_epochs."""
         self._write({"type": "epoch", **row})
 
     def features(self, row: dict) -> None:
@@ -130,19 +130,19 @@ class RunRecord:
 
     @property
     def size(self) -> int:
-        """Bytes written so far: what a checkpoint keeps for `truncate`."""
+        """Bytes written so far: a checkpoint stores this for `truncate`."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     @property
     def status(self) -> str:
-        """running: a live process holds the lock. Else what the last line says; without an `end`, interrupted."""
+        """running: a live process holds the lock. Else the status in the last line; interrupted without an `end`."""
         if self._lock is not None or self._locked_elsewhere():
             return "running"
         rows = self.rows()
         return rows[-1]["status"] if rows and rows[-1]["type"] == "end" else "interrupted"
 
     def lock(self) -> None:
-        """Become the writer. Drops a line that a killed writer left half-written."""
+        """Become the writer. Drops a line that a killed writer left unfinished."""
         if self._lock is not None:
             return
         with disk_errors(self.folder):
@@ -158,7 +158,7 @@ class RunRecord:
         self.truncate(self.size)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock is not None:
             _locks().discard(self._lock)
             os.close(self._lock)
@@ -182,7 +182,7 @@ class RunRecord:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 before = os.fstat(fd).st_size
-                if os.write(fd, line) < len(line):  # the disk took only a part
+                if os.write(fd, line) < len(line):  # the disk accepted only a part
                     os.ftruncate(fd, before)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(fd)
@@ -209,24 +209,24 @@ def _try_lock(fd: int, kind: int) -> bool:
 
 
 def read_record(path: str | os.PathLike) -> list[dict]:
-    """The lines of a record.jsonl; [] if there is none. A last line cut off by a crash is left out."""
+    """The lines of a record.jsonl; [] if there is none. A last line cut off by a crash is skipped."""
     try:
         if Path(path).exists() and not Path(path).is_file():
-            raise UserError(f"cannot read {path}: it is no file; delete its folder")
+            raise UserError(f"cannot read {path}: it is not a file; delete its folder")
         text = Path(path).read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; mend that or delete its folder") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; fix that or delete its folder") from None
     rows = []
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             row = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError):
-            raise UserError(f"line {number} of {path} is no JSON; restore the file or delete its folder") from None
+            raise UserError(f"line {number} of {path} is not JSON; restore the file or delete its folder") from None
         if told := wrong_line(row):
             raise UserError(
-                f"line {number} of {path} is no line of a record; restore the file or delete its folder ({told})"
+                f"line {number} of {path} is not a record entry; restore the file or delete its folder ({told})"
             )
         rows.append(row)
     return rows
@@ -237,17 +237,19 @@ def _no_constant(name: str) -> None:
 
 
 def seed_of(record: RunRecord) -> int:
-    """The seed that a run was given or drew."""
+    """The given or drawn seed of a run."""
     args = record.rows()[0].get("args")
     if not isinstance(args, dict) or not isinstance(args.get("seed"), int):
-        raise UserError(f"the first line of {record.path} names no seed; restore the file or delete its folder")
+        raise UserError(
+            f"the first line of {record.path} does not contain a seed; restore the file or delete its folder"
+        )
     return int(args["seed"])
 
 
 def open_run(results_path: str | os.PathLike, dataset: str, model: str, config: Mapping) -> RunRecord:
     """Make `<results_path>/<dataset>/<model>/<run id>/` and lock it.
 
-    Run id: UTC time, start of the configuration hash, process id and random digits; never that of another run.
+    Run id: UTC time, start of the configuration hash, process id and random digits; unique to this run.
     """
     full_hash = config_hash(config)
     parent = Path(results_path) / dataset / model
@@ -273,7 +275,7 @@ def find_run(results_path: str | os.PathLike, dataset: str, model: str, config: 
 
 
 def check_writable(path: str | os.PathLike, flag: str = "--results_path") -> None:
-    """Refuse a path of `flag` that cannot be written or is nearly full, before anything is trained; leaves nothing."""
+    """Refuse a path of `flag` that cannot be written or is nearly full, before training; leaves no files."""
     path = Path(path).absolute()
     place = next(p for p in (path, *path.parents) if p.exists())  # folders below it are made later
     if not place.is_dir():
@@ -286,13 +288,13 @@ def check_writable(path: str | os.PathLike, flag: str = "--results_path") -> Non
     free = disk.f_bavail * disk.f_frsize
     if free < FREE_FLOOR_BYTES:
         raise UserError(
-            f"only {free / 2**20:.0f} MiB are free at {place} and a run needs {FREE_FLOOR_BYTES / 2**20:.0f}; "
-            f"free some or choose another {flag}"
+            f"only {free / 2**20:.0f} MiB are free at {place}, but a run needs {FREE_FLOOR_BYTES / 2**20:.0f}; "
+            f"free some space or choose another {flag}"
         )
 
 
 def format_table(rows: Sequence[Sequence]) -> str:
-    """Aligned text: the first row is the head, numbers stand right with two decimals, NaN and None are a dash."""
+    """Aligned text: the first row is the header, numbers are right-aligned with two decimals, NaN and None a dash."""
 
     def text(cell: object) -> str:
         if cell is None or (isinstance(cell, float) and math.isnan(cell)):
@@ -313,7 +315,7 @@ def format_table(rows: Sequence[Sequence]) -> str:
 
 
 def plot_matrix(R: ArrayLike, path: str | os.PathLike, title: str) -> None:
-    """PNG heat map of a score matrix in percent, one annotated cell per (trained task, test set); NaN stays white."""
+    """PNG heat map of a score matrix in percent, one annotated cell per (trained task, test set); NaN is white."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needed only here
     from matplotlib.figure import Figure
 

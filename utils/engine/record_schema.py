@@ -1,4 +1,4 @@
-"""What the lines of a record.jsonl may hold: each kind of line with its fields, checked before anything is made of them."""
+"""What the lines of a record.jsonl may contain: each kind of line with its fields, checked before they are used."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ STATUSES = {"done", "interrupted", "failed"}
 
 
 def is_number(value: Any) -> bool:
-    """A finite number that floating point can hold; true and false are none."""
+    """A finite number that fits a float; true and false are not numbers."""
     try:
         return type(value) in (int, float) and math.isfinite(float(value))
     except OverflowError:
@@ -40,7 +40,7 @@ def _or_none(fits: Callable) -> Callable:
 
 
 def _args(value: Any) -> bool:
-    """Arguments of a run; those that readers use have their types."""
+    """Arguments of a run; those that readers use are type-checked."""
     texts = all(type(value[k]) in (str, type(None)) for k in ("model", "dataset", "notes", "mtil_order") if k in value)
     return texts and (value.get("seed") is None or _count(value["seed"]))
 
@@ -73,9 +73,9 @@ OF_A_PAGE = {"start": {"args"}, "task": {"task", "scores"}, "end": {"status", "s
 
 
 def wrong_line(row: Any, needed: dict[str, set[str]] = NEEDED) -> str | None:
-    """What is wrong with one line, in a few words."""
+    """The error in one line, in a few words, or None."""
     if not isinstance(row, dict) or not isinstance(row.get("type"), str):
-        return "it has no 'type'"
+        return "it does not have a 'type'"
     fields = FIELDS.get(row["type"], {})
     missing = sorted(needed.get(row["type"], set()) - row.keys())
     if missing:
@@ -85,18 +85,18 @@ def wrong_line(row: Any, needed: dict[str, set[str]] = NEEDED) -> str | None:
 
 
 def wrong_record(rows: list[dict], needs: Iterable[str] = ("model",)) -> str | None:
-    """What is wrong with a record as a whole for tables and pages, in a few words; its lines have been checked."""
+    """The error in a whole record for tables and pages, in a few words; its lines have been checked."""
     if not rows or rows[0]["type"] != "start":
-        return "it does not begin with a line 'start'"
+        return "it does not begin with a 'start' line"
     for number, row in enumerate(rows, start=1):
         if told := wrong_line(row, OF_A_PAGE):
             return f"line {number}: {told}"
     args = rows[0]["args"] or {}
     unnamed = [name for name in needs if not args.get(name)]
     if unnamed:
-        return f"its first line names no {unnamed[0]}"
+        return f"its first line does not contain {unnamed[0]}"
     if sum(row["type"] == "start" for row in rows) > 1:
-        return "it has a second line 'start'"
+        return "it has a second 'start' line"
     tasks = [row for row in rows if row["type"] == "task"]
     numbers = [row["task"] for row in tasks]
     if numbers != sorted(set(numbers)):
@@ -105,4 +105,4 @@ def wrong_record(rows: list[dict], needs: Iterable[str] = ("model",)) -> str | N
     if short:
         return f"task {short[0]} has fewer scores than tasks"
     end = rows[-1] if rows[-1]["type"] == "end" else {}
-    return "it is done and has no scores" if end.get("status") == "done" and not end["summary"] else None
+    return "it is done but does not have scores" if end.get("status") == "done" and not end["summary"] else None

@@ -1,4 +1,4 @@
-"""What a run shows: a row per task, a final table, the heat maps, and the rows of the record."""
+"""The output of a run: a row per task, a final table, the heat maps, and the rows of the record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def task_row(
     run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, per_class: dict[str, np.ndarray]
 ) -> dict:
-    """The record's line about one task: scores of every test set and what it cost."""
+    """The record's line about one task: scores of every test set and costs."""
     matrices = run.rows["matrices"]
     labels = per_class["label"]
     by_class: Iterable[float] = (
@@ -43,7 +43,7 @@ def task_row(
 
 
 def note_reused(run: Run, model: ContinualModel, task: int) -> None:
-    """A line of the record where features of this task were not computed by this process."""
+    """A line of the record if features of this task were not computed by this process."""
     stores = [value for value in vars(model).values() if isinstance(value, FeatureStore)]
     count, run.reused = sum(store.reused for store in stores) - run.reused, sum(store.reused for store in stores)
     if count and run.record is not None:
@@ -67,7 +67,7 @@ def print_task(row: dict, n_tasks: int, vqa: bool = False) -> None:
     if vqa and "exact_match" in scores:
         parts.append(f"exact match {_mean(scores['exact_match'][: task + 1]):6.2f}")
     if "route_acc" in scores:
-        parts.append(f"routed right {_mean(scores['route_acc'][: task + 1]):6.2f}")
+        parts.append(f"routing accuracy {_mean(scores['route_acc'][: task + 1]):6.2f}")
     if "all_names" in scores and task + 1 < n_tasks:
         parts.append(f"future {_mean(scores['all_names'][task + 1 :]):6.2f}")
     parts.append(f"{row['wall_s']:8.1f} s")
@@ -81,7 +81,7 @@ def print_epoch(row: dict) -> None:
 def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[str, float]:
     """The flat scores and costs that end a record."""
     matrices = run.rows["matrices"]
-    nameless = np.isnan(matrices["class_il"]).all()  # a method that is told the task has no score among all names
+    nameless = np.isnan(matrices["class_il"]).all()  # with the task given, there are no scores among all names
     measured = [t for t, row in enumerate(matrices["task_il" if nameless else "class_il"]) if not np.isnan(row).all()]
     rows = slice(0, measured[-1] + 1 if measured else 0)
     class_il = matrices["class_il"][rows].copy()
@@ -142,9 +142,9 @@ TITLES = {
     "vqa_bwt": "vqa, backward transfer",
     "vqa_fwt": "vqa, forward transfer",
     "exact_match_last": "exact match, final average",
-    "route_acc_last": "sent to the own task's pool",
-    "oracle_route_last": "score with the true task's pool",
-    "key_route_last": "score with the pool of the nearest keys",
+    "route_acc_last": "routing accuracy (samples sent to their own task's prompt pool)",
+    "oracle_route_last": "score with the true task's prompt pool",
+    "key_route_last": "score with the prompt pool of the nearest keys",
     "mtil_transfer": "mtil, transfer",
     "mtil_avg": "mtil, average",
     "mtil_last": "mtil, last",
@@ -157,7 +157,7 @@ TITLES = {
     "mixed_xtail_transfer": "x-tail on mixed batches, transfer",
     "mixed_xtail_avg": "x-tail on mixed batches, average",
     "mixed_xtail_last": "x-tail on mixed batches, last",
-    "mixed_gap": "largest change of a score by mixing batches",
+    "mixed_gap": "largest change of a score from mixing batches",
     "task_il_last": "task-il, final average",
     "task_il_avg": "task-il, average over tasks",
     "task_il_forgetting": "task-il, forgetting",
@@ -181,11 +181,11 @@ TITLES = {
 
 
 def print_test_sets(run: Run, dataset: ContinualDataset) -> None:
-    """Question answering: a row for each test set, as it is after the last task."""
+    """Question answering: a row for each test set, after the last task."""
     shown = {
         "class_il": "vqa",
         "exact_match": "exact match",
-        "route_acc": "routed right",
+        "route_acc": "routing accuracy",
         "oracle_route": "true pool",
         "key_route": "nearest pool",
     }
@@ -219,7 +219,7 @@ def human(name: str, value: float) -> str:
 
 
 def plot(run: Run, dataset: ContinualDataset) -> None:
-    """Heat maps of the score matrices beside the record."""
+    """Heat maps of the score matrices, next to the record."""
     titles = {"class_il": "accuracy among names seen so far (%)", "all_names": "accuracy among all names (%)"}
     if dataset.VQA:
         titles["class_il"] = "question answering (%)"

@@ -28,26 +28,26 @@ from utils.features import FeatureStore
 if TYPE_CHECKING:
     from models.utils.continual_model import ContinualModel
 
-STATE_PER_WEIGHTS = 5  # of what is trained with Adam and teachers
+STATE_PER_WEIGHTS = 5  # of a model with Adam states and teachers
 MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 
 
 class Run:
-    """Where a run stands and how to write it down. `position` says where a resumed run goes on."""
+    """The progress of a run and how to save it. `position` says where a resumed run continues."""
 
     def __init__(self, model: ContinualModel, args: Namespace, record: results.RunRecord | None, rows: dict) -> None:
         self.model, self.args, self.record = model, args, record
         self.rows = rows  # score matrices so far
-        self.forwards_before: dict[str, int] = {}  # of processes that this run goes on from
+        self.forwards_before: dict[str, int] = {}  # of earlier processes of this run
         self.reused = 0  # images whose features came from earlier runs, as far as the record says
         self.watch = Stopwatch()
         self.started, self.seconds_before = time.perf_counter(), 0.0
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         self.saver = Saver(args.autosave if record else 0.0, seconds_to_copy(STATE_PER_WEIGHTS * weights))
         self.signal: int | None = None
-        self.polled = False  # inside the batch loop, which looks at `signal` itself
+        self.polled = False  # inside the batch loop, which checks `signal` itself
         self.position: dict[str, Any] = {"task": 0, "phase": "begin", "epoch": 0, "batch": 0}
-        self.loop_state: dict = {}  # what the loop itself has to remember: schedule, early stopping
+        self.loop_state: dict = {}  # state of the loop itself: schedule, early stopping
         self.stores = {name: v for name, v in vars(model).items() if isinstance(v, FeatureStore)}
         if self.folder and args.autosave:
             for store in self.stores.values():
@@ -58,7 +58,7 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.started
 
     def forwards(self) -> dict[str, int]:
-        """Images, and questions where there are any, that were encoded so far, by all processes of this run."""
+        """Images, and questions if any, that were encoded so far by all processes of this run."""
         return {
             name: getattr(self.model, name) + self.forwards_before.get(name, 0)
             for name in ("image_forwards", "question_forwards")
@@ -75,7 +75,8 @@ class Run:
         captured, lost = checkpoint.capture(self.model, self.skipped())
         for name in lost:
             warn_once(
-                f"a checkpoint cannot hold {self.model.NAME}.{name}; a resumed run has it as the constructor makes it"
+                f"a checkpoint cannot hold {self.model.NAME}.{name}; a resumed run starts with its value "
+                "from the constructor"
             )
         return {
             "position": position,
@@ -94,7 +95,7 @@ class Run:
         }
 
     def skipped(self) -> frozenset[str]:
-        """What a checkpoint leaves out: the run itself, and what the method's constructor makes anew."""
+        """What a checkpoint omits: the run itself, and what the method's constructor rebuilds."""
         return SKIP | {"run"} | self.model.checkpoint_skip()
 
     def save(self, name: str, position: dict) -> None:
@@ -104,7 +105,7 @@ class Run:
             self.saver.start(self.folder / "ckpt" / name, self.state(position), self.model.NAME)
 
     def tick(self, **position: Any) -> None:
-        """A safe point: save if it is time, stop if asked to."""
+        """A safe point: save if it is time, stop if requested."""
         self.position = self.position | position
         if self.saver.due() or (self.signal and self.args.save_after_interrupt):
             self.save(MID_TASK, self.position)
@@ -141,7 +142,7 @@ class Run:
     # going on
 
     def restore(self, state: dict) -> None:
-        """Put model, counters and random states back to a saved moment."""
+        """Restore model, counters and random states from a saved state."""
         checkpoint.restore(self.model, state["model"], self.skipped())
         self.model.to(self.model.device)
         self.model.prepare_net()
@@ -177,7 +178,7 @@ class Run:
 
         try:
             old = {s: signal.signal(s, handle) for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}
-        except ValueError:  # not in the main thread: the host program handles signals
+        except ValueError:  # not in the main thread: then the host program handles signals
             old = {}
         try:
             yield self
@@ -187,7 +188,7 @@ class Run:
 
     @contextmanager
     def polling(self) -> Iterator[None]:
-        """A stretch whose safe points call `tick`, so that a signal waits for the next one."""
+        """A section whose safe points call `tick`, so that a signal waits for the next one."""
         before, self.polled = self.polled, True
         try:
             yield
@@ -196,7 +197,7 @@ class Run:
 
 
 class LossGuard:
-    """Finds a loss that is not finite, and names the batch, without a device sync in every step."""
+    """Finds a non-finite loss and names its batch, without a device sync in every step."""
 
     def __init__(self, device: torch.device):
         self.every = 1 if device.type == "cpu" else 20
@@ -212,7 +213,7 @@ class LossGuard:
         if not self.pending:
             return
         if any(loss is None for _, loss in self.pending):
-            raise UserError("observe returned no loss: give it back as a number, or as a dict with 'loss'")
+            raise UserError("observe did not return a loss: return it as a number, or as a dict with 'loss'")
         values = [float(v.mean()) if isinstance(v, torch.Tensor) else float(v) for _, v in self.pending]
         places, self.pending = [p for p, _ in self.pending], []
         for (task, epoch, batch), value in zip(places, values, strict=True):

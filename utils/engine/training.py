@@ -1,4 +1,4 @@
-"""The loop: tasks, epochs, batches; what is measured after each task; how a run starts, ends and goes on."""
+"""The training loop: tasks, epochs, batches; evaluation after each task; how a run starts, ends and resumes."""
 
 from __future__ import annotations
 
@@ -91,25 +91,25 @@ def _train_tasks(run: Run, model: ContinualModel, dataset: ContinualDataset, res
 
 
 def wants_future(model: ContinualModel, dataset: ContinualDataset, args: Namespace) -> bool:
-    """--eval_future, or without it what the method and the stream are about."""
+    """--eval_future, or by default what the method and the stream are designed for."""
     if option(args, "eval_future") is not None or dataset.N_TASKS == 1 or not hasattr(model, "future_forward"):
         return bool(option(args, "eval_future"))
     return dataset.MTIL or (model.LOOKS_AHEAD and dataset.SETTING in SPLIT_SETTINGS)
 
 
 def _skip_to(model: ContinualModel, dataset: ContinualDataset, first: int, replay_hooks: bool) -> None:
-    """Move the stream on to its first task to train; without a saved state the hooks see the tasks skipped."""
+    """Advance the stream to the first task to train; without a saved state the hooks see the skipped tasks."""
     for _ in range(first):
         dataset.get_data_loaders()
         if replay_hooks:
             model.meta_begin_task(dataset)
             model.meta_end_task(dataset)
         elif callable(change := getattr(model, "change_transform", None)):
-            change(dataset)  # of test sets that will be looked at again
+            change(dataset)  # of test sets that will be evaluated again
 
 
 def _one_task(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, saved: dict | None) -> None:
-    """Begin, fit and end one task; `saved` is a moment inside it to go on from."""
+    """Begin, fit and end one task; `saved` is a state within it to resume from."""
     model.train()
     dataset.get_data_loaders()
     run.watch.phases.clear()
@@ -135,12 +135,10 @@ def _begin(run: Run, model: ContinualModel, dataset: ContinualDataset) -> Any:
 
 
 def _go_on(run: Run, model: ContinualModel, dataset: ContinualDataset, saved: dict) -> Any:
-    """Bring a task to the moment `saved` inside it; returns its scheduler."""
+    """Restore the state `saved` within a task; returns its scheduler."""
     if model.touches_task_start():
         with run.watch.phase("begin_task"):
-            model.meta_begin_task(
-                dataset
-            )  # for its effect on the loaders: all that it does to the model is overwritten
+            model.meta_begin_task(dataset)  # for its effect on the loaders: its changes to the model are overwritten
     model.opt = model.opt or model.get_optimizer()
     scheduler = _scheduler(model, run.args)
     run.restore(saved)
@@ -153,7 +151,7 @@ def _go_on(run: Run, model: ContinualModel, dataset: ContinualDataset, saved: di
 
 
 def trains(model: ContinualModel, args: Namespace) -> bool:
-    """Whether the loop makes any gradient step."""
+    """Whether the loop takes any gradient steps."""
     steps = args.fitting_mode == "iters" or bool(args.n_epochs)
     return steps and model.trains_in_loop and not option(args, "inference_only")
 
@@ -211,7 +209,7 @@ class Fit:
         self.restore_best()
 
     def run_epoch(self, epoch: int, start: int, epochs: int, bar: Any) -> bool:
-        """One pass from batch `start`; true when the iterations of the task are used up."""
+        """One pass from batch `start`; true once the task's iterations are used up."""
         for batch, data in enumerate(self.iterate(epoch, start), start):
             if self.limit is not None and batch >= self.limit:
                 break
@@ -253,7 +251,7 @@ class Fit:
         self.run.tick(phase="train", epoch=epoch, batch=batch)
 
     def should_stop(self, epoch: int) -> bool:
-        """Early stopping on the validation images of the task; the best weights are remembered."""
+        """Early stopping on the validation images of the task; the best weights are kept."""
         if self.args.fitting_mode != "early_stopping" or (epoch + 1) % self.args.early_stopping_freq:
             return False
         scores = evaluate_tasks(self.model, self.dataset, {self.task: self.dataset.test_loaders[-1]})[self.task]
@@ -272,7 +270,7 @@ class Fit:
             self.model.net.load_state_dict(self.run.loop_state.pop("weights"))
 
     def note(self, epoch: int) -> None:
-        """--eval_epochs: scores inside a task, as lines of their own in the record."""
+        """--eval_epochs: scores within a task, as separate lines of the record."""
         every = option(self.args, "eval_epochs")
         if every and (epoch + 1) % every == 0 and epoch + 1 < self.n_epochs():
             scores = evaluate_tasks(self.model, self.dataset, dict(enumerate(self.dataset.test_loaders)))
@@ -283,7 +281,7 @@ class Fit:
 
 
 def _forward_baseline(run: Run, model: ContinualModel, dataset: ContinualDataset) -> None:
-    """Forward transfer is counted from the accuracy before any training."""
+    """Forward transfer is relative to the accuracy before any training."""
     if option(run.args, "enable_other_metrics") and "untrained" not in run.rows and dataset.c_task < 0:
         twin = copy.copy(dataset)
         twin.c_task = dataset.N_TASKS - 1
@@ -325,7 +323,7 @@ def _evaluate(run: Run, model: ContinualModel, dataset: ContinualDataset, task: 
 
 
 def _evaluate_mixed(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, future: list | None) -> None:
-    """--mixed_batches: the same scores from batches that mix the test sets, into matrices of their own."""
+    """--mixed_batches: the same scores from batches that mix the test sets, into separate matrices."""
     matrices = run.rows["matrices"]
     scores = evaluate_mixed(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
     for t, score in scores.items():

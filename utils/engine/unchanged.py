@@ -1,4 +1,4 @@
-"""What a run stands on (images, labels, names, sentences, weights, protocol), and whether a resumed one stands on the same."""
+"""The inputs of a run (images, labels, names, prompts, weights, protocol), and whether a resumed run has the same."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ WORDS = {
     "class_order": "class order",
     "protocol": "protocol",
     "weights_sha256": "weights",
-    "initial_sha256": "weights at the start",
-    "files_sha256": "files of flags",
-    "data": "facts of the data",
+    "initial_sha256": "initial weights",
+    "files_sha256": "files named by flags",
+    "data": "dataset facts",
 }
-BASED_ON_CONTENT = 2  # "facts_version" of records whose fingerprint is of the files' content
+BASED_ON_CONTENT = 2  # "facts_version" of records whose fingerprint depends on the files' content
 
 
 def facts(args: Namespace, dataset: ContinualDataset, model: ContinualModel) -> dict:
@@ -60,10 +60,10 @@ def facts(args: Namespace, dataset: ContinualDataset, model: ContinualModel) -> 
 
 
 def _if_any(make: Callable) -> Any:
-    """None where a stream written elsewhere cannot say: a method that needs names asks for them itself, and fails then."""
+    """None if an external stream does not provide it: a method that needs names requests them itself, then fails."""
     try:
         return make()
-    except Exception:  # of any library that the file uses
+    except Exception:  # from any library that the file uses
         return None
 
 
@@ -72,8 +72,8 @@ def _sha256(value: Any) -> str:
 
 
 def state_digest(model: torch.nn.Module) -> str:
-    """sha256 of all parameters and buffers that the model starts with: drawn from the seed, or read from files. Tensors that
-    are plain attributes are left out: methods allocate some without filling them."""
+    """sha256 of all initial parameters and buffers, drawn from the seed or read from files. Tensors that
+    are plain attributes are skipped: methods allocate some without filling them."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if isinstance(value, torch.Tensor):
@@ -92,16 +92,17 @@ def named_files(args: Namespace) -> dict[str, str]:
                 if path.is_file():
                     found[flag] = file_digest(path).hex()
             except (OSError, ValueError, RuntimeError):
-                continue  # a text that is no path, or one that cannot be read: who needs it says so
+                continue  # not a path, or unreadable: code that needs it reports that
     return found
 
 
 def check(found: RunRecord, now: dict, args: Namespace) -> None:
-    """Refuse to take up a run that stands on something else; --resume force does it all the same, with a warning."""
+    """Refuse to continue a run with different inputs; --resume force continues with a warning."""
     before = found.rows()[0]
     if before.get("facts_version") != BASED_ON_CONTENT:
         warnings.warn(
-            f"{found.folder} was begun by an earlier version, which did not note what its images hold: they are not compared"
+            f"{found.folder} was started by an earlier version, which did not record checksums of its "
+            "images: they are not compared"
         )
         return
     told = [
@@ -109,14 +110,14 @@ def check(found: RunRecord, now: dict, args: Namespace) -> None:
     ]
     if not told:
         return
-    text = f"{found.folder} was run on something else: {'; '.join(told)}"
+    text = f"{found.folder} was run on different inputs: {'; '.join(told)}"
     if option(args, "resume") != "force":
-        raise UserError(f"{text}. Restore that, leave out --resume to run anew, or give --resume force")
+        raise UserError(f"{text}. Restore them, leave out --resume to start over, or use --resume force")
     warnings.warn(text)
 
 
 def _same(before: Any, now: Any) -> bool:
-    """Equal as JSON of a record, in which a number that is not finite is null."""
+    """Equal as JSON of a record, in which a non-finite number is null."""
     return json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True).replace("NaN", "null")
 
 

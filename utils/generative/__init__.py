@@ -20,31 +20,36 @@ GENERATORS: dict[str, type[ClassGenerator]] = {
 
 def add_generator_args(add) -> None:
     """The flags of a method's generators; `add` is a parser's add_argument."""
-    add("--g_models", choices=sorted(GENERATORS), default="vae", help="generator of a class's features")
-    add("--gr_mog_n_components", type=positive_int, default=5, help="components of a mixture")
-    add("--gr_mog_n_iters", type=positive_int, default=500, help="EM iterations at most")
+    add("--g_models", choices=sorted(GENERATORS), default="vae", help="generator of each class's features")
+    add("--gr_mog_n_components", type=positive_int, default=5, help="number of mixture components")
+    add("--gr_mog_n_iters", type=positive_int, default=500, help="maximum number of EM iterations")
     add("--gr_vae_hidden_dim", type=positive_int, default=512, help="width of a VAE")
     add("--gr_vae_latent_dim", type=positive_int, default=256, help="also the width of the diffusion network")
     add("--gr_vae_n_iters", type=positive_int, default=500, help="epochs of a VAE, steps of a diffusion network")
     add("--lr_vae", type=positive, default=2e-4, help="learning rate of a VAE")
-    add("--vae_std_quirk", type=boolean, default=True, help="spread of the posterior is exp(logvar), as released")
+    add(
+        "--vae_std_quirk",
+        type=boolean,
+        default=True,
+        help="standard deviation of the posterior is exp(logvar), as in the released code",
+    )
     add(
         "--diffusion_noise_quirk",
         type=boolean,
         default=True,
-        help="training noise is a product of two normals, as released",
+        help="training noise is a product of two normals, as in the released code",
     )
     add(
         "--diffusion_renoise_quirk",
         type=boolean,
         default=True,
-        help="a reverse step adds fresh noise, as released; 0: posterior",
+        help="each reverse step adds fresh noise, as in the released code; 0: the exact posterior",
     )
     add(
         "--diffusion_constants",
         choices=CONSTANTS,
         default="released",
-        help="offset of the cosine, rates of the time code, batches",
+        help="offset of the cosine schedule, frequencies of the time embedding, and batches",
     )
 
 

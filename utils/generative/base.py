@@ -8,7 +8,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 Progress = Callable[[int, int, float], None]  # (done, total, loss of the latest step)
-ROWS_PER_DRAW = 64  # rows drawn at once: bounds the copies of weights and the hidden activations of `sample`
+ROWS_PER_DRAW = 64  # rows drawn at once: limits the copies of weights and the hidden activations of `sample`
 # Bytes of weights, gradients and Adam moments that one stacked fit may hold; `bench_generative.py --stack_bytes`
 # compares budgets. On a CPU small networks gain until a few MiB and large ones are flat above 100 MiB; on a GPU a
 # stack shares its kernel launches among all classes in it, so only memory should bound it.
@@ -20,22 +20,22 @@ class ClassGenerator:
 
     A subclass names its `kind` and writes two functions: `_fit_rows`, features of K classes to tensors (K, ...), and
     `_draw`, such tensors to samples (K, n, D). Each class draws from its own random stream during a fit, so its
-    generator depends on its own features and on `rng` alone, not on the classes that are fitted beside it.
+    generator depends on its own features and on `rng` alone, not on the classes that are fitted with it.
     """
 
     kind = ""
 
     def __init__(self, **options):
-        self.options = options  # hyper-parameters; part of the state, since a draw may need them
+        self.options = options  # hyperparameters; part of the state, since a draw may need them
         self.rows: dict[str, Tensor] = {}  # (R, ...)
         self.row_class: list[int] = []  # R class labels
         self.row_count: list[int] = []  # R numbers of features each row was fitted on
 
     def _fit_rows(self, xs: list[Tensor], streams: list[torch.Generator], progress: Progress | None):
-        raise NotImplementedError(f"{type(self).__name__} defines no _fit_rows()")
+        raise NotImplementedError(f"{type(self).__name__} does not define _fit_rows()")
 
     def _draw(self, rows: dict[str, Tensor], n: int, rng: torch.Generator | None) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} defines no _draw()")
+        raise NotImplementedError(f"{type(self).__name__} does not define _draw()")
 
     @property
     def classes(self) -> list[int]:
@@ -51,10 +51,10 @@ class ClassGenerator:
     ) -> None:
         """Fit one generator per class of `features` {label: (n_c, D)}, all in one batched computation.
 
-        A class fitted before is replaced; with `merge` its older generators stay, and `sample` then draws from the
+        A class fitted before is replaced; with `merge` its older generators are kept, and `sample` draws from the
         mixture of all of them, each with weight proportional to the number of features it was fitted on (the same
         mixture as pooled data of the domains would have). One class of one feature is generated as that feature.
-        `progress(done, total, loss)` is called now and then by the generators that train.
+        `progress(done, total, loss)` is called from time to time by the generators that train.
         """
         classes, xs = _checked(features)
         if self.rows and self.rows["mean"].shape[-1] != xs[0].shape[1]:
@@ -101,8 +101,9 @@ class ClassGenerator:
         for c in classes:
             if c not in rows_of:
                 raise UserError(
-                    f"class {c} has no generator, for no task so far had samples of it ({len(rows_of)} classes have one): "
-                    "choose a stream whose tasks bring samples of all their classes"
+                    f"class {c} does not have a generator, because no task so far had samples of it "
+                    f"({len(rows_of)} classes have one): "
+                    "choose a stream whose tasks contain samples of all their classes"
                 )
         parts = [rows_of[c] for c in classes]
         width = max((len(p) for p in parts), default=1)
@@ -112,13 +113,13 @@ class ClassGenerator:
 
     def _draw_rows(self, index: Tensor, n: int, rng: torch.Generator | None) -> Tensor:
         if not len(index):
-            raise UserError("no class was asked for; pass at least one class label to sample")
+            raise UserError("no class was requested; pass at least one class label to sample")
         device = self.rows["mean"].device
         blocks = [i.to(device) for i in index.split(ROWS_PER_DRAW)]
         return torch.cat([self._draw({k: v[i] for k, v in self.rows.items()}, n, rng) for i in blocks])
 
     def stored_bytes(self) -> int:
-        """Bytes of all tensors kept for sampling."""
+        """Bytes of all tensors stored for sampling."""
         return sum(v.numel() * v.element_size() for v in self.rows.values())
 
     def to(self, device: torch.device | str) -> "ClassGenerator":
@@ -132,7 +133,7 @@ class ClassGenerator:
         return own | {"row_class": list(self.row_class), "row_count": list(self.row_count)} | dict(self.rows)
 
     def load_state(self, state: dict) -> None:
-        """Take over what `state` gave; a different kind or different hyper-parameters are refused."""
+        """Load what `state` returned; a different kind or different hyperparameters are refused."""
         if (state["kind"], state["options"]) != (self.kind, self.options):
             old, new = (state["kind"], state["options"]), (self.kind, self.options)
             raise UserError(f"stored generators are {old}, this run asks for {new}; use the stored flags or refit")
@@ -141,7 +142,7 @@ class ClassGenerator:
 
 
 def _checked(features: dict[int, Tensor]) -> tuple[list[int], list[Tensor]]:
-    """Sorted labels and their features as float32 or float64; says which class is unusable and why."""
+    """Sorted labels and their features as float32 or float64; the error names an unusable class and the reason."""
     if not features:
         raise UserError("no class to fit; pass features of at least one class")
     classes = sorted(features)
@@ -151,7 +152,7 @@ def _checked(features: dict[int, Tensor]) -> tuple[list[int], list[Tensor]]:
         if x.ndim != 2 or x.shape[1] != width:
             raise UserError(f"class {c} has features of shape {tuple(x.shape)}, expected (n, {width}); use one encoder")
         if not len(x):
-            raise UserError(f"class {c} has 0 features; leave it out or give it at least one sample")
+            raise UserError(f"class {c} has 0 features; leave it out or pass at least one sample")
         if not bool(torch.isfinite(x).all()):
             raise UserError(f"class {c} has NaN or infinite features; check its images and the encoder's precision")
     dtype = torch.float64 if features[classes[0]].dtype == torch.float64 else torch.float32
@@ -194,14 +195,14 @@ def moments(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 def standardise(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """z-scored features (K, N, D), zero-padded, and the mean and std (K, D) that undo it; constant dims become 0."""
     mean, std = (m.to(x.dtype) for m in moments(x, counts))
-    # a constant dimension may keep a std of rounding size; below this it is noise of the mean
+    # a constant dimension may keep a std of rounding size; below this it is rounding noise of the mean
     std = std.where(std > 16 * torch.finfo(x.dtype).eps * mean.abs(), 0)
     z = (x - mean.unsqueeze(1)) / std.where(std > 0, 1).unsqueeze(1)
     return z * row_mask(counts, x.shape[1]) * (std > 0).unsqueeze(1), mean, std
 
 
 def uniform_linear(weight: Tensor, fan_in: int, streams: list[torch.Generator]) -> None:
-    """PyTorch's default initialisation of a linear layer, U(+-1/sqrt(fan_in)), in place and per class (K, ...)."""
+    """PyTorch's default initialization of a linear layer, U(+-1/sqrt(fan_in)), in place and per class (K, ...)."""
     for row, stream in zip(weight, streams, strict=True):
         row.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=stream)
 

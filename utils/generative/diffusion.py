@@ -21,11 +21,11 @@ CONSTANTS = ("released", "common")
 
 
 class Diffusion(ClassGenerator):
-    """Denoising diffusion with three published habits that can be switched off; `constants` are in the module's text.
+    """Denoising diffusion with three quirks of the released code that can be turned off; the module has `constants`.
 
     `noise_quirk`: the training noise is a product of two normals, else one normal. `renoise_quirk`: a reverse step adds
     fresh noise to the guess of the clean feature, else it draws from the posterior of the diffusion. `n_iters` counts
-    optimiser steps (AdamW, weight decay 0.01), not epochs.
+    optimizer steps (AdamW, weight decay 0.01), not epochs.
     """
 
     kind = "diffusion"

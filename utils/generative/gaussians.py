@@ -56,10 +56,10 @@ class FullGaussian(ClassGenerator):
 
 
 class GaussianMixture(ClassGenerator):
-    """Diagonal Gaussian mixture by EM from a k-means start; stops a class when its mean log-likelihood gains < 1e-3.
+    """Diagonal Gaussian mixture by EM from a k-means start; a class stops once its mean log-likelihood gains < 1e-3.
 
-    The work is done in float64 on features centred and divided by the class's root mean variance; variances get
-    `FLOOR` times the mean variance added, so a component that holds one feature stays finite.
+    The work is done in float64 on features centered and divided by the class's root mean variance; variances get
+    `FLOOR` times the mean variance added, so a component with a single feature stays finite.
     """
 
     kind = "mog"
@@ -92,7 +92,7 @@ class GaussianMixture(ClassGenerator):
         for _ in range(self.options["n_iters"]):
             joint = log_joint(z, weight, mu, var)  # (K, N, M)
             fit = (joint.logsumexp(2) * mask.squeeze(2)).sum(1, keepdim=True) / n
-            live = live & ((fit - before).abs() >= self.TOLERANCE)  # a class that has settled changes no more
+            live = live & ((fit - before).abs() >= self.TOLERANCE)  # a converged class does not change any more
             if not bool(live.any()):
                 break
             before = fit

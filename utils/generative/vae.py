@@ -1,13 +1,13 @@
 """Variational autoencoders of many classes, trained as one stack of networks; only the decoders are kept.
 
-Per class: encoder D-H-H-(mu, log-variance of Z) with batch normalisation and leaky ReLU, decoder Z-H-H-D with leaky
+Per class: encoder D-H-H-(mu, log-variance of Z) with batch normalization and leaky ReLU, decoder Z-H-H-D with leaky
 ReLU, Adam, one cosine schedule with restarts, and the loss
     (|x - x'|^2 / 2 + KL(N(mu, exp(logvar)) || N(0, I)), summed over dimensions) / rows of the batch.
-The backward pass is written out: it puts every gradient straight into one (K, P) buffer whose rows, one per class, a
-fused Adam steps. A class with fewer batches than others simply is not stepped.
+The backward pass is written by hand: it writes every gradient directly into one (K, P) buffer whose rows, one per
+class, a fused Adam updates. A class with fewer batches than others is simply not updated.
 
 Two published steps are left out because they change nothing: min-max scaling before the z-score (an affine map
-that the z-score undoes) and the biases before a batch normalisation (their gradient is zero).
+that the z-score undoes) and the biases before a batch normalization (their gradient is zero).
 """
 
 import math
@@ -28,14 +28,14 @@ from utils.generative.base import (
 )
 
 SLOPE = 0.2  # of leaky ReLU
-NORM_EPS = 1e-5  # of batch normalisation
+NORM_EPS = 1e-5  # of batch normalization
 DECODER = ("dec1_w", "dec1_b", "dec2_w", "dec2_b", "dec3_w", "dec3_b")
 
 
 class Step(NamedTuple):
     """One minibatch step of an epoch: rows `start:stop` of the first `active` classes."""
 
-    active: int  # classes are sorted by size, so those that still have rows come first
+    active: int  # classes are sorted by size, so those with rows left come first
     start: int
     stop: int
     rows: Tensor  # (active, 1, 1) how many rows are real
@@ -105,7 +105,7 @@ class VAE(ClassGenerator):
             for step in plan:
                 diff, kl = gradients(p, g, shuffled, noise, step, o["std_quirk"])
                 for k, (row, row_grad) in enumerate(zip(params, grads, strict=True)):
-                    row.grad = row_grad if k < step.active else None  # a class without a batch is not stepped
+                    row.grad = row_grad if k < step.active else None  # a class without a batch is not updated
                 adam.step()
             if progress and plan and (epoch + 1) % every == 0:
                 progress(epoch + 1, o["n_iters"], float(loss_value(diff, kl, step)))
@@ -144,7 +144,7 @@ def views(flat: Tensor, spec: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 def init(p: dict[str, Tensor], streams: list[torch.Generator]) -> None:
-    """PyTorch's default initialisation of linear and normalisation layers."""
+    """PyTorch's default initialization of linear and normalization layers."""
     for name, weight in p.items():
         if name.startswith("norm"):
             weight.fill_(float(name.endswith("w")))
@@ -199,14 +199,14 @@ def gradients(p, g, x: Tensor, noise: Tensor, step: Step, std_quirk: bool) -> tu
 
 
 def decode(p: dict[str, Tensor], z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Two hidden layers and the standardised features (K, n, D) of latents (K, n, Z)."""
+    """Two hidden layers and the standardized features (K, n, D) of latents (K, n, Z)."""
     d1 = leaky_relu(torch.baddbmm(p["dec1_b"], z, p["dec1_w"].mT), SLOPE, inplace=True)
     d2 = leaky_relu(torch.baddbmm(p["dec2_b"], d1, p["dec2_w"].mT), SLOPE, inplace=True)
     return d1, d2, torch.baddbmm(p["dec3_b"], d2, p["dec3_w"].mT)
 
 
 def norm_act(h: Tensor, weight: Tensor, bias: Tensor, step: Step) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Batch normalisation over the real rows (biased variance) and leaky ReLU; and what the way back needs."""
+    """Batch normalization over the real rows (biased variance) and leaky ReLU; and what the backward pass needs."""
     h = h if step.mask is None else h * step.mask
     centred = h - h.sum(1, keepdim=True) / step.rows
     centred = centred if step.mask is None else centred * step.mask

@@ -1,4 +1,4 @@
-"""A mixture of two beta distributions on [0, 1], fitted to losses to tell clean from noisy labels (arXiv 1904.11238)."""
+"""A mixture of two beta distributions on [0, 1], fitted to losses to find noisy labels (arXiv 1904.11238)."""
 
 import numpy as np
 from scipy.stats import beta
@@ -37,7 +37,7 @@ class BetaMixture1D:
         return self.responsibilities(x)[y]
 
     def predict(self, x) -> np.ndarray:
-        """1 where the second component is the likelier."""
+        """1 where the second component is more likely."""
         return (self.posterior(x, 1) > 0.5).astype(int)
 
     def fit(self, x) -> "BetaMixture1D":

@@ -1,3 +1,3 @@
-"""What files import from here besides the loop's own functions, which are in utils.engine.checkpoint."""
+"""What files import from here besides the functions of the training loop, which are in utils.engine.checkpoint."""
 
 from utils import to_parsable_obj  # noqa: F401

@@ -1,4 +1,4 @@
-"""BatchNorm whose scale and shift depend on a class (arXiv 1707.00683): shared statistics, a row of each per class."""
+"""BatchNorm with class-dependent scale and shift (arXiv 1707.00683): shared statistics, one row of both per class."""
 
 import torch
 from torch import nn

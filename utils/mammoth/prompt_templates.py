@@ -1,4 +1,4 @@
-"""`templates`: prompt templates by data set, those of `datasets.utils.mtil_protocol` under the names files use."""
+"""`templates`: prompt templates by dataset, those of `datasets.utils.mtil_protocol`, under the names that files use."""
 
 from utils.errors import UserError
 
@@ -11,7 +11,7 @@ IMAGENET = [
     "a {} in a video game.",
     "art of the {}.",
     "a photo of the small {}.",
-]  # the seven that CLIP's authors found to do for their eighty
+]  # the seven that CLIP's authors selected from their eighty
 SAME_AS = {"cifar10": "cifar100", "cars196": "cars", "sun": "sun397", "food101": "food", "flowers102": "flowers"}
 
 
@@ -21,12 +21,13 @@ class Templates(dict):
         if plain in self:
             return self[plain]
         raise UserError(
-            f"templates has no list '{name}', only {', '.join(sorted(self))}; write the list into get_prompt_templates()"
+            f"templates does not have a list '{name}', only {', '.join(sorted(self))}; write the list "
+            "into get_prompt_templates()"
         )
 
 
 def __getattr__(name: str):
-    """Made when asked for, since the lists live above utils."""
+    """Built on request, since the lists are above utils."""
     if name != "templates":
         raise AttributeError(f"module 'utils.prompt_templates' has no attribute '{name}'")
     from datasets.utils.mtil_protocol import DOMAINS

@@ -1,4 +1,5 @@
-"""Similarity-preserving distillation (arXiv 1907.09682): images alike for the teacher stay alike for the student."""
+"""Similarity-preserving distillation (arXiv 1907.09682): images that are alike for the teacher stay alike for the
+student."""
 
 import torch
 from torch import nn

@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 
 def batch_hard_triplet_loss(labels, embeddings, k: int | None = None, margin: float = 0.0, margin_type: str = "soft"):
-    """Each anchor against its furthest sample of the same label and its nearest of another; 0 where no anchor has both."""
+    """Each anchor against its farthest sample of its label and its nearest of another; 0 if no anchor has both."""
     distance, same = _distances(embeddings), labels[:, None] == labels[None]  # (B, B)
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     furthest = distance.masked_fill(~positive, -torch.inf).amax(1)
@@ -23,7 +23,7 @@ def batch_hard_triplet_loss(labels, embeddings, k: int | None = None, margin: fl
 def negative_only_triplet_loss(
     labels, embeddings, k: int | None = None, margin: float = 0.0, margin_type: str = "soft"
 ):
-    """Only the second half of it: each anchor is pushed from its nearest sample of another label."""
+    """Only the second term: each anchor is pushed away from its nearest sample of another label."""
     distance, same = _distances(embeddings), labels[:, None] == labels[None]
     usable = (~same).any(1)
     nearest = distance.masked_fill(same, torch.inf).amin(1)[usable]

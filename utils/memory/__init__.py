@@ -1,1 +1,1 @@
-"""Memories of samples and exemplars, and what is chosen for them."""
+"""Memories of samples and exemplars, and how samples are selected."""

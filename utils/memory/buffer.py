@@ -15,7 +15,7 @@ ATTRIBUTES = ["examples", "labels", "logits", "task_labels", "true_labels", "att
 
 
 class Buffer:
-    """Memory of at most `buffer_size` samples; which sample takes which place is the strategy's choice.
+    """Memory of at most `buffer_size` samples; the strategy decides which sample goes where.
 
     `codec="uint8"` keeps images as bytes: exact for images that came from bytes, a quarter of the memory.
     `max_bytes` lowers the number of places to what that many bytes hold, once the size of a sample is known.
@@ -32,18 +32,20 @@ class Buffer:
         **kwargs,
     ):
         if int(buffer_size) <= 0:
-            raise UserError(f"buffer_size is {buffer_size}, it must be at least 1")
+            raise UserError(f"buffer_size is {buffer_size}, but must be at least 1")
         if sample_selection_strategy not in STRATEGIES:
-            raise UserError(f"unknown buffer strategy '{sample_selection_strategy}'; one of {', '.join(STRATEGIES)}")
+            raise UserError(
+                f"unknown buffer strategy '{sample_selection_strategy}'; use one of {', '.join(STRATEGIES)}"
+            )
         if codec not in {"float", "uint8"}:
-            raise UserError(f"unknown buffer codec '{codec}'; one of float, uint8")
+            raise UserError(f"unknown buffer codec '{codec}'; use one of float, uint8")
         self.buffer_size, self.device, self.codec, self.max_bytes = (
             int(buffer_size),
             torch.device(device),
             codec,
             max_bytes,
         )
-        self.capacity = None  # rows allocated, where that is less than buffer_size
+        self.capacity = None  # rows allocated, if fewer than buffer_size
         self.num_seen_examples = 0
         self.iteration = 0
         self.data: dict[str, Inputs] = {}
@@ -90,7 +92,7 @@ class Buffer:
         true_labels=None,
         sample_selection_scores=None,
     ) -> None:
-        """Offer a batch; the strategy decides, sample after sample, which are kept and what they replace."""
+        """Offer a batch; the strategy decides, sample by sample, which are stored and what they replace."""
         offered = {
             "examples": examples,
             "labels": labels,
@@ -103,13 +105,13 @@ class Buffer:
         for name, value in offered.items():
             if len(value) != len(examples):
                 raise UserError(
-                    f"add_data got {len(examples)} examples but {len(value)} {name}: give one of each per sample"
+                    f"add_data got {len(examples)} examples but {len(value)} {name}: pass one of each per sample"
                 )
         self._allocate(offered)
         places = self.sample_selection_fn(len(examples), labels, sample_selection_scores)  # (B,), -1 = not kept
         self.num_seen_examples += len(examples)
         sources = np.nonzero(places >= 0)[0]
-        last = {int(places[s]): int(s) for s in sources}  # a place taken twice keeps the later sample
+        last = {int(places[s]): int(s) for s in sources}  # a place assigned twice keeps the later sample
         if not last:
             return
         rows = torch.tensor(list(last), device=self.device)
@@ -118,7 +120,7 @@ class Buffer:
             self._write(name, rows, value[picked.to(value.device)])
 
     def replace(self, places: torch.Tensor, **values: Inputs) -> None:
-        """Write new values of some attributes into places that are taken."""
+        """Write new values of some attributes into occupied places."""
         for name, value in values.items():
             self._write(name, places.to(self.device), value)
 
@@ -143,7 +145,7 @@ class Buffer:
                 self.data[name] = self._new(name, value, self.capacity or self.buffer_size)
 
     def grow(self, rows: int) -> None:
-        """Make room for `rows` samples; what is stored stays in its place."""
+        """Make room for `rows` samples; stored samples keep their places."""
         for name, value in self.data.items():
             if len(value) < rows:
                 self.data[name] = torch.cat([value, self._new(name, value, rows - len(value))])
@@ -193,7 +195,7 @@ class Buffer:
     ) -> tuple:
         """Random samples without repetition: ([index], [not augmented], examples, other attributes in order)."""
         if self.is_empty():
-            raise UserError("the buffer is empty: ask is_empty() before get_data()")
+            raise UserError("the buffer is empty: check is_empty() before get_data()")
         device = self.device if device is None else device
         available = np.arange(len(self))
         if mask_task_out is not None:
@@ -232,7 +234,7 @@ class Buffer:
         return self.get_data_by_index(torch.arange(len(self)), transform=transform, device=device)
 
     def get_balanced_data(self, size: int, transform=None, n_classes: int = -1) -> tuple:
-        """Samples with the same number of each stored class, as far as there are enough."""
+        """Samples with the same number of each stored class, if there are enough."""
         labels = self.data["labels"][: len(self)].cpu().numpy()
         classes = np.unique(labels)
         classes = classes if n_classes <= 0 else np.random.permutation(classes)[:n_classes]
@@ -259,7 +261,7 @@ class Buffer:
         return {name: value[: len(self)].to(out_device) for name, value in self.data.items()}
 
     def rewrite(self, keep: torch.Tensor, fresh: dict[str, Inputs]) -> None:
-        """Replace the content by these rows of it with `fresh` behind them."""
+        """Replace the content by these rows of it, followed by `fresh`."""
         stored = self.serialize(self.device)
         old = {name: as_unit(stored[name][keep]) for name in fresh or stored if name in stored}
         self.load(
@@ -318,7 +320,7 @@ class Buffer:
 
 
 def apply(transform, images: Inputs) -> Inputs:
-    """A transform on a batch: in one go where it takes batches, else image after image."""
+    """A transform on a batch: at once if it takes batches, else image by image."""
     if transform is None:
         return images
     from utils.batch_transforms import BatchTransform, apply_each
@@ -332,7 +334,7 @@ def column(name: str) -> property:
 
     def get(buffer: Buffer) -> Inputs:
         if name not in buffer.data:
-            raise AttributeError(f"the buffer holds no '{name}'")
+            raise AttributeError(f"the buffer does not contain '{name}'")
         return buffer.data[name]
 
     return property(get, lambda buffer, value: buffer.data.__setitem__(name, value))

@@ -1,4 +1,4 @@
-"""A memory of masked exemplars under a budget of bytes: flags, masks, selection, what is kept and what it costs."""
+"""A memory of masked exemplars under a budget of bytes: flags, masks, selection, and statistics."""
 
 import argparse
 import math
@@ -19,12 +19,12 @@ from utils.picture_grid import plot_pictures
 CODECS = ("masked", "masked_jpeg", "box", "jpeg", "raw")
 MASKING, COMPRESSING = {"masked", "masked_jpeg"}, {"jpeg", "masked_jpeg"}
 UNITS = ("bytes_raw", "bytes_jpeg", "tokens", "exemplars")
-FULL_QUALITY, QUALITY = 95, 50  # of JPEGs where the unit is bytes_jpeg, and where the codec is JPEG
-SHOWN = 6  # exemplars of a task on the sheet
+FULL_QUALITY, QUALITY = 95, 50  # of JPEGs if the unit is bytes_jpeg, and if the codec is JPEG
+SHOWN = 6  # exemplars per task on the sheet
 
 
 def samples_or_number(text) -> str:
-    """Argument type: 5x (five samples' worth) or a number of units; kept as text."""
+    """Argument type: 5x (five samples' worth) or a number of units; stored as text."""
     value = str(text)
     try:
         good = float(value.removesuffix("x")) > 0
@@ -32,7 +32,7 @@ def samples_or_number(text) -> str:
         good = False
     if not good:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is neither a number of samples such as 5x nor of bytes such as 40000"
+            f"'{text}' is neither a number of samples such as 5x nor a number of bytes such as 40000"
         )
     return value
 
@@ -46,7 +46,9 @@ def mask_rule(text) -> str:
     except ValueError:
         good = False
     if not good:
-        raise argparse.ArgumentTypeError(f"'{text}' is none of mean, random, none, scaled:1.5, ratio:0.25, mass:0.85")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not one of mean, random, none, scaled:1.5, ratio:0.25, mass:0.85"
+        )
     return str(text)
 
 
@@ -57,26 +59,27 @@ def add_exemplar_args(parser: ArgumentParser) -> None:
         "--buffer_bytes_per_class",
         type=samples_or_number,
         default="5x",
-        help="budget of a class: 5x, what five samples take in full, or bytes",
+        help="budget per class: 5x (the size of five full samples) or a number of bytes",
     )
-    add("--buffer_bytes", type=positive_int, help="budget of all classes together, instead")
+    add("--buffer_bytes", type=positive_int, help="budget for all classes together, instead")
     add(
         "--budget_unit",
         choices=UNITS,
         default="bytes_raw",
-        help="raw pixels, JPEG, number of patches and words, or of exemplars",
+        help="what the budget counts: bytes of raw pixels or of JPEG, patches and words, or exemplars",
     )
     add(
         "--budget_fill",
         choices=["stop", "skip"],
         default="stop",
-        help="after a record that does not fit: end, or try others",
+        help="after a record that does not fit: stop, or try the next ones",
     )
     add(
         "--exemplar_codec",
         choices=CODECS,
         default="masked",
-        help="masked: kept patches and words; masked_jpeg: the patches as JPEG; box: what is outside the attention's box at half "
+        help="masked: kept patches and words; masked_jpeg: the patches as JPEG; "
+        "box: what is outside the attention's box at half "
         "resolution; jpeg; raw: all",
     )
     add(
@@ -88,28 +91,34 @@ def add_exemplar_args(parser: ArgumentParser) -> None:
     add("--text_rule", choices=TEXT_RULES, default="union", help="words kept")
     add("--direction", choices=DIRECTIONS, default="i2t", help="attention between discarded patches and words")
     add("--sum_beta", type=non_negative, default=1.0, help="weight of the context with --text_rule sum")
-    add("--herd_on", choices=["full", "masked"], default="full", help="features that herding looks at")
+    add("--herd_on", choices=["full", "masked"], default="full", help="features used for herding")
     add(
         "--jpeg_quality",
         type=number(int, 1, 95),
-        help="of records that hold a JPEG (default: 50, and 95 where only --budget_unit makes them one)",
+        help="JPEG quality of stored records (default: 50, or 95 if only --budget_unit asks for JPEG)",
     )
-    add("--box_threshold", type=fraction, default=0.6, help="share of the largest attention that a box encloses")
+    add(
+        "--box_threshold",
+        type=fraction,
+        default=0.6,
+        help="attention threshold of the box, as a fraction of the largest attention",
+    )
 
 
 class ExemplarMemory:
-    """Records in herding order, class after class; a mask is made once and its record never changes."""
+    """Records in herding order, class after class; a mask is computed once and its record never changes."""
 
     def __init__(self, args: Namespace, width: int, cells: int):
         self.args, self.cells = args, cells
         self.records = RecordMemory(width)
         self.notes = torch.zeros(0, 4)  # (R, 4) cost in budget units, kept share of patches, words, attention
         if args.exemplar_codec == "jpeg" and args.budget_unit == "tokens":
-            raise UserError("--exemplar_codec jpeg drops no tokens: choose --budget_unit bytes_raw or bytes_jpeg")
+            raise UserError("--exemplar_codec jpeg does not drop tokens: choose --budget_unit bytes_raw or bytes_jpeg")
         as_jpeg = args.budget_unit == "bytes_jpeg" and args.exemplar_codec in {"masked", "raw"}
         if args.jpeg_quality is not None and args.exemplar_codec not in COMPRESSING and not as_jpeg:
             raise UserError(
-                f"--jpeg_quality: --exemplar_codec {args.exemplar_codec} in {args.budget_unit} makes no JPEG; choose "
+                f"--jpeg_quality: --exemplar_codec {args.exemplar_codec} with {args.budget_unit} does not "
+                "make a JPEG; choose "
                 "masked_jpeg or jpeg, or leave the flag out"
             )
 
@@ -146,7 +155,7 @@ class ExemplarMemory:
         return patches, text_mask(attention.text, context, words, args.text_rule, args.sum_beta) | special(tokens)
 
     def masked(self, tokens: Tokens, patches: Tensor, words: Tensor) -> Tokens:
-        """What a record of these tokens holds, before it is compressed."""
+        """What a record of these tokens contains, before compression."""
         return select(tokens, patches, words) if self.args.exemplar_codec in MASKING else tokens
 
     # selection
@@ -173,7 +182,7 @@ class ExemplarMemory:
         return HEADER + tokens.patches.shape[1] * self.records.width + 2 * words
 
     def budget(self, tokens: Tokens, order: Tensor, n_seen: int) -> float:
-        """What a class may take, in budget units: with 5x, what the first five of the herding order take in full."""
+        """The budget of a class, in budget units: with 5x, the full size of the first five in herding order."""
         if self.args.buffer_bytes:
             return self.args.buffer_bytes / n_seen
         text = self.args.buffer_bytes_per_class
@@ -185,7 +194,7 @@ class ExemplarMemory:
     def add_class(
         self, full: Tokens, label: int, features: Tensor, patches: Tensor, words: Tensor, attention: Tensor, n_seen: int
     ) -> None:
-        """Records of a class in herding order until its budget is spent."""
+        """Add records of a class in herding order until its budget is used up."""
         order, chosen, notes = herd(features, len(features)).to(full.ids.device), [], []
         left = self.budget(full, order, n_seen)
         all_words = (full.word_seen & ~special(full)).sum(1).clamp(min=1)
@@ -210,13 +219,14 @@ class ExemplarMemory:
                 break
         if not chosen:
             raise UserError(
-                f"the budget of class {label} is less than one exemplar: raise --buffer_bytes_per_class or --buffer_bytes"
+                f"the budget of class {label} is less than one exemplar: raise --buffer_bytes_per_class "
+                "or --buffer_bytes"
             )
         self.records.add(chosen)
         self.notes = torch.cat([self.notes, torch.tensor(notes)])
 
     def make_room(self, n_seen: int) -> None:
-        """With a total budget: old classes give up their last exemplars, so that `n_seen` classes share it."""
+        """With a total budget: old classes drop their last exemplars, so that `n_seen` classes share it."""
         if not self.args.buffer_bytes or not len(self):
             return
         labels, costs = self.records.labels, self.notes[:, 0]
@@ -228,7 +238,7 @@ class ExemplarMemory:
         keep = (used <= share).nonzero().flatten()
         if len(labels[keep].unique()) < len(labels.unique()):
             raise UserError(
-                f"--buffer_bytes {self.args.buffer_bytes} leaves some of {n_seen} classes no exemplar: raise it"
+                f"--buffer_bytes {self.args.buffer_bytes} leaves some of {n_seen} classes without an exemplar: raise it"
             )
         self.records.keep(keep)
         self.notes = self.notes[keep]
@@ -236,7 +246,7 @@ class ExemplarMemory:
     # what is reported
 
     def statistics(self, offsets: list[tuple[int, int]]) -> dict[str, list[float]]:
-        """Of each task: exemplars a class, bytes an exemplar, and percent of patches, words and attention kept."""
+        """For each task: exemplars per class, bytes per exemplar, and percent of patches, words and attention kept."""
         labels, names = self.records.labels, ("kept_patches", "kept_words", "kept_attention")
         found: dict[str, list[float]] = {name: [] for name in ("exemplars", "exemplar_bytes", *names)}
         for first, end in offsets:
@@ -248,7 +258,7 @@ class ExemplarMemory:
         return found
 
     def draw(self, path: Path, dataset, words_of: Callable[[list[int]], str]) -> None:
-        """A sheet of exemplars of every task: holes are grey, the kept words and the kept shares below."""
+        """A sheet of exemplars of every task: holes are gray, with the kept words and the kept fractions below."""
         labels, images, texts, names = self.records.labels, [], [], dataset.get_class_names()
         for task in range(len(dataset.test_loaders)):
             first, end = dataset.get_offsets(task)
@@ -262,7 +272,7 @@ class ExemplarMemory:
                 kept = tokens.ids[0, tokens.word_seen[0]].tolist()
                 share = f"{100 * self.notes[row, 1]:.0f} % of patches, {100 * self.notes[row, 3]:.0f} % of attention"
                 texts.append([names[int(labels[row])], words_of(kept), share])
-        plot_pictures(images, texts, SHOWN, path, f"exemplars on {dataset.NAME}: what is kept, task after task")
+        plot_pictures(images, texts, SHOWN, path, f"exemplars on {dataset.NAME}: kept patches and words, by task")
 
 
 def box(attention: Tensor, threshold: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Choosing exemplars by herding, class-balanced memories, and training on a task together with its memory."""
+"""Herding, class-balanced memories, and training on a task together with its memory."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from utils.randomness import generator
 
 
 def herd(features: torch.Tensor, count: int) -> torch.Tensor:
-    """Rows whose running mean stays nearest to the mean of all rows, in order of choice, each row once."""
+    """Rows whose running mean stays nearest to the mean of all rows, in order of selection, each row once."""
     mean, total = features.mean(0), torch.zeros_like(features[0])
     free, chosen = torch.ones(len(features), dtype=torch.bool, device=features.device), []
     for k in range(min(count, len(features))):
@@ -23,7 +23,7 @@ def herd(features: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def quotas(size: int, classes: list[int]) -> dict[int, int]:
-    """Places of each class in a memory of `size`: the same number, and one more for the first classes."""
+    """Places of each class in a memory of `size`: equal numbers, and one more for the first classes."""
     each, rest = divmod(size, len(classes))
     return {c: each + (1 if i < rest else 0) for i, c in enumerate(sorted(classes))}
 
@@ -64,10 +64,10 @@ def fill_buffer(
     the training images of the task, without augmentation: herded on `net`'s features, or drawn at random.
     """
     if extend_equalize_buffer:
-        raise UserError("fill_buffer(extend_equalize_buffer=True) is not offered: the memory has a fixed size here")
+        raise UserError("fill_buffer(extend_equalize_buffer=True) is not supported: the memory has a fixed size here")
     names = list(required_attributes or ["examples", "labels"])
     if set(names) - {"examples", "labels", "task_labels"}:
-        raise UserError(f"fill_buffer keeps examples, labels and task_labels, not {', '.join(names)}")
+        raise UserError(f"fill_buffer stores examples, labels and task_labels, not {', '.join(names)}")
     first, end = dataset.get_offsets(t_idx)
     if getattr(buffer, "max_bytes", None) is not None:
         images, labels = next(iter(dataset.train_loader.plain()))
@@ -108,7 +108,7 @@ def as_unit(values: Inputs) -> Inputs:
 
 
 def batches_by_class(loader, first: int, end: int):
-    """(batches of images without augmentation, label) for each class of a task: one batch is in memory at a time."""
+    """(batches of images without augmentation, label) for each class of a task: one batch at a time is in memory."""
     for label in range(first, end):
         positions = (loader.dataset.targets == label).nonzero().flatten()
         yield (images for images, _ in loader.plain(positions)), label
@@ -122,14 +122,14 @@ def images_by_class(loader, first: int, end: int):
 
 
 def icarl_replay(model, dataset, val_set_split: float = 0) -> None:
-    """Let the task's train loader serve the stored exemplars as well, augmented alike.
+    """Make the task's train loader also serve the stored exemplars, with the same augmentation.
 
-    With `val_set_split` that share of the task's images, and of the exemplars, is drawn out and served by
+    With `val_set_split` that share of the task's images, and of the exemplars, is held out and served by
     `model.val_loader` instead, in the form of training items.
     """
     loader = dataset.train_loader
     if not 0 <= val_set_split < 1:
-        raise UserError(f"icarl_replay(val_set_split={val_set_split}): a share below 1 is wanted")
+        raise UserError(f"icarl_replay(val_set_split={val_set_split}): expected a fraction below 1")
     draw = generator(*loader.key, "held out")
     if val_set_split:
         held, kept = _drawn_out(len(loader.dataset), val_set_split, draw)
@@ -168,7 +168,7 @@ def nearest_means(features: torch.Tensor | None, labels: torch.Tensor, n_classes
             owners += [labels.new_full((len(part),), label) for part in parts]
     rows, owners = F.normalize(torch.cat(rows), dim=1), torch.cat(owners)
     means = F.normalize(class_means(rows[None], owners, n_classes)[0], dim=1)
-    absent = owners.bincount(minlength=n_classes) == 0  # infinitely far: a class without any image
+    absent = owners.bincount(minlength=n_classes) == 0  # infinitely far: a class without images
     return means.masked_fill(absent[:, None], torch.inf)
 
 

@@ -1,4 +1,4 @@
-"""A memory whose samples have gradients as unlike each other as possible: gradient-based sample selection, greedy form."""
+"""A memory whose samples have gradients as dissimilar as possible: gradient-based sample selection, greedy version."""
 
 import numpy as np
 import torch
@@ -7,15 +7,15 @@ from torch.nn.functional import normalize
 from utils.memory.buffer import Buffer as PlainBuffer
 from utils.pair import Inputs
 
-FIRST_SCORE = 0.1  # of samples that there was nothing to compare with
+FIRST_SCORE = 0.1  # of samples without anything to compare to
 
 
 class Buffer(PlainBuffer):
-    """`model` gives gradients: `gradients(images, labels)` of single samples (B, P), or `get_grads(images, labels)` of a batch (P,).
+    """`model` has `gradients(images, labels)` of single samples (B, P), or `get_grads(images, labels)` of a batch (P,).
 
-    A sample's score c is 1 + the largest cosine between its gradient and those of `batch_num` random batches from memory.
-    While there is room it is stored. Then, if c < 1, a stored sample i is drawn in proportion to its score s_i and replaced
-    with probability s_i / (s_i + c).
+    A sample's score c is 1 + the largest cosine between its gradient and those of `batch_num` random batches from
+    memory. While there is room it is stored. Then, if c < 1, a stored sample i is drawn in proportion to its score s_i
+    and replaced with probability s_i / (s_i + c).
     """
 
     def __init__(self, buffer_size: int, device="cpu", minibatch_size: int = 64, model=None, batch_num: int = 1):
@@ -39,7 +39,7 @@ class Buffer(PlainBuffer):
                 self.scores[place] = scores[i]
 
     def scores_of(self, examples: Inputs, labels) -> np.ndarray:
-        """(B,) between 0, unlike the memory, and 2, alike."""
+        """(B,) between 0 (dissimilar to the memory) and 2 (similar)."""
         if self.is_empty():
             return np.full(len(labels), FIRST_SCORE)
         references = []
@@ -58,10 +58,10 @@ class Buffer(PlainBuffer):
         )
 
     def drop_cache(self) -> None:
-        """Nothing is cached between calls; the name is there for files that call it."""
+        """Nothing is cached between calls; for files that call it."""
 
     def reset_fathom(self) -> None:
-        """Each draw is from the whole memory, so there is nothing to begin anew; the name is there for files that call it."""
+        """Each draw is from the whole memory, so there is nothing to reset; for files that call it."""
 
     def empty(self) -> None:
         super().empty()

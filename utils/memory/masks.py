@@ -1,13 +1,13 @@
-"""Which patches and words of a picture with its text are kept: pure functions of attention, batched.
+"""Which patches and words of an image with its text are kept: pure functions of attention, batched.
 
-Image: a patch stays where the class token's attention to it exceeds the mean over the patches of its picture.
+Image: a patch stays where the class token's attention to it exceeds the mean over the patches of its image.
 Text: words that the class token attends to (class words), and words that the discarded patches attend to (context).
 """
 
 import torch
 from torch import Tensor
 
-MIN_PATCHES, MIN_WORDS = 4, 2  # kept at least, where there are as many
+MIN_PATCHES, MIN_WORDS = 4, 2  # minimum kept, if there are as many
 IMAGE_RULES = ("mean", "scaled", "ratio", "mass", "random", "none")
 TEXT_RULES = ("union", "class_only", "context_only", "sum", "random", "none")
 DIRECTIONS = ("i2t", "t2i", "both")
@@ -19,13 +19,13 @@ def mean_of(values: Tensor, seen: Tensor) -> Tensor:
 
 
 def ranks(values: Tensor, seen: Tensor) -> Tensor:
-    """(B, n): 0 for the largest value of a row among those seen, then 1, ...; equal values by place."""
+    """(B, n): 0 for the largest value of a row among those seen, then 1, ...; ties by position."""
     order = values.masked_fill(~seen, -torch.inf).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1)
 
 
 def guard(kept: Tensor, values: Tensor, seen: Tensor, least: int) -> Tensor:
-    """`kept`, with the `least` largest values added where fewer are kept."""
+    """`kept`, with the `least` largest values added if fewer are kept."""
     few = kept.sum(1, keepdim=True) < least
     return (kept | (few & (ranks(values, seen) < least))) & seen
 
@@ -58,7 +58,7 @@ def image_mask(
         visible = attention * seen
         order = visible.argsort(dim=1, descending=True, stable=True)
         sizes = visible.gather(1, order)
-        before = sizes.cumsum(1) - sizes  # what the larger ones hold together
+        before = sizes.cumsum(1) - sizes  # the sum of the larger ones
         kept = (before < level * sizes.sum(1, keepdim=True)).gather(1, order.argsort(dim=1))
     else:
         kept = attention > (level if rule == "scaled" else 1.0) * mean_of(attention, seen)

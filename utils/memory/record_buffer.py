@@ -1,7 +1,7 @@
-"""The replay memory with images as records of bytes: JPEG, or only the patches and words that the network attends to.
+"""The replay memory with images stored as bytes: JPEG, or only the patches and words that the network attends to.
 
 A record is made once, when its sample is stored, and never changes. Each sample offered draws a random key, and those
-with the smallest keys are kept as far as the bytes reach: a uniform sample of all that were offered, as a reservoir's.
+with the smallest keys are kept as long as they fit: a uniform sample of all that were offered, as in a reservoir.
 """
 
 import math
@@ -36,22 +36,25 @@ KEY_BYTES = 16  # of a record's key and place
 
 
 def add_codec_args(parser: ArgumentParser, default: str = "float") -> None:
-    """How a memory holds its images, and how many bytes it may take."""
+    """Flags for how a memory stores its images, and how many bytes it may use."""
     group = parser.add_argument_group("bytes of the replay buffer")
     group.add_argument(
         "--exemplar_codec",
         choices=CODECS,
         default=default,
-        help="images in memory: floats, bytes, JPEG, or the patches (and words) that CLIP's towers attend to, as bytes or JPEG",
+        help="storage of images: floats, bytes, JPEG, or the patches "
+        "(and words) that CLIP's towers attend to, as bytes or JPEG",
     )
-    group.add_argument("--jpeg_quality", type=number(int, 1, 95), help=f"of jpeg and masked_jpeg (default: {QUALITY})")
     group.add_argument(
-        "--buffer_bytes", type=positive_int, help="most bytes in memory (default: what --buffer_size samples take)"
+        "--jpeg_quality", type=number(int, 1, 95), help=f"quality of jpeg and masked_jpeg (default: {QUALITY})"
+    )
+    group.add_argument(
+        "--buffer_bytes", type=positive_int, help="maximum bytes in memory (default: the size of --buffer_size samples)"
     )
 
 
 def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | None, default: str = "float") -> Buffer:
-    """The memory of `add_codec_args`; masks are made by `net`, which has to show its attention."""
+    """The memory of `add_codec_args`; masks are computed by `net`, which has to expose its attention."""
     codec, most, quality = (
         option(args, "exemplar_codec", default),
         option(args, "buffer_bytes"),
@@ -59,7 +62,7 @@ def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | Non
     )
     if quality is not None and "jpeg" not in codec:
         raise UserError(
-            f"--jpeg_quality: --exemplar_codec {codec} holds no JPEG; choose jpeg or masked_jpeg, or leave it out"
+            f"--jpeg_quality: --exemplar_codec {codec} does not use JPEG; choose jpeg or masked_jpeg, or leave it out"
         )
     quality = quality or QUALITY
     if codec in {"float", "uint8"}:
@@ -68,7 +71,8 @@ def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | Non
         return RecordBuffer(args.buffer_size, most, quality=quality)
     if not hasattr(net, "attention"):
         raise UserError(
-            f"--exemplar_codec {codec}: this network shows no attention; choose --backbone clip-visual, clip-fused "
+            f"--exemplar_codec {codec}: this network does not expose its attention; choose --backbone "
+            "clip-visual, clip-fused "
             "or clip-fusion, or --exemplar_codec jpeg"
         )
 
@@ -82,9 +86,9 @@ def replay_buffer(args: Namespace, net: nn.Module, normalization: Callable | Non
 
 
 class RecordBuffer(Buffer):
-    """At most `buffer_size` records and `max_bytes` bytes, with all that belongs to them. `attention` maps samples to the
-    attention of their patches (B, n) and words (B, L) or None; without it pictures are whole. With a `quality` they are
-    JPEGs. Dropped patches are grey and dropped words are gone when samples are read."""
+    """At most `buffer_size` records and `max_bytes` bytes, including all attributes. `attention` maps samples to the
+    attention of their patches (B, n) and words (B, L) or None; without it images are stored whole. With a `quality`
+    they are JPEGs. When samples are read, dropped patches are gray and dropped words are removed."""
 
     def __init__(
         self,
@@ -117,7 +121,7 @@ class RecordBuffer(Buffer):
         return int(self.records.sizes.sum()) + len(self) * self._rest() if len(self) else 0
 
     def _rest(self) -> int:
-        """Bytes that go with each record."""
+        """Additional bytes per record."""
         return KEY_BYTES + sum(t.element_size() * math.prod(t.shape[1:]) for t in self.data.values())
 
     # writing
@@ -143,7 +147,7 @@ class RecordBuffer(Buffer):
         for name, value in offered.items():
             if len(value) != len(examples):
                 raise UserError(
-                    f"add_data got {len(examples)} examples but {len(value)} {name}: give one of each per sample"
+                    f"add_data got {len(examples)} examples but {len(value)} {name}: pass one of each per sample"
                 )
         keys = np.random.rand(len(examples))
         self.num_seen_examples += len(examples)
@@ -171,7 +175,7 @@ class RecordBuffer(Buffer):
         self._put(np.sort(order[:count]), fresh, values, every)
 
     def _put(self, rows: np.ndarray, fresh: list[bytes], values: dict[str, Tensor], keys: np.ndarray) -> None:
-        """Keep these rows of the stored ones with the fresh ones behind them."""
+        """Keep these rows of the stored ones, followed by the new ones."""
         held = len(self)
         old, new = rows[rows < held], rows[rows >= held] - held
         if len(old) < held:
@@ -189,7 +193,7 @@ class RecordBuffer(Buffer):
         bytes_ = image.detach().cpu().mul(255).round().clamp(0, 255).to(torch.uint8)
         if bytes_.shape[1] != 3:
             raise UserError(
-                f"records hold colour images, these have {bytes_.shape[1]} channel: choose --exemplar_codec uint8"
+                f"records store color images, but these have {bytes_.shape[1]} channel: choose --exemplar_codec uint8"
             )
         patches, words = (None, None) if self.attention is None else self.attention(examples)
         side = bytes_.shape[-1] if patches is None else bytes_.shape[-1] // round(patches.shape[1] ** 0.5)
@@ -207,9 +211,9 @@ class RecordBuffer(Buffer):
         return [to_bytes(tokens.rows(i), 0, cells, kind, self.quality or QUALITY) for i in range(len(bytes_))]
 
     def rewrite(self, keep: Tensor, fresh: dict[str, Inputs]) -> None:
-        """Keep these rows as they are, and add all of `fresh`, which are classes in order of importance.
+        """Keep these rows unchanged, and add all of `fresh`, which are classes in order of importance.
 
-        With a budget every class has the same share of it, and gives up its last samples first."""
+        With a budget every class gets the same share of it, and drops its last samples first."""
         records = self.encode(fresh["examples"]) if fresh else []
         values = {name: value for name, value in fresh.items() if name != "examples"}
         for name, value in values.items():
@@ -224,13 +228,13 @@ class RecordBuffer(Buffer):
             rows = np.sort(np.concatenate([r[sizes[r].cumsum() <= share] for r in own]))
             if len(np.unique(labels[rows])) < len(own):
                 raise UserError(
-                    f"{self.max_bytes} bytes do not hold a sample of each of {len(own)} classes: raise --buffer_bytes"
+                    f"{self.max_bytes} bytes cannot store a sample of each of {len(own)} classes: raise --buffer_bytes"
                 )
         self._put(rows, records, values, np.zeros(len(labels)))
         self.num_seen_examples = len(self)
 
     def limit_places(self, offered: dict[str, Inputs]) -> None:
-        """Nothing: records have no size of their own, `rewrite` looks at each."""
+        """Does nothing: records do not have a fixed size, `rewrite` checks each."""
 
     def load(self, tensors: dict[str, Inputs]) -> None:
         self.empty()

@@ -1,16 +1,16 @@
-"""Pictures with texts as patches and words, and exemplars of them as bytes: kept patches, kept words, their places.
+"""Images with texts as patches and words, and exemplars of them as bytes: kept patches, kept words, their places.
 
-A record is what a file would hold, and a memory keeps records as they are, so its size is the size on disk:
+A record has the bytes of a file, and a memory stores records unchanged, so its size is the size on disk:
 
     kind u8 | label u16 | cells u16 | patches n u16 | words m u16 | image | ids u16 x m | places of words (masked only)
 
     raw     all patches, 3 P P bytes each
     masked  a bit for each cell, then the kept patches
-    box     a bit for each cell, the patches inside the box, those outside at half the resolution (a quarter of the bytes)
+    box     a bit for each cell, the patches inside the box, the others at half the resolution (a quarter of the bytes)
     jpeg    quality u8 and the patches, in a grid, as JPEG; masked_jpeg the same with bits, of the kept patches
-    places  a bit for each position of the text, and how many bytes these take, u8: 0 where no position is left out
+    places  a bit for each position of the text, and how many bytes these take, u8: 0 where no position is missing
 
-All JPEGs of one size and quality begin with the same tables, 600 bytes and more; they are made anew when a record is read.
+All JPEGs of one size and quality begin with the same tables, 600 bytes or more; they are rebuilt when a record is read.
 """
 
 import functools
@@ -37,7 +37,7 @@ GREY = 127  # where a patch was dropped
 
 
 class Tokens(NamedTuple):
-    """A batch of pictures with texts, padded; rows of `patches` are channels first, as a convolution reads them."""
+    """A batch of images with texts, padded; rows of `patches` are channels first, as a convolution reads them."""
 
     patches: Tensor  # (B, n, 3 P P) bytes, or floats as the network takes them
     places: Tensor  # (B, n) cell of each patch in the grid, row after row
@@ -61,7 +61,7 @@ def patchify(images: Tensor, side: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, side: int) -> Tensor:
-    """The inverse of patchify, for square pictures."""
+    """The inverse of patchify, for square images."""
     b, cells, _ = patches.shape
     grid = round(cells**0.5)
     parts = patches.view(b, grid, grid, -1, side, side)
@@ -86,7 +86,8 @@ def special(tokens: Tokens) -> Tensor:
 
 
 def packed(values: Sequence[Tensor], kept: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Rows of values (B, n, ...) that are kept (B, n), moved to the front and cut to the longest; and which are real."""
+    """Rows of values (B, n, ...) that are kept (B, n), moved to the front, cut to the longest; and the mask of real
+    rows."""
     order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
     longest = int(kept.sum(1).max()) if len(kept) else 0
     order = order[:, :longest]
@@ -95,14 +96,14 @@ def packed(values: Sequence[Tensor], kept: Tensor) -> tuple[list[Tensor], Tensor
 
 
 def select(tokens: Tokens, patches: Tensor, words: Tensor) -> Tokens:
-    """Only the kept patches (B, n) and words (B, m), at their places; what is dropped is gone."""
+    """Only the kept patches (B, n) and words (B, m), at their places; the rest is removed."""
     (pixels, places), seen = packed((tokens.patches, tokens.places), patches & tokens.seen)
     (ids, word_places), word_seen = packed((tokens.ids, tokens.word_places), words & tokens.word_seen)
     return Tokens(pixels, places, seen, ids, word_places, word_seen)
 
 
 def fill_grid(tokens: Tokens, cells: int, value: int) -> Tokens:
-    """Every cell has a patch of bytes again: `value` where none was kept."""
+    """Every cell gets a patch of bytes again: `value` where none was kept."""
     b = len(tokens.ids)
     grid = torch.full(
         (b, cells + 1, tokens.patches.shape[2]), value, dtype=tokens.patches.dtype, device=tokens.ids.device
@@ -124,7 +125,7 @@ def to_bytes(
     ids, word_places = tokens.ids[tokens.word_seen].cpu(), tokens.word_places[tokens.word_seen].cpu()
     if len(ids) and (int(ids.max()) > 65535 or int(word_places.max()) >= LONGEST):
         raise UserError(
-            f"exemplar records hold word ids below 65536 and texts of at most {LONGEST} words: cut the texts"
+            f"exemplar records store word ids below 65536 and texts of at most {LONGEST} words: shorten the texts"
         )
     bits = torch.zeros(cells, dtype=torch.bool)
     bits[places] = True
@@ -191,9 +192,9 @@ def whole_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def jpeg_tables(height: int, width: int, quality: int) -> bytes:
-    """All that comes before the pixels in a JPEG of this size and quality, whatever it shows."""
+    """All that comes before the pixels in a JPEG of this size and quality, independent of its content."""
     data, at = whole_jpeg(np.zeros((height, width, 3), dtype=np.uint8), quality), 2
-    while data[at + 1] != START_OF_SCAN:  # each part: 255, its kind, its length in two bytes
+    while data[at + 1] != START_OF_SCAN:  # each segment: 255, its kind, its length in two bytes
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return data[: at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
 
@@ -226,7 +227,7 @@ def decode_jpeg(data: bytes, n: int, width: int, quality: int) -> Tensor:
 
 
 class RecordMemory:
-    """Records one behind another; `width` is that of a patch, 3 P P."""
+    """Concatenated records; `width` is that of a patch, 3 P P."""
 
     def __init__(self, width: int):
         self.width = width
@@ -251,7 +252,7 @@ class RecordMemory:
         return self._number(self.starts[:-1], 1)
 
     def cells(self, rows: Tensor) -> Tensor:
-        """Patches of the whole pictures of these records."""
+        """Patches of the whole images of these records."""
         return self._number(self.starts[rows], 3)
 
     def _number(self, start: Tensor, offset: int) -> Tensor:
@@ -287,7 +288,7 @@ class RecordMemory:
         start = self.starts[rows]
         codes = self.data[start].unique().tolist()
         if len(codes) != 1 or codes[0] not in CODES.values():
-            raise UserError("the exemplar memory holds records of several or unknown kinds: start the run again")
+            raise UserError("the exemplar memory contains records of several or unknown kinds: start the run again")
         kind = next(name for name, code in CODES.items() if code == codes[0])
         cells, n, m = (self._number(start, offset) for offset in (3, 5, 7))
         bits, at = None, start + HEADER
@@ -313,7 +314,7 @@ class RecordMemory:
         real = place < size[:, None]
         bits = unpack(self.data[(end[:, None] + place).masked_fill(~real, 0)] * real)
         bits = torch.nn.functional.pad(bits, (0, max(0, len(column) - bits.shape[1])))
-        bits[:, : len(column)] |= (size == 0)[:, None] & word_seen  # no position is left out
+        bits[:, : len(column)] |= (size == 0)[:, None] & word_seen  # no position is missing
         ((places,), _) = packed((torch.arange(bits.shape[1]).expand_as(bits),), bits)
         return places.masked_fill(~word_seen, 0), end
 

@@ -1,4 +1,4 @@
-"""A memory cut into one equal part per task; each part keeps the newest samples of its task."""
+"""A memory divided into one equal part per task; each part keeps the newest samples of its task."""
 
 import torch
 
@@ -10,7 +10,7 @@ class RingBuffer(Buffer):
     """Samples belong to the task in `task_labels`, else to `self.task`, which the method sets."""
 
     def __init__(self, buffer_size: int, n_tasks: int | None = None, device="cpu"):
-        if not isinstance(n_tasks, int):  # RingBuffer(size, device, n_tasks) is met as well
+        if not isinstance(n_tasks, int):  # RingBuffer(size, device, n_tasks) is also used
             n_tasks, device = (device, n_tasks) if isinstance(device, int) else (1, n_tasks or device)
         super().__init__(buffer_size, device)
         self.task, self.task_number = 0, n_tasks

@@ -1,4 +1,4 @@
-"""Which place of a replay buffer a new sample takes. Each strategy maps a batch to places, -1 for samples not kept."""
+"""The place of a new sample in a replay buffer. Each strategy maps a batch to places, -1 for samples not stored."""
 
 import numpy as np
 
@@ -24,14 +24,14 @@ class Reservoir:
         return self.accepted(count)
 
     def filled(self) -> int:
-        """How many places are taken."""
+        """Number of occupied places."""
         return min(self.buffer.num_seen_examples, self.buffer.buffer_size)
 
     def update(self, indexes, values) -> None:
         """New scores for stored samples; only score-based strategies keep them."""
 
     def reset(self) -> None:
-        """Forget what belongs to the old content."""
+        """Forget the old content."""
 
     def state(self) -> dict:
         return {}
@@ -57,7 +57,7 @@ class Unlimited(Reservoir):
 
 
 class _PlaceByPlace(Reservoir):
-    """Reservoir acceptance; an accepted sample takes the place that `victim` names, one sample after the other."""
+    """Reservoir acceptance; an accepted sample takes the place chosen by `victim`, sample by sample."""
 
     def __call__(self, count: int, labels, scores) -> np.ndarray:
         size, places = self.buffer.buffer_size, self.accepted(count)
@@ -94,7 +94,7 @@ class Balancoir(_PlaceByPlace):
 
 
 class Lars(_PlaceByPlace):
-    """Replace in proportion to the min-max normalised score given with the samples (or by `update`)."""
+    """Replace in proportion to the min-max normalized score given with the samples (or by `update`)."""
 
     def __init__(self, buffer):
         super().__init__(buffer)
@@ -130,7 +130,7 @@ class Lars(_PlaceByPlace):
 
 
 class Labrs(Lars):
-    """Half by score, half by how many samples of the same class are stored."""
+    """Half by score, half by the number of stored samples of the same class."""
 
     def weights(self) -> np.ndarray:
         counts = self.class_counts()
@@ -140,11 +140,11 @@ class Labrs(Lars):
 
 
 class Greedy(_PlaceByPlace):
-    """Keep every class equally: a new sample takes the place of one of the largest class, unless it is of that class."""
+    """Balanced classes: a new sample replaces one of the largest class, unless it belongs to that class."""
 
     def accepted(self, count: int) -> np.ndarray:
         seen = self.buffer.num_seen_examples + np.arange(count)
-        return np.minimum(seen, self.buffer.buffer_size)  # past the end: asks for a victim
+        return np.minimum(seen, self.buffer.buffer_size)  # past the end: requests a victim
 
     def __call__(self, count: int, labels, scores) -> np.ndarray:
         size, places = self.buffer.buffer_size, self.accepted(count)
@@ -170,8 +170,8 @@ class Ring(Reservoir):
         self.each = buffer.buffer_size // n_classes
         if not self.each:
             raise UserError(
-                f"a memory of {buffer.buffer_size} samples has no place for each of {n_classes} classes; "
-                f"give --buffer_size of at least {n_classes}"
+                f"a memory of {buffer.buffer_size} samples does not have room for each of {n_classes} classes; "
+                f"use --buffer_size of at least {n_classes}"
             )
         self.seen = np.zeros(n_classes, int)
         self.rows = np.full((n_classes, self.each), -1)
@@ -202,8 +202,8 @@ class Ring(Reservoir):
 class Abs(Lars):
     """Alternating between samples of old tasks and of the current one, by their shares of the memory.
 
-    Scores are losses: of old tasks the samples of low loss go first, of the current task those of high loss, which are
-    likely to be wrongly labelled. `dataset` says which classes are current.
+    Scores are losses: from old tasks, samples with low loss go first, from the current task those with high loss, which
+    are likely to be mislabeled. `dataset` says which classes are current.
     """
 
     def __init__(self, buffer, dataset):

@@ -1,6 +1,6 @@
-"""Augmentation of masked exemplars: pure functions of Tokens whose patches and words partly are not there.
+"""Augmentation of masked exemplars: pure functions of Tokens with missing patches and words.
 
-Every function keeps the row's label: partners are of the same class, or lend their background only.
+Every function keeps the row's label: partners are of the same class, or provide only their background.
 """
 
 import torch
@@ -12,7 +12,7 @@ AUGMENTATIONS = ("none", "swap", "mix_patches", "background", "token_drop")
 
 
 def partners(labels: Tensor, rows: Tensor, rng: torch.Generator | None = None) -> Tensor:
-    """For each row (B,) of a memory with labels (R,): another row of its class, or itself where there is none."""
+    """For each row (B,) of a memory with labels (R,): another row of its class, or itself if there is none."""
     same = labels[rows][:, None] == labels  # (B, R)
     same[torch.arange(len(rows)), rows] = False
     drawn = torch.rand(same.shape, generator=rng).masked_fill(~same, -1.0)
@@ -29,13 +29,13 @@ def choose(first: Tensor, second: Tensor, use: Tensor) -> Tensor:
 
 
 def swap(own: Tokens, other: Tokens, use: Tensor) -> Tokens:
-    """The own picture with the other's text, where `use` (B,)."""
+    """The row's own image with the other's text, where `use` (B,)."""
     text = {name: choose(getattr(own, name), getattr(other, name), use) for name in ("ids", "word_places", "word_seen")}
     return own._replace(**text)
 
 
 def mix_patches(own: Tokens, other: Tokens, use: Tensor, longest: int) -> Tokens:
-    """Both pictures' patches, the own where both have one, and both texts' words in the order of places, where `use`."""
+    """Where `use`: both images' patches, the row's own if both have one, and both texts' words in order of position."""
     taken = ((other.places[:, :, None] == own.places[:, None]) & own.seen[:, None]).any(2)
     extra = other.seen & ~taken & use[:, None]
     joined = [torch.cat([getattr(own, n), getattr(other, n)], dim=1) for n in ("patches", "places")]
@@ -43,7 +43,7 @@ def mix_patches(own: Tokens, other: Tokens, use: Tensor, longest: int) -> Tokens
     more = other.word_seen & ~special(other) & use[:, None]
     joined = [torch.cat([getattr(own, n), getattr(other, n)], dim=1) for n in ("ids", "word_places")]
     word_seen = torch.cat([own.word_seen, more], dim=1)
-    # the own end of text stays last, whatever places the other's words have
+    # the row's own end of text stays last, for any places of the other's words
     end = torch.cat([special(own) & (own.word_places > 0), torch.zeros_like(more)], dim=1)
     order = joined[1].masked_fill(end, joined[1].max() + 1).argsort(dim=1, stable=True)
     row = torch.arange(len(order))[:, None]
@@ -60,7 +60,7 @@ def last(seen: Tensor) -> Tensor:
 
 
 def background(own: Tokens, patches: Tensor, spare: Tensor, use: Tensor) -> Tokens:
-    """Empty cells filled with another picture's patches (B, N, D) where those are `spare` (B, N), where `use` (B,)."""
+    """Empty cells filled with another image's patches (B, N, D) where those are `spare` (B, N), where `use` (B,)."""
     cells = patches.shape[1]
     taken = torch.zeros(len(patches), cells + 1, dtype=torch.bool)
     taken.scatter_(1, own.places.masked_fill(~own.seen, cells), True)
@@ -72,7 +72,7 @@ def background(own: Tokens, patches: Tensor, spare: Tensor, use: Tensor) -> Toke
 
 
 def token_drop(own: Tokens, p: float, rng: torch.Generator | None = None) -> Tokens:
-    """Each patch and word goes with probability p; the first patch, and start and end of text, stay."""
+    """Each patch and word is dropped with probability p; the first patch, and start and end of text, stay."""
     stay = torch.rand(own.seen.shape, generator=rng) >= p
     stay[:, :1] = True
     words = (torch.rand(own.word_seen.shape, generator=rng) >= p) | special(own)

@@ -5,7 +5,7 @@ from torch import nn
 
 
 class IncrementalClassifier(nn.Module):
-    """A linear layer; `adapt(n)` widens it to n outputs and keeps what it has learned."""
+    """A linear layer; `adapt(n)` widens it to n outputs and keeps the old weights."""
 
     def __init__(self, in_features: int, num_classes: int = 2):
         super().__init__()

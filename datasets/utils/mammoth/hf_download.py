@@ -12,7 +12,7 @@ def __getattr__(name: str) -> Callable:
     def refused(*args, **kwargs):
         what = "".join(f" {a}" for a in (*args, *kwargs.values()) if isinstance(a, str))
         raise UserError(
-            f"{name}{what}: nothing is downloaded unasked; put the files where the dataset file looks for them"
+            f"{name}{what}: nothing is downloaded automatically; put the files where the dataset file looks for them"
         )
 
     return refused

@@ -11,10 +11,10 @@ from utils.randomness import generator
 def get_train_val(train, test_transform, dataset: str, val_perc: float = 0.1):
     """(train, validation) copies of a torch dataset with `data` and `targets`; the second has `test_transform`.
 
-    Choice: the rows are drawn from the data set's name alone, so every run and seed holds out the same ones.
+    Choice: the rows are drawn from the dataset's name alone, so every run and seed holds out the same ones.
     """
     if not 0 < val_perc < 1:
-        raise UserError(f"get_train_val: val_perc is a share between 0 and 1, not {val_perc}")
+        raise UserError(f"get_train_val: val_perc must be a fraction between 0 and 1, not {val_perc}")
     order = torch.randperm(len(train.targets), generator=generator("validation", dataset))
     held = round(len(order) * val_perc)
     parts = copy.copy(train), copy.copy(train)

@@ -1,4 +1,4 @@
-"""LiderOptimizer: a method whose layers' Lipschitz constants are kept low or held to learned budgets.
+"""LiderOptimizer: a method whose layers' Lipschitz constants are kept low or close to learned budgets.
 
 Lipschitz-driven rehearsal, Bonicelli et al., NeurIPS 2022, arXiv 2210.06443. Of two successive feature maps of a batch,
 F and F' (B, D) and (B, D'), with rows of unit length,
@@ -27,7 +27,9 @@ ACTIVATIONS = {"relu": relu, "lrelu": leaky_relu}
 def add_lipschitz_args(parser) -> None:
     """The flags of LiDER."""
     group = parser.add_argument_group("Lipschitz regularisation")
-    group.add_argument("--alpha_lip_lambda", type=non_negative, default=0, help="weight of the layers' constants")
+    group.add_argument(
+        "--alpha_lip_lambda", type=non_negative, default=0, help="weight of the layers' Lipschitz constants"
+    )
     group.add_argument(
         "--beta_lip_lambda", type=non_negative, default=0, help="weight of their distance to the budgets"
     )

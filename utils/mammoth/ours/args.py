@@ -31,7 +31,7 @@ def field_with_aliases(choices: dict[str, list[str]]):
 
 
 def __getattr__(name: str):
-    """What lives above utils is fetched when it is asked for."""
+    """Modules above utils are imported on request."""
     if name == "ContinualModel":
         from models.utils.continual_model import ContinualModel
 

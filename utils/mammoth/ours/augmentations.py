@@ -26,7 +26,7 @@ __all__ = [
 
 
 def apply_transform(x: torch.Tensor, transform, autosqueeze: bool = False) -> torch.Tensor:
-    """A transform on a batch: at once where it takes batches, else image after image."""
+    """A transform on a batch: at once if it takes batches, else image by image."""
     out = apply(transform, x)
     return out.squeeze(0) if autosqueeze and len(out) == 1 else out
 
@@ -55,14 +55,14 @@ def random_grayscale(x: torch.Tensor, prob: float = 0.2) -> torch.Tensor:
 
 
 def soft_aug(size: int, mean, std):
-    """Crop, flip, normalisation, for a batch of tensors in [0, 1]."""
+    """Crop, flip, normalization, for a batch of tensors in [0, 1]."""
     from utils.batch_transforms import Normalize
 
     return BatchTransform([RandomCrop((size, size), size // 8), RandomFlip(0.5), Normalize(mean, std)])
 
 
 class strong_aug:  # the name that files import
-    """Two independent views of a batch: resized crop, flip, colour jitter, grey, normalisation."""
+    """Two independent views of a batch: resized crop, flip, color jitter, gray, normalization."""
 
     takes_batches = True
 
@@ -128,7 +128,7 @@ class CustomRandomCrop(T.RandomCrop):
         if self.resize or self.min_resize_index is not None:
             from utils.errors import UserError
 
-            raise UserError("CustomRandomCrop(resize=...) is not offered; use maps of the image's size")
+            raise UserError("CustomRandomCrop(resize=...) is not available; use maps of the image's size")
         both = super().__call__(torch.cat((img, other_img), dim=-3))
         return both[..., : img.shape[-3], :, :], both[..., img.shape[-3] :, :, :]
 

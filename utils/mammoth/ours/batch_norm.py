@@ -1,4 +1,4 @@
-"""BatchNorm without a trace: passes that use batch statistics but leave the running ones alone."""
+"""BatchNorm without side effects: passes that use batch statistics but do not update the running ones."""
 
 import contextlib
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ from utils.errors import UserError
 
 
 class CustomDP(nn.DataParallel):
-    """What files test networks for; no network here is one."""
+    """The class that files check for; no network here is one."""
 
     def __init__(self, *args, **kwargs):
         raise _refusal("CustomDP")
@@ -25,4 +25,4 @@ def wait_for_master():
 
 
 def _refusal(name: str) -> UserError:
-    return UserError(f"{name}: several GPUs per run are not offered; start one run per GPU with --device")
+    return UserError(f"{name}: several GPUs per run are not supported; start one run per GPU with --device")

@@ -1,3 +1,3 @@
-"""The memory of unlike gradients, under the name that method files import."""
+"""The memory of dissimilar gradients, under the name that method files import."""
 
 from utils.memory.gss import Buffer  # noqa: F401

@@ -31,7 +31,7 @@ def to_kornia_transform(transform, apply: bool = True) -> KorniaAugNoGrad:
 
 
 class KorniaMultiAug(KorniaAugNoGrad):
-    """`n_augs` different views of each sample, one behind the other: (B, ...) to (n_augs * B, ...)."""
+    """`n_augs` different views of each sample, concatenated: (B, ...) to (n_augs * B, ...)."""
 
     def __init__(self, transform, n_augs: int):
         transform, n_augs = (n_augs, transform) if isinstance(transform, int) else (transform, n_augs)
@@ -45,7 +45,7 @@ class KorniaMultiAug(KorniaAugNoGrad):
 
 
 class CustomKorniaRandAugment:
-    """RandAugment on float images: n operations of strength m of 30, drawn anew for each image."""
+    """RandAugment on float images: n operations of strength m of 30, drawn separately for each image."""
 
     takes_batches = True
 

@@ -1,3 +1,3 @@
-"""The memory of one part a task, under the name that method files import."""
+"""The memory with one part per task, under the name that method files import."""
 
 from utils.memory.ring import RingBuffer  # noqa: F401

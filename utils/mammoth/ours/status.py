@@ -26,7 +26,7 @@ class ProgressBar:
         share = f"|{'#' * filled:<{WIDTH}}| {i + 1}/{max_iter}" if max_iter else f"{i + 1}"
         number = (
             task_number if isinstance(task_number, str) else int(task_number) + 1
-        )  # a name: files number other phases so
+        )  # a name: files use such numbers for other phases
         place = "joint" if self.joint else f"task {number}"
         end = "\n" if max_iter and i + 1 >= max_iter else ""
         print(
