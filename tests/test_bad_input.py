@@ -251,7 +251,7 @@ def test_an_image_that_breaks_during_the_run_stops_it_in_one_line(start, tmp_pat
         "--backbone",
         "resnet18",
     )
-    assert code == 2 and len(told) == 1 and told[0].startswith(f"error: image {path} cannot be read")
+    assert code == 2 and len(told) == 1 and told[0].startswith(f"error: image {path} has changed since this run began")
     assert newest_record(tmp_path / "runs")[-1]["status"] == "failed"
 
 
@@ -329,7 +329,7 @@ SAID = {
     "no safetensors": "is damaged or not a checkpoint",
     "a list": "does not contain the complete state of a run",
     "no rows": "does not contain the complete state of a run",
-    "newer": f"newer than {checkpoint.SCHEMA} known here",
+    "newer": f"newer than {checkpoint.SCHEMA}, the newest known here",
     "another model": "is a checkpoint of model xy, not er",
 }
 

@@ -63,7 +63,7 @@ def start(tmp_path, capsys):
             "--n_tasks",
             "2",
         ]
-        argv += ["--image_size", "32", "--batch_size", "4", "--seed", "5", "--device", "cpu", "--non_verbose", "1"]
+        argv += ["--image_size", "32", "--seed", "5", "--device", "cpu", "--non_verbose", "1"]
         argv += ["--base_path", str(tmp_path / "data"), "--results_path", str(tmp_path / runs), *more]
         code = main.main(argv)
         out, err = capsys.readouterr()
@@ -72,7 +72,7 @@ def start(tmp_path, capsys):
     return run
 
 
-SGD = ("sgd", "--backbone", "reduced-resnet18", "--lr", "0.01", "--n_epochs", "1")
+SGD = ("sgd", "--batch_size", "4", "--backbone", "reduced-resnet18", "--lr", "0.01", "--n_epochs", "1")
 
 
 def refused_for(told: tuple[int, list[str], list[str]], *words: str) -> bool:

@@ -36,11 +36,8 @@ def content_digests(paths: Sequence[Path], folder: Path | None = None, trust_tim
     both times of the file are unchanged, and those times were not recent when it was read; `trust_times` False
     reads every file. OSError names a missing file.
     """
-    index = (
-        None
-        if folder is None
-        else folder / f"{digest_of(chr(10).join(map(os.fspath, paths)).encode())[:16].hex()}.json"
-    )
+    names = "\n".join(map(os.fspath, paths)).encode(errors="surrogateescape")
+    index = None if folder is None else folder / f"{digest_of(names)[:16].hex()}.json"
     kept = _read_index(index, len(paths)) if trust_times else [None] * len(paths)
     stats = [_stat(path) for path in paths]
     stale = [k for k, (stat, entry) in enumerate(zip(stats, kept, strict=True)) if not _believed(stat, entry)]

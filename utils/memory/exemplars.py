@@ -130,8 +130,8 @@ def icarl_replay(model, dataset, val_set_split: float = 0) -> None:
     loader = dataset.train_loader
     if not 0 <= val_set_split < 1:
         raise UserError(f"icarl_replay(val_set_split={val_set_split}): expected a fraction below 1")
-    draw = generator(*loader.key, "held out")
     if val_set_split:
+        draw = generator(*loader.key, "held out")
         held, kept = _drawn_out(len(loader.dataset), val_set_split, draw)
         model.val_loader, dataset.train_loader = loader.part(held), loader.part(kept)
     if model.current_task == 0 or model.buffer.is_empty():
