@@ -229,6 +229,8 @@ def test_a_flag_of_masks_and_records_changes_what_is_kept(flag, value, base):
         patches, words = memory.masks(attention, tokens)
         kept.append([memory.record(tokens.rows(i), 0, patches[i], words[i]) for i in range(6)])
     assert kept[0] != kept[1]
+    if flag == "jpeg_quality":  # beyond the byte that names it
+        assert all(len(low) < len(usual) for usual, low in zip(*kept, strict=True))
 
 
 @pytest.mark.parametrize("flags", [{"exemplar_codec": "jpeg"}, {"budget_unit": "bytes_jpeg"}])

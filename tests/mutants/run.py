@@ -294,7 +294,7 @@ def section(results: list[Result], root: Path, seconds: float, n_jobs: int) -> s
         MARK,
         f"{len(results)} faults in {len(rows)} files, {count(results, 'killed')} killed, "
         f"{count(results, 'ALIVE')} alive, {count(results, 'broken')} broken; "
-        f"{seconds:.0f} s in all with {n_jobs} workers "
+        f"{seconds:.0f} s in all, {n_jobs} at a time "
         f"({time.strftime('%Y-%m-%d')}, on top of {commit.stdout.strip() or 'no commit'}).",
         "",
         "| file | faults | killed | seconds |",
@@ -346,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.record:
         record(root / "docs" / "testing.md", section(results, root, seconds, n_jobs))
     counts = [f"{count(results, state)} {state}" for state in ("killed", "ALIVE", "broken")]
-    print(f"{len(results)} faults: {', '.join(counts)}; {seconds:.1f} s with {n_jobs} workers")
+    print(f"{len(results)} faults: {', '.join(counts)}; {seconds:.1f} s, {n_jobs} at a time")
     return int(count(results, "killed") < len(results))
 
 
