@@ -16,6 +16,7 @@ from models import get_model_names
 from tests import contract
 from utils import cli
 from utils.cli import configs
+from utils.cli import parser as cli_parser
 from utils.errors import UserError
 from utils.flags import Arguments
 
@@ -162,7 +163,7 @@ def test_yaml(seed, tmp_path):
     def read(path):
         content = configs.read_yaml(path)
         parser = cli.new_parser()
-        cli.apply_layers(parser, [(path.name, content)], set())
+        cli_parser.apply_layers(parser, [(path.name, content)], set())
         parser.parse_args([], Arguments())
 
     for case in range(CASES):
