@@ -340,7 +340,7 @@ def test_probe_input_needs_texts(build):
 
 @pytest.mark.parametrize("text", ["a photo", "{} or {}", "a {kind}", "a {", "{!x}"])
 def test_template_without_a_place_for_the_name(text):
-    with pytest.raises(ArgumentTypeError, match="as {}"):
+    with pytest.raises(ArgumentTypeError, match="exactly once"):
         sentence(text)
 
 
