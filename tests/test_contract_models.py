@@ -248,7 +248,9 @@ def what_is_not_tried_is_a_flag_with_a_reason(name: str) -> None:
 
 
 def every_flag_changes_something(name: str) -> None:
+    """Looked for after the first task, and if nothing has changed by then after all of them."""
     base, no_value, reasons = effect(trained(name)), [], not_tried(name)
+    first = effect(run(name, stop_after=0))
     for action in own_actions(name):
         if action.dest in reasons:
             continue
@@ -259,6 +261,8 @@ def every_flag_changes_something(name: str) -> None:
         refused = 0
         for value in values:
             try:
+                if effect(run(name, **{action.dest: value}, stop_after=0)) != first:
+                    break
                 if effect(run(name, **{action.dest: value})) != base:
                     break
             except UserError:  # together with the other flags
