@@ -52,7 +52,7 @@ class Lines:
             return ""
         text = " ".join(report.longrepr.reprcrash.message.split())[:200].removeprefix("AssertionError: ")
         places = [entry.reprfileloc for entry in report.longrepr.reprtraceback.reprentries if entry.reprfileloc]
-        own = [place for place in places if Path(ROOT, place.path) == self.file]
+        own = [place for place in places if Path(ROOT, place.path).resolve() == self.file.resolve()]
         return text + (f" ({self.file.name}, line {own[-1].lineno})" if own else "")
 
 
