@@ -24,6 +24,7 @@ from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.gcl_dataset import GCLDataset
 from datasets.utils.samples import ArraySamples
 from tests import fabricate, fabricate_mm, fabricate_mtil, fabricate_real
+from tests.toy_clip import toy_clip
 from utils import cli
 from utils.cli import plugins, registry
 from utils.engine import training
@@ -184,7 +185,7 @@ def sample_value(action: Action) -> str | None:
 
 
 def argv_of(name: str, stream: str) -> list[str]:
-    """The command line of a toy run: the flags that the model requires, and the embedded CLIP for a CLIP method."""
+    """The command line of a toy run: the flags that the model requires, and a small CLIP for a CLIP method."""
     argv = [
         "--model",
         name,
@@ -199,9 +200,11 @@ def argv_of(name: str, stream: str) -> list[str]:
         "--disable_log",
         "1",
     ]
-    for action in own_actions(name):
-        if action.dest == "clip_backbone":
-            argv += ["--clip_backbone", "tiny"]
+    actions = own_actions(name)
+    flags = {action.dest for action in actions}
+    for action in actions:
+        if action.dest == "clip_backbone":  # the fusion weights belong to the embedded CLIP
+            argv += ["--clip_backbone", "tiny" if "fusion_weights" in flags else toy_clip()]
         elif action.required or action.dest in REQUIRED:
             argv += [action.option_strings[0], sample_value(action)]
     argv += [word for root in plugins._roots for word in ("--plugins", str(root))]
