@@ -29,7 +29,7 @@ Streams of images only get a null question and one textual key.
 Controls: --keys random puts keys at samples of the task; --prompt_train frozen leaves prompts random; --prompt_len 0
 --general_prompt_len 0 trains the head alone on the frozen fusion.
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
     python main.py --model clumo --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
         --seed 0 --picture_seed 0
 """

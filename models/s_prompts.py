@@ -10,7 +10,7 @@ Choices: centers are made in mini-batches and before training, which makes no di
 images with questions the sequence is the fused one, and centers are of the image's features, or with --query both
 of the question's too. Answers of other tasks do not get a logit.
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
     python main.py --model s-prompts --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
         --seed 0 --picture_seed 0
 """

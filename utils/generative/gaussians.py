@@ -1,11 +1,11 @@
-"""Closed-form and EM generators: diagonal Gaussian, full-covariance Gaussian, diagonal Gaussian mixture."""
+"""Closed-form and EM generators: Gaussians, a diagonal Gaussian mixture, and the real features as the upper bound."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from utils.generative.base import ClassGenerator, moments, normal, pad, row_mask
+from utils.generative.base import ClassGenerator, moments, normal, pad, pad_rows, row_mask
 from utils.kmeans import assign, lloyd, spread
 
 
@@ -53,6 +53,28 @@ class FullGaussian(ClassGenerator):
         low = torch.tril_indices(dim, dim, device=mean.device)
         factor[:, low[0], low[1]] = rows["factor"]
         return torch.baddbmm(mean.unsqueeze(1), normal((n_classes, n, dim), rng, mean), factor.mT)
+
+
+class RealFeatures(ClassGenerator):
+    """No model: the features themselves, drawn with replacement. The upper bound of any generator, at its price."""
+
+    kind = "real"
+
+    def _fit_rows(self, xs, streams, progress):
+        x, counts = pad(xs)
+        return {"mean": x, "count": counts}  # features (K, N, D), zero-padded, and how many there are (K,)
+
+    def _joined(self, old, new):
+        n = max(old["mean"].shape[1], new["mean"].shape[1])
+        padded = [pad_rows(rows["mean"], n) for rows in (old, new)]
+        return {"mean": torch.cat(padded), "count": torch.cat([old["count"], new["count"]])}
+
+    def _draw(self, rows, n, rng):
+        features, counts = rows["mean"], rows["count"]
+        where = rng.device if rng is not None else features.device
+        drawn = torch.rand(len(features), n, generator=rng, device=where).to(features.device) * counts.unsqueeze(1)
+        place = drawn.long().minimum(counts.unsqueeze(1) - 1)  # the product may round up to the count
+        return features.gather(1, place.unsqueeze(2).expand(-1, -1, features.shape[2]))
 
 
 class GaussianMixture(ClassGenerator):
