@@ -3,7 +3,7 @@
 import pytest
 
 from models import get_model_names
-from tests.faults import kills
+from tests.faults import disk, kills
 
 EVERY = {"cgil": ["half a segment", "after a record line"], "clumo": ["half a checkpoint"]}  # in the normal suite
 
@@ -40,3 +40,28 @@ def test_the_comparison_sees_a_difference(tmp_path):
     found = kills.differences(tmp_path / "a", tmp_path / "b")
     assert any("scores" in f for f in found)
     assert any(f.startswith("tensor state.model") for f in found) and "tensor state.rng.torch" in found
+
+
+WRITES = [("full", 8), ("full", 130), ("read-only", 14), ("renaming", 40), ("removed", 11), ("removed", 90)]
+
+
+@pytest.fixture(scope="module")
+def whole_er(tmp_path_factory):
+    kills.whole("er", folder := tmp_path_factory.mktemp("whole"))
+    return folder
+
+
+@pytest.mark.parametrize("kind, at", WRITES)
+def test_a_failing_disk_loses_nothing(kind, at, whole_er, tmp_path):
+    assert disk.faults_of("er", kind, at, whole_er, tmp_path / "run") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["er", "cgil"])
+@pytest.mark.parametrize("kind", disk.KINDS)
+def test_each_of_the_first_writes_fails(name, kind, tmp_path):
+    kills.whole(name, tmp_path / "whole")
+    _, n_writes = disk.run(name, tmp_path / "counted")
+    for at in [*range(1, 51), *range(60, n_writes, n_writes // 10)]:
+        found = disk.faults_of(name, kind, at, tmp_path / "whole", tmp_path / f"run{at}")
+        assert not found, f"{name}, {kind} at write {at} of {n_writes}: {found}"

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +21,7 @@ import main
 from models.utils.continual_model import ContinualModel
 from tests import contract
 from tests.conftest import comparable, in_child, newest_record
-from utils import features
-from utils.engine import checkpoint, evaluate, record, report, training
+from utils.engine import checkpoint, evaluate, record, report
 from utils.engine.autosave import Saver
 from utils.engine.run import TASK_END
 
@@ -218,7 +216,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
 
 def _packed(folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
     """Model and random states of the last checkpoint of a run."""
-    (path,) = (folder / "runs").glob(f"*/*/*/ckpt/{TASK_END}")
+    path = max((folder / "runs").glob(f"*/*/*/ckpt/{TASK_END}"), key=lambda p: p.parents[1].name)
     state = checkpoint.load(path, model=None)
     text, tensors, _ = checkpoint.pack({key: state[key] for key in ("model", "rng", "position")})
     return text, tensors

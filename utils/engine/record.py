@@ -178,8 +178,9 @@ class RunRecord:
     def _write(self, row: dict) -> None:
         line = (json.dumps(to_parsable_obj(row, _jsonable, "row"), allow_nan=False) + "\n").encode()
         self.lock()
+        new = os.O_CREAT if row["type"] == "start" else 0  # a later line alone would look like a record
         with disk_errors(self.path):
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | new, 0o644)
             try:
                 before = os.fstat(fd).st_size
                 if os.write(fd, line) < len(line):  # the disk accepted only a part
