@@ -99,6 +99,7 @@ class RunRecord:
         self.path = self.folder / "record.jsonl"
         self.config_hash = config
         self._lock: int | None = None
+        self._begun = False  # a line was written by this process
 
     def start(self, row: dict) -> None:
         """The run's arguments, versions and data. The schema number and the configuration hash are added."""
@@ -178,7 +179,7 @@ class RunRecord:
     def _write(self, row: dict) -> None:
         line = (json.dumps(to_parsable_obj(row, _jsonable, "row"), allow_nan=False) + "\n").encode()
         self.lock()
-        new = os.O_CREAT if row["type"] == "start" else 0  # a later line alone would look like a record
+        new = 0 if self._begun else os.O_CREAT  # in a removed folder, later lines alone would look like a record
         with disk_errors(self.path):
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | new, 0o644)
             try:
@@ -187,6 +188,7 @@ class RunRecord:
                     os.ftruncate(fd, before)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(fd)
+                self._begun = True
             finally:
                 os.close(fd)
 
