@@ -31,48 +31,47 @@ def tried(name: str, folder: Path) -> list[kills.Trial]:
     ]
 
 
-def section(results: dict[str, list[kills.Trial]], seconds: float) -> str:
-    """The part of docs/testing.md between the marks."""
-    trials = [t for own in results.values() for t in own]
+def row_of(name: str, own: list[kills.Trial]) -> str:
+    places = ", ".join(f"{t.moment} ({t.count} of {t.of})" for t in own)
+    return f"| `{name}` | {places} | {sum(t.killed for t in own)} | {sum(t.sound for t in own)} |"
+
+
+def record(path: Path, results: dict[str, list[kills.Trial]]) -> None:
+    """Replace the rows of these methods in the table between the marks, and its totals."""
+    page = path.read_text(encoding="utf-8")
+    head, _, rest = page.partition(BEGIN)
+    table, _, tail = rest.partition(END)
+    rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    rows |= {name: row_of(name, own) for name, own in results.items()}
+    rows = {name: rows[name] for name in get_model_names() if name in rows}
+    killed, equal = (sum(int(row.split("|")[k]) for row in rows.values()) for k in (-3, -2))
     lines = [
         BEGIN,
-        f"{len(trials)} kills of {len(results)} methods: {sum(t.killed for t in trials)} killed, "
-        f"{sum(t.sound for t in trials)} equal after `--resume auto`; {seconds:.0f} s on one core "
-        f"({time.strftime('%Y-%m-%d')}).",
+        f"{killed} kills of {len(rows)} methods; {equal} continued runs are equal ({time.strftime('%Y-%m-%d')}).",
         "",
         "| method | moments (which occurrence, of how many) | killed | equal |",
         "|---|---|---|---|",
+        *rows.values(),
+        END,
     ]
-    for name, own in results.items():
-        places = ", ".join(f"{t.moment} ({t.count} of {t.of})" for t in own)
-        lines.append(f"| `{name}` | {places} | {sum(t.killed for t in own)} | {sum(t.sound for t in own)} |")
-    return "\n".join([*lines, END])
-
-
-def record(path: Path, text: str) -> None:
-    """Replace what is between the marks."""
-    page = path.read_text(encoding="utf-8")
-    head, _, rest = page.partition(BEGIN)
-    path.write_text(head + text + rest.partition(END)[2], encoding="utf-8")
+    path.write_text(head + "\n".join(lines) + tail, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kills", description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--only", nargs="+", choices=get_model_names(), metavar="NAME", help="these methods alone")
-    parser.add_argument("--record", action="store_true", help="write the table into docs/testing.md")
+    parser.add_argument("--record", action="store_true", help="write the rows into docs/testing.md")
     args = parser.parse_args(argv)
-    if args.record and args.only:
-        parser.error("--record is for all methods: leave out --only")
     torch.set_num_threads(1)
-    results, began = {}, time.perf_counter()
+    results = {}
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         kills.warm_up(Path(folder) / "warm")
         for name in args.only or get_model_names():
             results[name] = tried(name, Path(folder) / name)
             for t in results[name]:
                 print(f"{'equal' if t.sound else 'DIFFERS'}  {name}: {t}", flush=True)
-    if args.record:
-        record(ROOT / "docs" / "testing.md", section(results, time.perf_counter() - began))
+            if args.record:
+                record(ROOT / "docs" / "testing.md", {name: results[name]})
     sound = [t.sound for own in results.values() for t in own]
     print(f"{len(sound)} kills, {sum(sound)} equal")
     return int(not all(sound))
