@@ -230,7 +230,7 @@ def _is_run(state: Any) -> bool:
         random.Random().setstate(state["rng"]["python"])
         np.random.RandomState().set_state(state["rng"]["numpy"])
         torch.Generator().set_state(state["rng"]["torch"])
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError):
         return False
     return isinstance(state["rng"].get("cuda"), list)
 
