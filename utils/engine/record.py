@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from utils import to_parsable_obj
+from utils import json_text, to_parsable_obj
 from utils.engine.record_schema import wrong_line
 from utils.errors import UserError, disk_errors
 from utils.escape import on_figure
@@ -224,8 +224,8 @@ def read_record(path: str | os.PathLike) -> list[dict]:
     rows = []
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            row = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
+            row = json_text.parse(line, strict=True)
+        except json.JSONDecodeError:
             raise UserError(f"line {number} of {path} is not JSON; restore the file or delete its folder") from None
         if told := wrong_line(row):
             raise UserError(
@@ -233,10 +233,6 @@ def read_record(path: str | os.PathLike) -> list[dict]:
             )
         rows.append(row)
     return rows
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def seed_of(record: RunRecord) -> int:
