@@ -39,7 +39,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from backbone.clip import ClipImageEncoder
 from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_peft_args, add_tuning_args
-from models.utils.reference import reference_data
+from models.utils.reference import ReadsReference, reference_data
 from models.utils.teachers import Teachers
 from utils.class_means import class_means
 from utils.errors import UserError
@@ -116,7 +116,7 @@ def add_teacher_args(add) -> None:
     add("--l2", type=non_negative, default=0.0, help="weight of the squared distance from the task's start")
 
 
-class MulKI(ClipTuning):
+class MulKI(ReadsReference, ClipTuning):
     NAME = "mulki"
     TOY_ARGS = {
         "lr": 0.001,

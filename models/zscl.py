@@ -24,7 +24,7 @@ import torch
 
 from models.utils.clip_distillation import HeldTuning, add_distillation_args, two_way_divergence
 from models.utils.clip_tuning import add_averaging_args, add_tuning_args
-from models.utils.reference import reference_data
+from models.utils.reference import ReadsReference, reference_data
 from utils.flags import non_negative, path, positive_int
 from utils.randomness import generator
 from utils.weights import squared_distance
@@ -32,7 +32,7 @@ from utils.weights import squared_distance
 ROWS = 256  # reference images that the teacher encodes at once
 
 
-class Zscl(HeldTuning):
+class Zscl(ReadsReference, HeldTuning):
     NAME = "zscl"
     TOY_ARGS = {"lr": 0.001, "n_epochs": 1, "avg_freq": 3, "n_reference": 8, "reference_batch": 4}
 

@@ -45,6 +45,7 @@ START = {
     "class_names": "in the order of the stream",
     "templates_sha256": "of the prompt templates",
     "initial_sha256": "of parameters and buffers before training",
+    "reference_sha256": "of the reference images and texts of a method that reads some, or null",
     "files_sha256": "of files that flags name",
     "data": "what the dataset found out about its files",
     "class_order": "raw label of each class in the order of the stream, or null",
@@ -187,6 +188,7 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
     forwards = {"image_forwards": 0.5, "question_forwards": 0.5}
     run = Namespace(rows=rows, forwards=lambda: forwards, wall_s=0.5, watch=Stopwatch())
     model = Namespace(
+        reference_sha256=lambda: None,
         device=torch.device("cpu"),
         stored_bytes=lambda: {"buffer": 1},
         extra_scores=lambda: dict.fromkeys(OWN, []),

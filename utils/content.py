@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils import json_text
+
 RECENT_NS = 2 * 10**9  # a file changed so shortly before it was read may have changed again within one clock tick
 READERS = 8  # files read at once
 
@@ -68,8 +70,8 @@ def _read_index(index: Path | None, count: int) -> list:
     if index is None:
         return nothing
     try:
-        entries = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        entries = json_text.parse(index.read_bytes())
+    except (OSError, json.JSONDecodeError):
         return nothing
     whole = isinstance(entries, list) and len(entries) == count and all(map(_well_formed, entries))
     return entries if whole else nothing
