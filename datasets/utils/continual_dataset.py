@@ -14,6 +14,7 @@ from datasets.utils.image_check import check_images, files_of
 from datasets.utils.labels import drop_labels, noisy_targets, validation_mask
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import Samples, as_samples, fingerprint_of
+from datasets.utils.sources import Source
 from utils.cli.signatures import arguments_for
 from utils.errors import UserError
 from utils.randomness import seeded
@@ -40,6 +41,7 @@ class ContinualDataset:
     CLASS_NAMES: list[str] | None = None  # in the order of the raw labels
     DEFAULTS: dict[str, object] = {}  # flag -> default, for example batch_size, n_epochs, backbone
     MISTAKEN_FOR: dict[int, int] | None = None  # asymmetric noise: raw class -> raw class
+    FILES: tuple[Source, ...] = ()  # what must be on disk; none for a generated stream
     AVAIL_SCHEDS = ["multisteplr", "cosine"]
     HAS_TEXT = False  # samples are Pairs (image, token ids)
     VQA = False  # scores are named vqa_*; see datasets/utils/vqa.py
