@@ -35,12 +35,12 @@ class EightVision(ClipStream):
             T.Normalize(*CLIP),
         ]
     )
+    FILES = tuple(source for name in STREAMS for source in get_dataset_class(name).FILES)
     DEFAULTS = {"batch_size": 32, "n_epochs": 10, "backbone": VIT}
 
     def __init__(self, args: Namespace):
         own = Namespace(base_path=str(base_path(args)))  # orders of classes are those of the whole stream
         self.streams = [get_dataset_class(name)(own) for name in STREAMS]
-        self.FILES = tuple(source for stream in self.streams for source in stream.FILES)
         super().__init__(args)
 
     def read(self, base: Path) -> Content:

@@ -9,7 +9,7 @@ from torchvision import transforms as T
 
 from datasets.utils.file_streams import BICUBIC, IMAGENET, Content
 from datasets.utils.image_streams import VIT, ImageNetStream
-from datasets.utils.sources import Archive, Source
+from datasets.utils.sources import Source
 
 
 class SequentialMIT67(ImageNetStream):
@@ -29,10 +29,8 @@ class SequentialMIT67(ImageNetStream):
             ("MIT67/Images", "MIT67/TrainImages.txt", "MIT67/TestImages.txt"),
             "groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar",
             "15,620 images, 2.4 GB",
-            (
-                Archive("http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar", None, "MIT67"),
-                *(Archive(f"http://web.mit.edu/torralba/www/{p}Images.txt", None, "MIT67") for p in ("Train", "Test")),
-            ),
+            by_hand="unpack groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar into {base}/MIT67 and put "
+            "web.mit.edu/torralba/www/TrainImages.txt and TestImages.txt there (no checksums are published)",
         ),
     )
     N_IMAGES = 6_700

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 class Archive(NamedTuple):
     url: str
-    md5: str | None  # None: none is published
+    checksum: str | None  # md5, or sha256 by its length; None: none is published
     folder: str = "."  # below the base path, into which the file is put or unpacked
 
 
