@@ -211,11 +211,19 @@ def mark_of(archive: Path) -> Path:
     return archive.with_name(archive.name + ".unpacked")
 
 
-def begun(archive: Path) -> bool:
-    """Whether the archive is there, or its download or unpacking was interrupted."""
-    mark = mark_of(archive)
-    half = mark.is_file() and mark.read_text() == BEGUN
-    return half or archive.is_file() or archive.with_name(archive.name + ".part").is_file()
+def files_of(source: Source, base_path: Path) -> list[Path]:
+    """Where its archives are put."""
+    return [base_path / archive.folder / archive.url.split("/")[-1] for archive in source.archives]
+
+
+def interrupted(source: Source, base_path: Path) -> list[Path]:
+    """Archives whose download or unpacking was not finished."""
+
+    def half(archive: Path) -> bool:
+        mark = mark_of(archive)
+        return archive.with_name(archive.name + ".part").is_file() or (mark.is_file() and mark.read_text() == BEGUN)
+
+    return [archive for archive in files_of(source, base_path) if half(archive)]
 
 
 def unpack_once(archive: Path, folder: Path, again: bool = False) -> None:
@@ -236,8 +244,8 @@ def unpack_once(archive: Path, folder: Path, again: bool = False) -> None:
 
 def prepare_source(source: Source, base_path: Path) -> None:
     """Fetch, check and unpack what has a host. Files put there by hand, without an archive, are left as they are."""
-    archives = [base_path / a.folder / a.url.split("/")[-1] for a in source.archives]
-    if not source.missing(base_path) and not any(map(begun, archives)):
+    kept = any(path.is_file() for path in files_of(source, base_path))
+    if not source.missing(base_path) and not kept and not interrupted(source, base_path):
         return
     with only_one(base_path, source.places[0].split("|")[0].split("/")[0]):
         for archive in source.archives:
