@@ -51,7 +51,7 @@ def test_what_was_asked_for_is_said_in_one_line_each(run, tmp_path):
         err[0].startswith("seq-cifar100: absent") and f"prepare_data.py seq-cifar100 --base_path {tmp_path}" in err[0]
     )
     assert err[1].startswith("ViT-B/16: absent") and "--clip_download 1" in err[1]
-    assert err[2] == "vit-b16: unknown: neither a data set nor weights; closest: vilt, ViT-B/16, mnist-360"
+    assert err[2] == "vit-b16: unknown: neither a data set nor weights; closest: ViT-B/16, ViT-L/14, ViT-B/32"
     assert run("tiny", "seq-tiny")[0] == 0
 
 
