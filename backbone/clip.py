@@ -175,6 +175,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+to_rgb.fixed = True  # the same image each time: its result may be kept (--image_cache)
+
+
 def load_tokenizer(weights: ClipWeights, vocab_size: int, name: str) -> TinyTokenizer | None:
     """The tokenizer that comes with the weights, or None for OpenAI's; either must have one id per embedding."""
     tokenizer = TinyTokenizer.load(weights.vocab) if weights.vocab else None

@@ -20,6 +20,7 @@ from typing import Literal
 from datasets.seq_imagenet_r import SequentialImageNetR
 from datasets.utils.fetch import base_path
 from datasets.utils.mm_files import Captioned, CaptionedFiles, read_captions
+from datasets.utils.sources import SOURCES, Source
 from utils.errors import UserError
 
 
@@ -30,7 +31,16 @@ class MmImageNetR(CaptionedFiles):
     N_CLASSES_PER_TASK = 20
     MOST_CLASSES = 200
     TEMPLATES = SequentialImageNetR.TEMPLATES
-    SOURCE, AMOUNT = SequentialImageNetR.SOURCE, SequentialImageNetR.AMOUNT
+    FILES = (
+        SOURCES["imagenet-r"],
+        Source(
+            ("mm_imagenet_r/captions.jsonl",),
+            "scripts/caption_images.py",
+            "30,000 captions",
+            by_hand="make captions: python scripts/caption_images.py {base}/imagenet-r "
+            "{base}/mm_imagenet_r/captions.jsonl",
+        ),
+    )
 
     def __init__(self, args: Namespace, phases: Literal[5, 10, 20] = 10):
         super().__init__(args, phases)

@@ -21,6 +21,7 @@ from typing import Literal
 
 from datasets.utils.fetch import base_path
 from datasets.utils.mm_files import Captioned, CaptionedFiles
+from datasets.utils.sources import Archive, Source
 from utils.errors import UserError, shown
 
 GENRES = [
@@ -58,7 +59,14 @@ class MmImdb(CaptionedFiles):
     N_CLASSES_PER_TASK = [3, 3, 2, 2, 2]
     MOST_CLASSES = len(GENRES)
     TEMPLATES = ["the poster of a {} movie."]
-    SOURCE, AMOUNT = "https://archive.org/download/mmimdb/mmimdb.tar.gz", "about 15 GB"
+    FILES = (
+        Source(
+            ("mmimdb/split.json", "mmimdb/dataset|mmimdb/images"),
+            "https://archive.org/download/mmimdb/mmimdb.tar.gz",
+            "about 15 GB",
+            (Archive("https://archive.org/download/mmimdb/mmimdb.tar.gz", None),),
+        ),
+    )
 
     def __init__(self, args: Namespace, phases: Literal[5, 10, 20] = 5, min_movies: int = 10):
         if min_movies < 1:

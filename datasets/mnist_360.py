@@ -8,6 +8,7 @@ from datasets.utils.labels import validation_mask
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.mnist_files import CLASS_NAMES, TEMPLATES, load_mnist, rotated_pixels, show_pixels
 from datasets.utils.samples import ArraySamples
+from datasets.utils.sources import SOURCES
 from utils.errors import UserError
 from utils.randomness import generator
 from utils.settings import option
@@ -37,6 +38,7 @@ class MNIST360(GCLDataset):
     SIZE = (28, 28)
     CLASS_NAMES = CLASS_NAMES[:N_DIGITS]
     TEMPLATES = TEMPLATES
+    FILES = (SOURCES["mnist"],)
     DEFAULTS = {"batch_size": 16, "n_epochs": 1, "backbone": "mnistmlp"}
 
     def __init__(self, args):

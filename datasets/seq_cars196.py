@@ -9,8 +9,10 @@ from torchvision import transforms as T
 
 from datasets.utils.file_streams import BICUBIC, Content, FileStream
 from datasets.utils.samples import ArraySamples, FileSamples
+from datasets.utils.sources import HUB, Archive, Source
 from utils import json_text
 
+TENSORS = ("train_images.pt", "train_labels.pt", "test_images.pt", "test_labels.pt", "class_names.json")
 PICKLE_ERRORS = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -40,7 +42,14 @@ class SequentialCars196(FileStream):
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor()])
     TEMPLATES = ["a photo of a {}.", "a photo of a {}, a type of car.", "a photo of the {}."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 50, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, AMOUNT = "huggingface.co aimagelab-ta/cars196", "16,185 images, 2.4 GB"
+    FILES = (
+        Source(
+            ("cars196/train_images.pt|stanford_cars",),
+            "huggingface.co aimagelab-ta/cars196",
+            "16,185 images, 2.4 GB",
+            tuple(Archive(f"{HUB}/cars196/resolve/main/{name}", None, "cars196") for name in TENSORS),
+        ),
+    )
     N_IMAGES = 16_185
 
     def read(self, base: Path) -> Content:

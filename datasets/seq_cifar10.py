@@ -9,6 +9,7 @@ from datasets.utils.cifar_files import load_cifar
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.labels import ASYMMETRIC_CIFAR10
 from datasets.utils.samples import ArraySamples
+from datasets.utils.sources import SOURCES
 
 
 class SequentialCIFAR10(ContinualDataset):
@@ -21,6 +22,7 @@ class SequentialCIFAR10(ContinualDataset):
     TRANSFORM = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD)])
     CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     MISTAKEN_FOR = ASYMMETRIC_CIFAR10
+    FILES = (SOURCES["cifar10"],)
     DEFAULTS = {"batch_size": 32, "n_epochs": 50, "backbone": "resnet18"}
 
     def __init__(self, args: Namespace, transform_type: Literal["weak", "strong"] = "weak"):

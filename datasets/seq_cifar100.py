@@ -5,6 +5,7 @@ from torchvision import transforms as T
 from datasets.utils.cifar_files import load_cifar
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.samples import ArraySamples
+from datasets.utils.sources import SOURCES
 
 SUPERCLASSES = [
     "beaver, dolphin, otter, seal, whale",
@@ -47,6 +48,7 @@ class SequentialCIFAR100(ContinualDataset):
     TRANSFORM = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD)])
     CLASS_NAMES = NAMES
     MISTAKEN_FOR = next_in_superclass()
+    FILES = (SOURCES["cifar100"],)
     DEFAULTS = {
         "batch_size": 32,
         "n_epochs": 50,

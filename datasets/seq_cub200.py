@@ -6,6 +6,9 @@ from torchvision import transforms as T
 
 from datasets.utils.array_files import ARRAY_ERRORS, ImageArrays, as_images, as_labels, read_npz
 from datasets.utils.file_streams import BICUBIC, IMAGENET, Content, FileStream
+from datasets.utils.sources import Archive, Source
+
+URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 
 
 class SequentialCUB200(FileStream):
@@ -29,7 +32,14 @@ class SequentialCUB200(FileStream):
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor(), T.Normalize(*IMAGENET)])
     TEMPLATES = ["a photo of a {}.", "a photo of a {}, a type of bird."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 50, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, AMOUNT = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "11,788 images"
+    FILES = (
+        Source(
+            ("CUB_200_2011/images|CUB200",),
+            URL,
+            "11,788 images",
+            (Archive(URL, "97eceeb196236b17998738112f37df78"),),
+        ),
+    )
     N_IMAGES = 11_788
 
     def read(self, base: Path) -> Content:

@@ -5,6 +5,7 @@ from pathlib import Path
 from torchvision import transforms as T
 
 from datasets.utils.file_streams import BICUBIC, CLIP, CROP_AND_FLIP, Content, FileStream
+from datasets.utils.sources import HUB, SOURCES, Archive, Source
 from utils import json_text
 from utils.errors import UserError
 
@@ -25,7 +26,15 @@ class SequentialEuroSAT(FileStream):
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor(), T.Normalize(*CLIP)])
     TEMPLATES = ["a centered satellite photo of {}.", "a satellite photo of {}.", "a photo of a {}."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 5, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, AMOUNT = "huggingface.co torchgeo/eurosat and aimagelab-ta/eurosat-rgb", "27,000 images"
+    FILES = (
+        SOURCES["eurosat"],
+        Source(
+            ("eurosat/split.json|eurosat/split_zhou_EuroSAT.json",),
+            "huggingface.co aimagelab-ta/eurosat-rgb",
+            "one list",
+            (Archive(f"{HUB}/eurosat-rgb/resolve/main/split.json", None, "eurosat"),),
+        ),
+    )
     N_IMAGES = 21_600
 
     def read(self, base: Path) -> Content:

@@ -8,6 +8,7 @@ from torchvision import transforms as T
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from datasets.utils.file_streams import CROP_AND_FLIP, Content, FileStream, held_out, read_split_list
+from datasets.utils.sources import SOURCES
 from utils.errors import UserError
 
 Rows = list[tuple[str, int]]  # path below the folder, label
@@ -23,6 +24,7 @@ class SequentialImageNetR(FileStream):
 
     NAME = "seq-imagenet-r"
     SETTING = "class-il"
+    FOLDER = "imagenet-r"
     N_TASKS = 10
     N_CLASSES_PER_TASK = 20
     MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -30,11 +32,11 @@ class SequentialImageNetR(FileStream):
     TEST_TRANSFORM = T.Compose([*FileStream.RESIZE.transforms, T.ToTensor()])
     TEMPLATES = ["a photo of a {}.", "a drawing of a {}.", "a rendition of a {}.", "a painting of a {}."]
     DEFAULTS = {"batch_size": 128, "n_epochs": 50, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, AMOUNT = "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar", "30,000 images"
+    FILES = (SOURCES["imagenet-r"],)
     N_IMAGES = 30_000
 
     def read(self, base: Path) -> Content:
-        root = base / "imagenet-r"
+        root = base / self.FOLDER
         if not root.is_dir():
             raise self.absent(root)
         names = dict(

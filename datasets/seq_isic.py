@@ -8,6 +8,7 @@ from torchvision import transforms as T
 
 from datasets.utils.array_files import ARRAY_ERRORS, ImageArrays, as_images, as_labels, read_pickle
 from datasets.utils.file_streams import BICUBIC, IMAGENET, Content, FileStream, held_out
+from datasets.utils.sources import Archive, Source
 
 COLUMNS = ["MEL", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # in the order of the labels; NV, two thirds of all, is left out
 STEM = "ISIC2018_Task3_Training"
@@ -38,7 +39,17 @@ class SequentialISIC(FileStream):
         "vascular skin lesion",
     ]
     DEFAULTS = {"batch_size": 128, "n_epochs": 30, "backbone": "timm:vit_base_patch16_224"}
-    SOURCE, AMOUNT = "https://isic-challenge-data.s3.amazonaws.com/2018", "10,015 images"
+    FILES = (
+        Source(
+            (f"isic/train_images.pkl|isic/{STEM}_Input",),
+            "https://isic-challenge-data.s3.amazonaws.com/2018",
+            "10,015 images",
+            tuple(
+                Archive(f"https://isic-challenge-data.s3.amazonaws.com/2018/{STEM}_{part}", None, "isic")
+                for part in ("Input.zip", "GroundTruth.zip", "LesionGroupings.csv")
+            ),
+        ),
+    )
 
     def read(self, base: Path) -> Content:
         root = base / "isic"

@@ -3,6 +3,7 @@
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.mnist_files import CLASS_NAMES, TEMPLATES, load_mnist
 from datasets.utils.samples import ArraySamples
+from datasets.utils.sources import SOURCES
 
 
 class SequentialMNIST(ContinualDataset):
@@ -13,6 +14,7 @@ class SequentialMNIST(ContinualDataset):
     SIZE = (28, 28)
     CLASS_NAMES = CLASS_NAMES
     TEMPLATES = TEMPLATES
+    FILES = (SOURCES["mnist"],)
     DEFAULTS = {"batch_size": 64, "n_epochs": 1, "backbone": "mnistmlp"}
 
     def load(self, train: bool) -> ArraySamples:

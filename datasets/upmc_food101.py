@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.utils.mm_files import Captioned, CaptionedFiles
+from datasets.utils.sources import Source
 from utils.errors import UserError
 
 
@@ -31,7 +32,15 @@ class UpmcFood101(CaptionedFiles):
     N_CLASSES_PER_TASK = [11] + [10] * 9
     MOST_CLASSES = 101
     TEMPLATES = ["a photo of {}, a type of food."]
-    SOURCE, AMOUNT = "https://www.kaggle.com/datasets/gianmarco96/upmcfood101", "90,688 images and titles"
+    FILES = (
+        Source(
+            ("upmc_food101/images", "upmc_food101/texts|upmc_food101/text.json"),
+            "https://www.kaggle.com/datasets/gianmarco96/upmcfood101",
+            "90,688 images and titles",
+            by_hand="fetch kaggle.com/datasets/gianmarco96/upmcfood101 (it requires an account) and put images/ "
+            "and texts/ under {base}/upmc_food101",
+        ),
+    )
 
     def __init__(self, args: Namespace, phases: Literal[5, 10, 20] = 10):
         super().__init__(args, phases)

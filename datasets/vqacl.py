@@ -24,6 +24,7 @@ from pathlib import Path
 from datasets.utils.answers import normalise_answer
 from datasets.utils.clove_files import read_records
 from datasets.utils.fetch import base_path
+from datasets.utils.sources import SOURCES
 from datasets.utils.vqa import Question, question_of
 from datasets.utils.vqa_files import QuestionFiles
 from utils import json_text
@@ -49,8 +50,7 @@ class Vqacl(QuestionFiles):
     SETTING = "domain-il"
     N_TASKS = len(QUESTION_TASKS)
     DEFAULTS = {"batch_size": 80, "n_epochs": 3, "backbone": "clip-fused"}
-    SOURCE = "https://github.com/zhangxi1997/VQACL (partition), visualqa.org (annotations), cocodataset.org (images)"
-    AMOUNT = "658,111 questions, 123,287 images"
+    FILES = (SOURCES["vqacl"],)
 
     def __init__(self, args: Namespace, min_answer_freq: int = 2, max_answers: int = 3000):
         self.root = base_path(args) / "vqacl"

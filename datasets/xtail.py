@@ -10,7 +10,7 @@ Zhou et al. (--split coop), which leave one class of Caltech101 out and make 1,1
 from argparse import Namespace
 from typing import Literal
 
-from datasets.utils.mtil_protocol import DOMAINS
+from datasets.utils.mtil_protocol import DOMAINS, files_of
 from datasets.utils.mtil_protocol import ORDERS as MTIL_ORDERS
 from datasets.utils.mtil_stream import CrossDomainStream
 
@@ -19,6 +19,7 @@ class Xtail(CrossDomainStream):
     NAME = "xtail"
     SETTING = "class-il"
     ORDERS = {number: tuple(d for d in order if d != "cifar100") for number, order in MTIL_ORDERS.items()}
+    FILES = files_of(ORDERS["I"], "coop")
     N_TASKS = len(ORDERS["I"])
     N_CLASSES_PER_TASK = [DOMAINS[d].coop_classes or DOMAINS[d].n_classes for d in ORDERS["I"]]
 

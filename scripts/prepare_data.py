@@ -1,6 +1,12 @@
-"""Download the files of a dataset: `python scripts/prepare_data.py seq-cifar10 --base_path ./data/`."""
+"""Download the files of a dataset: `python scripts/prepare_data.py seq-cifar10 --base_path ./data/`.
+
+What there is to fetch is declared in FILES of the dataset's class. A download that broke off is continued; archives are
+kept, so that a second call fetches nothing. What has no public host is named, with exit code 2.
+"""
 
 import argparse
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import lzma
@@ -12,131 +18,98 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datasets import get_dataset_class, get_dataset_names
+from datasets.utils.sources import Source
+
 MOST_UNPACKED, RATIO = 2**30, 100  # an archive may unpack to 1 GiB and a hundred times its own size
-# dataset -> torchvision class, whose root is <base_path>/<class name in capitals>
-SOURCES = {
-    "seq-mnist": "MNIST",
-    "perm-mnist": "MNIST",
-    "rot-mnist": "MNIST",
-    "mnist-360": "MNIST",
-    "seq-cifar10": "CIFAR10",
-    "seq-cifar100": "CIFAR100",
-}
-CALTECH = "https://data.caltech.edu/records/65de6-vp158/files"
-TORCHGEO = "https://huggingface.co/datasets/torchgeo"
-HUB = "https://huggingface.co/datasets/aimagelab-ta"
-CLVQA = "https://github.com/showlab/CLVQA/releases/download/v1.0"
-COCO, VQA = "http://images.cocodataset.org/zips", "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
-ISIC = "https://isic-challenge-data.s3.amazonaws.com/2018/ISIC2018_Task3_Training"
-# dataset -> (url, md5 where one is published, folder under base_path that it is put or unpacked into)
-ARCHIVES = {
-    "seq-imagenet-r": [
-        ("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar", "a61312130a589d0ca1a8fca1f2bd3337", "."),
-    ],
-    "seq-cub200": [
-        (f"{CALTECH}/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78", "."),
-    ],
-    "seq-cars196": [
-        *(
-            (f"{HUB}/cars196/resolve/main/{part}_{kind}.pt", None, "cars196")
-            for part in ("train", "test")
-            for kind in ("images", "labels")
-        ),
-        (f"{HUB}/cars196/resolve/main/class_names.json", None, "cars196"),
-    ],
-    "seq-eurosat-rgb": [
-        (f"{TORCHGEO}/eurosat/resolve/main/EuroSAT.zip", "c8fa014336c82ac7804f0398fcb19387", "eurosat"),
-        (f"{HUB}/eurosat-rgb/resolve/main/split.json", None, "eurosat"),
-    ],
-    "clove-scene": [(f"{CLVQA}/CLOVE-json.zip", None, "clove")],
-    "clove-function": [(f"{CLVQA}/CLOVE-json.zip", None, "clove")],
-    "vqacl": [
-        *(
-            (f"{VQA}/v2_{kind}_{part}_mscoco.zip", None, "vqacl")
-            for kind in ("Questions", "Annotations")
-            for part in ("Train", "Val")
-        ),
-        *((f"{COCO}/{part}2014.zip", None, "vqacl") for part in ("train", "val")),
-    ],
-    "mm-imdb": [("https://archive.org/download/mmimdb/mmimdb.tar.gz", None, ".")],
-    "seq-isic": [
-        (f"{ISIC}_Input.zip", None, "isic"),
-        (f"{ISIC}_GroundTruth.zip", None, "isic"),
-        (f"{ISIC}_LesionGroupings.csv", None, "isic"),
-    ],
-}
-
-ARCHIVES["mm-imagenet-r"] = ARCHIVES["seq-imagenet-r"]
-# dataset -> what is left to do by hand after its archives, if it has any
-THEN_BY_HAND = {
-    "clove-scene": "put the folder json of CLOVE-json.zip, and Visual Genome's VG_100K and VG_100K_2 "
-    "(visualgenome.org) below vg/, under {base}/clove",
-    "clove-function": "as for clove-scene; TextVQA's train_images (textvqa.org) go below {base}/clove/textvqa",
-    "vqacl": "put Partition_Q of github.com/zhangxi1997/VQACL, or its QuesId_task_map.json, under {base}/vqacl",
-    "mm-imagenet-r": "make captions: python scripts/caption_images.py {base}/imagenet-r "
-    "{base}/mm_imagenet_r/captions.jsonl",
-    "upmc-food101": "fetch kaggle.com/datasets/gianmarco96/upmcfood101 (it requires an account) and put images/ "
-    "and texts/ under {base}/upmc_food101",
-}
-
-
-# what torchvision fetches of the cross-domain streams, folder below base_path of its root
-CROSS_DOMAIN = {
-    "FGVCAircraft": ".",
-    "Caltech101": ".",
-    "CIFAR100": "CIFAR100",
-    "DTD": ".",
-    "EuroSAT": ".",
-    "Flowers102": ".",
-    "Food101": ".",
-    "MNIST": "MNIST",
-    "OxfordIIITPet": ".",
-}
-BY_HAND = {
-    "stanford_cars": "Stanford Cars, from a mirror named in github.com/pytorch/vision/issues/7545",
-    "SUN397": "SUN397, from a mirror named in github.com/pytorch/vision/pull/9528",
-}
-# the lists of Zhou et al. that xtail reads (and mtil with --split coop), below base_path
-COOP_LISTS = (
-    "caltech101/split_zhou_Caltech101.json",
-    "dtd/dtd/split_zhou_DescribableTextures.json",
-    "eurosat/split_zhou_EuroSAT.json",
-    "flowers-102/split_zhou_OxfordFlowers.json",
-    "food-101/split_zhou_Food101.json",
-    "oxford-iiit-pet/split_zhou_OxfordPets.json",
-    "stanford_cars/split_zhou_StanfordCars.json",
-    "SUN397/split_zhou_SUN397.json",
+PACKED = (".zip", ".tar", ".tgz", ".gz")
+PIECE = 2**20
+BEGUN = "begun"
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    NotImplementedError,
+    RuntimeError,
 )
 
 
-def md5_of(path: Path) -> str:
+def checksum_of(path: Path, kind: str = "md5") -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
-def fetch(url: str, md5: str | None, folder: Path) -> Path:
-    """Download one file into `folder`, under a temporary name until it is complete and its md5 is the published one.
+def kind_of(checksum: str) -> str:
+    return "sha256" if len(checksum) == 64 else "md5"
+
+
+@contextlib.contextmanager
+def only_one(base_path: Path, name: str) -> Iterator[None]:
+    """No other process fetches files of that name meanwhile."""
+    base_path.mkdir(parents=True, exist_ok=True)
+    with open(base_path / f".{name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"another process is fetching {base_path / name}; wait until it is done") from None
+        yield
+
+
+def fetch(url: str, checksum: str | None, folder: Path) -> Path:
+    """Download one file into `folder`, under a temporary name until it is complete and its checksum is the published
+    one (md5, or sha256).
 
     If none is published, the md5 of the download is kept beside it, so that a file damaged later is fetched again.
     """
     path = folder / url.split("/")[-1]
     noted = path.with_name(path.name + ".md5")
-    wanted = md5 or (noted.read_text().strip() if noted.is_file() else None)
-    if path.is_file() and wanted in (None, md5_of(path)):
+    wanted = checksum or (noted.read_text().strip() if noted.is_file() else None)
+    if path.is_file() and (wanted is None or wanted == checksum_of(path, kind_of(wanted))):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     download(url, part)
-    found = md5_of(part)
-    if md5 not in (None, found):
+    refuse_page(url, part)
+    kind = kind_of(checksum) if checksum else "md5"
+    found = checksum_of(part, kind)
+    if checksum not in (None, found):
         part.unlink()
-        raise OSError(f"{url} has md5 {found}, but {md5} is published; run the command again")
-    if md5 is None:
+        raise OSError(f"{url} has {kind} {found}, but {checksum} is published; run the command again")
+    if checksum is None:
         print(f"warning: no checksum is published for {url}; this file has md5 {found}", file=sys.stderr)
         noted.write_text(f"{found}\n")
     return part.replace(path)
+
+
+def refuse_page(url: str, part: Path) -> None:
+    """Hosts that limit downloads, or moved, answer with a page where a file was asked for."""
+    with part.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        part.unlink()
+        raise OSError(
+            f"{url} answers with a web page, not with the file: the host may have moved it or limit downloads; open "
+            f"the address in a browser and save the file as {part.with_suffix('')}"
+        )
+
+
+class SameScheme(urllib.request.HTTPRedirectHandler):
+    """A download over https stays there."""
+
+    def redirect_request(self, request, answer, code, message, headers, target):
+        if request.type == "https" and not target.startswith("https:"):
+            raise OSError(f"{request.full_url} redirects to {target}, which is not encrypted; fetch it by hand")
+        return super().redirect_request(request, answer, code, message, headers, target)
 
 
 def download(url: str, part: Path) -> None:
@@ -144,7 +117,7 @@ def download(url: str, part: Path) -> None:
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        answer = urllib.request.build_opener(SameScheme).open(request, timeout=60)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # the partial file is not the beginning of this one
             part.unlink()
@@ -154,19 +127,25 @@ def download(url: str, part: Path) -> None:
         goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if not goes_on:
             have = 0
-        with part.open("ab" if goes_on else "wb") as file:
-            shutil.copyfileobj(answer, file)
-        length = answer.headers.get("Content-Length")
-    if length and part.stat().st_size != have + int(length):
+        length = int(answer.headers.get("Content-Length") or 0)
+        free = shutil.disk_usage(part.parent).free
+        if length > free:
+            raise OSError(f"{url} has {length} more bytes, but only {free} are free in {part.parent}")
+        bar = tqdm(initial=have, total=have + length or None, unit="B", unit_scale=True, desc=part.stem, delay=2)
+        with part.open("ab" if goes_on else "wb") as file, bar:
+            while piece := answer.read(PIECE):
+                file.write(piece)
+                bar.update(len(piece))
+    if length and part.stat().st_size != have + length:
         raise OSError(
-            f"{url} stopped at {part.stat().st_size} of {have + int(length)} bytes; "
+            f"{url} stopped at {part.stat().st_size} of {have + length} bytes; "
             "run the command again to continue from there"
         )
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .zip, .tar or .tgz, up to a size limit for its length that fits the disk. A member that is a link or
-    points outside `folder` is an error; an archive that cannot be read is removed, so that it is fetched again."""
+    """Unpack a .zip, .tar, .tgz or .gz, up to a size limit for its length that fits the disk. A member that is a link
+    or points outside `folder` is an error; an archive that cannot be read is removed, so that it is fetched again."""
     free = shutil.disk_usage(archive.parent).free
     room = {"bytes": min(MOST_UNPACKED + RATIO * archive.stat().st_size, free)}
 
@@ -190,22 +169,16 @@ def unpack(archive: Path, folder: Path) -> None:
                     check(member.filename, member.file_size, stat.S_ISLNK(member.external_attr >> 16))
                 file.extractall(folder, members)
             return
+        if archive.suffix == ".gz" and not archive.stem.endswith(".tar"):
+            gunzip(archive, folder / archive.stem, lambda size: check(archive.stem, size, False))
+            return
         with tarfile.open(archive) as file:
             for member in file:  # one at a time: the member list of an archive bomb is as long as its content
                 check(member.name, member.size, not (member.isfile() or member.isdir()))
                 file.extract(member, folder, filter="data")
         if archive.suffix == ".tar" and not ends_in_zeros(archive):
             raise tarfile.ReadError("its end is missing")
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-        gzip.BadGzipFile,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except DAMAGED as error:
         archive.unlink()
         archive.with_name(archive.name + ".md5").unlink(missing_ok=True)
         raise OSError(
@@ -221,69 +194,92 @@ def ends_in_zeros(archive: Path) -> bool:
         return not any(file.read())
 
 
-def prepare_archives(dataset: str, base_path: Path) -> Path:
-    """Fetch, check and unpack the files of ARCHIVES; archives are kept, so that a second call fetches nothing."""
-    for url, md5, folder in ARCHIVES[dataset]:
-        path = fetch(url, md5, base_path / folder)
-        if path.suffix in {".zip", ".tar", ".tgz", ".gz"}:
-            unpack(path, base_path / folder)
-    return base_path
+def gunzip(archive: Path, path: Path, count) -> None:
+    """One packed file; `count` refuses when it becomes too long."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with gzip.open(archive) as source, part.open("wb") as file:
+            while piece := source.read(PIECE):
+                count(len(piece))
+                file.write(piece)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def prepare_cross_domain(base_path: Path, dataset: str = "mtil") -> Path:
-    """Fetch the data sets that have a host; the error names the two that do not and, for xtail, the lists."""
-    from torchvision import datasets
+def mark_of(archive: Path) -> Path:
+    return archive.with_name(archive.name + ".unpacked")
 
-    for name, folder in CROSS_DOMAIN.items():
-        if dataset == "xtail" and name == "CIFAR100":
-            continue  # not a domain of X-TAIL
-        root = base_path / folder
-        root.mkdir(parents=True, exist_ok=True)
-        getattr(datasets, name)(str(root), download=True)
-    missing = [
-        f"{what} as {base_path / folder}" for folder, what in BY_HAND.items() if not (base_path / folder).is_dir()
-    ]
-    lists = [str(base_path / name) for name in COOP_LISTS if dataset == "xtail" and not (base_path / name).is_file()]
-    if lists:
-        missing.append(f"the lists linked in DATASETS.md of github.com/KaiyangZhou/CoOp as {', '.join(lists)}")
-    if missing:
-        raise OSError(f"these must be fetched by hand: {'; '.join(missing)}")
-    return base_path
+
+def files_of(source: Source, base_path: Path) -> list[Path]:
+    """Where its archives are put."""
+    return [base_path / archive.folder / archive.url.split("/")[-1] for archive in source.archives]
+
+
+def interrupted(source: Source, base_path: Path) -> list[Path]:
+    """Archives whose download or unpacking was not finished."""
+
+    def half(archive: Path) -> bool:
+        mark = mark_of(archive)
+        return archive.with_name(archive.name + ".part").is_file() or (mark.is_file() and mark.read_text() == BEGUN)
+
+    return [archive for archive in files_of(source, base_path) if half(archive)]
+
+
+def unpack_once(archive: Path, folder: Path, again: bool = False) -> None:
+    """Unpack, and the archives of archives; a mark beside the file says whether that was finished."""
+    mark, state = mark_of(archive), archive.stat()
+    if not again and mark.is_file() and mark.read_text() == f"{state.st_size} {state.st_mtime_ns}":
+        return
+    mark.write_text(BEGUN)
+    inner: list[Path] = []
+    if archive.suffix == ".zip":
+        with contextlib.suppress(*DAMAGED), zipfile.ZipFile(archive) as file:
+            inner = [folder / name for name in file.namelist() if name.endswith((".tar.gz", ".tgz", ".tar"))]
+    unpack(archive, folder)
+    for path in inner:
+        unpack(path, folder)
+    mark.write_text(f"{state.st_size} {state.st_mtime_ns}")
+
+
+def prepare_source(source: Source, base_path: Path) -> None:
+    """Fetch, check and unpack what has a host. Files put there by hand, without an archive, are left as they are."""
+    kept = any(path.is_file() for path in files_of(source, base_path))
+    if not source.missing(base_path) and not kept and not interrupted(source, base_path):
+        return
+    with only_one(base_path, source.places[0].split("|")[0].split("/")[0]):
+        for archive in source.archives:
+            folder = base_path / archive.folder
+            path = fetch(archive.url, archive.checksum, folder)
+            if path.suffix in PACKED:
+                unpack_once(path, folder, again=bool(source.missing(base_path)))
 
 
 def prepare(dataset: str, base_path: Path) -> Path:
-    """Fetch, check and unpack; does nothing if the files are there and complete."""
-    if dataset in {"mtil", "xtail"}:
-        return prepare_cross_domain(base_path, dataset)
-    if dataset in ARCHIVES or dataset in THEN_BY_HAND:
-        if dataset in ARCHIVES:
-            prepare_archives(dataset, base_path)
-        if dataset in THEN_BY_HAND:
-            print(f"by hand: {THEN_BY_HAND[dataset].format(base=base_path)}")
-        return base_path
-    from torchvision import datasets
-
-    name = SOURCES[dataset]
-    root = base_path / name
-    root.mkdir(parents=True, exist_ok=True)
-    for train in (True, False):
-        getattr(datasets, name)(str(root), train=train, download=True)
-    return root
+    """Everything that a stream reads; OSError names what must be put there by hand."""
+    sources = get_dataset_class(dataset).FILES
+    for source in sources:
+        prepare_source(source, base_path)
+    by_hand = [s.by_hand.format(base=base_path) for s in sources if s.by_hand and s.missing(base_path)]
+    if by_hand:
+        raise OSError(f"this must be done by hand: {'; '.join(dict.fromkeys(by_hand))}")
+    return base_path
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    known = list(dict.fromkeys([*SOURCES, *ARCHIVES, *THEN_BY_HAND, "mtil", "xtail"]))
-    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=known)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=lambda name: name.replace("_", "-"), choices=get_dataset_names())
     parser.add_argument("--base_path", type=Path, default=Path("./data/"))
     args = parser.parse_args()
+    if not get_dataset_class(args.dataset).FILES:
+        print(f"{args.dataset}: nothing to fetch")
+        return 0
     try:
         root = prepare(args.dataset, args.base_path)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # no network, a full disk, or a checksum that differs
         print(f"error: {args.dataset} could not be fetched: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    if args.dataset not in THEN_BY_HAND:
-        print(f"{args.dataset}: ready under {root}")
+    print(f"{args.dataset}: ready under {root}")
     return 0
 
 

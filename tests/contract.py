@@ -23,7 +23,7 @@ from backbone.multimodal import MultimodalNet
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.gcl_dataset import GCLDataset
 from datasets.utils.samples import ArraySamples
-from tests import fabricate, fabricate_mm, fabricate_mtil, fabricate_real
+from tests import fabricate, fabricate_mm, fabricate_mtil, fabricate_real, fabricate_streams
 from tests.toy_clip import toy_clip
 from utils import cli
 from utils.cli import plugins, registry
@@ -348,4 +348,5 @@ FABRICATORS: dict[str, Callable] = {
     **fabricate_real.FABRICATORS,
     **fabricate_mtil.FABRICATORS,
     **fabricate_mm.FABRICATORS,
+    **fabricate_streams.FABRICATORS,
 }

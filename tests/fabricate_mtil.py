@@ -60,8 +60,10 @@ def aircraft(base: Path) -> None:
     for part, seed in (("train", 0), ("val", 1), ("test", 2)):
         rows = [(f"{100_000 * (seed + 1) + k:07d}", k) for k in reversed(range(100))]
         write(root / f"images_variant_{part}.txt", "".join(f"{image} {names[k]}\n" for image, k in rows))
-        for image, k in rows if part != "val" else ():
+        for image, k in rows:
             picture(root / "images" / f"{image}.jpg", k, seed)
+    both = [(root / f"images_variant_{part}.txt").read_text() for part in ("train", "val")]
+    write(root / "images_variant_trainval.txt", "".join(both))
 
 
 def caltech101(base: Path) -> None:

@@ -19,6 +19,7 @@ from utils.pair import Pair
 from utils.settings import SETTINGS, SPLIT_SETTINGS
 
 NAMES = sorted(registry.index("dataset"))
+FEW = 6  # images in a batch where they are transformed
 WORLD: dict[str, tuple] = {}  # name -> (base path, flags), filled once
 
 
@@ -112,7 +113,7 @@ def tasks_partition_the_classes(name, make):
 
 
 def items_have_the_declared_form(name, make):
-    dataset = make()
+    dataset = make(batch_size=FEW)
     train, test = dataset.get_data_loaders()
     inputs, labels, plain, *_ = next(iter(train))
     test_inputs, test_labels, *_ = next(iter(test))
@@ -131,7 +132,7 @@ def items_have_the_declared_form(name, make):
 def workers_change_nothing(name, make):
     passes = []
     for workers in (0, 1):
-        train, test = make(num_workers=workers).get_data_loaders()
+        train, test = make(num_workers=workers, batch_size=FEW).get_data_loaders()
         torch.manual_seed(workers)
         batches = [next(iter(train)), next(iter(test))]
         passes.append([torch.as_tensor(first_images(part)) for batch in batches for part in batch])

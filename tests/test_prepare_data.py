@@ -4,13 +4,17 @@ import gzip
 import hashlib
 import io
 import re
+import shutil
 import tarfile
 import threading
+import urllib.request
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from datasets import get_dataset_class
+from datasets.utils.sources import SOURCES, Archive, Source
 from scripts import prepare_data
 from scripts.prepare_data import download, fetch, unpack
 
@@ -21,6 +25,7 @@ class Server(BaseHTTPRequestHandler):
     """Serves CONTENT; `how` is the failure, `asked` collects the requests."""
 
     content, ranges, cut, length, asked = CONTENT, True, None, True, []
+    claimed = None  # a length that is not true
 
     def do_GET(self):
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -37,7 +42,7 @@ class Server(BaseHTTPRequestHandler):
         if part:
             self.send_header("Content-Range", f"bytes {start}-{len(type(self).content) - 1}/{len(type(self).content)}")
         if type(self).length:
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(type(self).claimed or len(body)))
         self.end_headers()
         self.wfile.write(body[: type(self).cut])
 
@@ -49,7 +54,7 @@ class Server(BaseHTTPRequestHandler):
 def server():
     kind = type("OneServer", (Server,), {"asked": []})
     host = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=host.serve_forever, daemon=True).start()
+    threading.Thread(target=host.serve_forever, args=(0.01,), daemon=True).start()
     kind.url = f"http://127.0.0.1:{host.server_port}/set.zip"
     yield kind
     host.shutdown()
@@ -124,7 +129,7 @@ def test_good_archives(tmp_path, name):
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, "between"])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_truncated_archive_is_removed_and_fetched_again(server, tmp_path, name, share, monkeypatch, capsys):
+def test_a_truncated_archive_is_removed_and_fetched_again(server, tmp_path, name, share, capsys):
     """From a server that sends neither length nor checksum, so that no other check applies."""
     whole = archive(tmp_path / name, GOOD).read_bytes()
     (tmp_path / name).unlink()
@@ -132,12 +137,12 @@ def test_a_truncated_archive_is_removed_and_fetched_again(server, tmp_path, name
         512 * 12 if share == "between" and name == "a.tar" else int((0.7 if share == "between" else share) * len(whole))
     )
     server.content, server.length, server.cut = whole, False, cut
-    monkeypatch.setitem(prepare_data.ARCHIVES, "set", [(server.url.replace("set.zip", name), None, "d")])
+    source = Source(("d/in",), "host", "5 files", (Archive(server.url.replace("set.zip", name), None, "d"),))
     with pytest.raises(OSError, match="is damaged .* and was removed; run the command again to fetch it"):
-        prepare_data.prepare_archives("set", tmp_path)
+        prepare_data.prepare_source(source, tmp_path)
     assert not (tmp_path / "d" / name).exists()
     server.cut = None
-    prepare_data.prepare_archives("set", tmp_path)
+    prepare_data.prepare_source(source, tmp_path)
     assert (tmp_path / "d" / "in" / "4.txt").read_bytes() == GOOD["in/4.txt"] and len(server.asked) == 2
 
 
@@ -184,7 +189,8 @@ def test_bombs(tmp_path, name, monkeypatch):
 
 
 def test_the_command_line_ends_in_one_line(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(prepare_data.ARCHIVES, "seq-isic", [(server.url, None, "d")])  # CONTENT is not a zip file
+    source = Source(("isic",), "host", "a file", (Archive(server.url, None, "d"),))  # CONTENT is not a zip file
+    monkeypatch.setattr(get_dataset_class("seq-isic"), "FILES", (source,))
     monkeypatch.setattr("sys.argv", ["prepare_data.py", "seq-isic", "--base_path", str(tmp_path)])
     assert prepare_data.main() == 2
     told = capsys.readouterr().err.splitlines()
@@ -198,3 +204,106 @@ def test_the_command_line_ends_in_one_line(server, tmp_path, monkeypatch, capsys
 def test_download_without_anything_there(server, tmp_path):
     download(server.url, tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == CONTENT and server.asked == [0]
+
+
+PAGE = b"<!DOCTYPE html><html><body>Too many people have asked for this file.</body></html>"
+
+
+@pytest.mark.parametrize("checksum", [None, hashlib.md5(CONTENT).hexdigest()])
+def test_a_page_instead_of_the_file(server, tmp_path, checksum):
+    server.content = b"\n " + PAGE
+    with pytest.raises(OSError, match="answers with a web page, .* save the file as .*set.zip$"):
+        fetch(server.url, checksum, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("claimed, message", [(20_000, "stopped at 10240 of 20000 bytes"), (5000, "is published")])
+def test_a_length_that_is_not_true(server, tmp_path, claimed, message):
+    """A longer one is a download that broke off; of a shorter one only that much is read, which the checksum shows."""
+    server.claimed = claimed
+    with pytest.raises(OSError, match=message):
+        fetch(server.url, hashlib.md5(CONTENT).hexdigest(), tmp_path)
+    assert not (tmp_path / "set.zip").exists()
+
+
+def test_more_than_the_disk_holds_is_refused_before_the_first_byte(server, tmp_path):
+    server.claimed = 2**62
+    with pytest.raises(OSError, match=f"has {2**62} more bytes, but only [0-9]+ are free"):
+        fetch(server.url, None, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sha256_is_told_by_its_length(server, tmp_path):
+    fetch(server.url, hashlib.sha256(CONTENT).hexdigest(), tmp_path)
+    with pytest.raises(OSError, match="has sha256"):
+        fetch(server.url, "0" * 64, tmp_path)
+
+
+def test_encryption_is_not_given_up_on_the_way():
+    request = urllib.request.Request("https://host/a.zip")
+    with pytest.raises(OSError, match="redirects to http://other/a.zip, which is not encrypted"):
+        prepare_data.SameScheme().redirect_request(request, None, 302, "", {}, "http://other/a.zip")
+
+
+def source_of(server, name: str = "set.zip") -> Source:
+    return Source(("set/in",), "host", "5 files", (Archive(server.url.replace("set.zip", name), None, "set"),))
+
+
+def test_two_processes_do_not_fetch_the_same_files(server, tmp_path):
+    with (
+        prepare_data.only_one(tmp_path, "set"),
+        pytest.raises(OSError, match="another process is fetching .*set; wait"),
+    ):
+        prepare_data.prepare_source(source_of(server), tmp_path)
+    assert not server.asked
+
+
+def test_what_is_unpacked_is_not_unpacked_again(server, tmp_path, monkeypatch, capsys):
+    server.content = archive(tmp_path / "a.tgz", GOOD).read_bytes()
+    calls, real = [], prepare_data.unpack
+    monkeypatch.setattr(prepare_data, "unpack", lambda *paths: calls.append(1) or real(*paths))
+    for _ in range(2):
+        prepare_data.prepare_source(source_of(server, "a.tgz"), tmp_path)
+    assert len(calls) == 1 and len(server.asked) == 1
+    shutil.rmtree(tmp_path / "set" / "in")
+    prepare_data.prepare_source(source_of(server, "a.tgz"), tmp_path)
+    assert len(calls) == 2 and len(server.asked) == 1 and (tmp_path / "set" / "in" / "4.txt").exists()
+
+
+def test_files_put_there_by_hand_are_left_alone(server, tmp_path):
+    (tmp_path / "set" / "in").mkdir(parents=True)
+    prepare_data.prepare_source(source_of(server), tmp_path)
+    assert not server.asked
+
+
+def test_an_archive_in_an_archive(tmp_path):
+    """As Caltech-101 comes."""
+    inner = archive(tmp_path / "objects.tar.gz", GOOD).read_bytes()
+    outer = archive(tmp_path / "outer.zip", {"folder/objects.tar.gz": inner, "folder/notes.txt": b"x"})
+    prepare_data.unpack_once(outer, tmp_path / "to")
+    assert (tmp_path / "to" / "in" / "4.txt").read_bytes() == GOOD["in/4.txt"]
+
+
+def test_a_single_packed_file(tmp_path, monkeypatch):
+    path = tmp_path / "labels-ubyte.gz"
+    path.write_bytes(gzip.compress(CONTENT))
+    unpack(path, tmp_path)
+    assert (tmp_path / "labels-ubyte").read_bytes() == CONTENT
+    monkeypatch.setattr(prepare_data, "MOST_UNPACKED", 10)
+    monkeypatch.setattr(prepare_data, "RATIO", 1)
+    (tmp_path / "labels-ubyte").unlink()
+    path.write_bytes(gzip.compress(bytes(3_000_000)))
+    with pytest.raises(OSError, match="unpacks to more than"):
+        unpack(path, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["labels-ubyte.gz"]
+
+
+def test_what_remains_is_named_with_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prepare_data.py", "seq_cars100", "--base_path", str(tmp_path)])
+    monkeypatch.setattr(prepare_data, "prepare_source", lambda *_: None)
+    monkeypatch.setattr(get_dataset_class("seq-cars100"), "FILES", (SOURCES["cars"], SOURCES["sun397"]))
+    assert prepare_data.main() == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"{tmp_path}/stanford_cars" in told and f"{tmp_path}/SUN397" in told
+    monkeypatch.setattr("sys.argv", ["prepare_data.py", "seq-tiny"])
+    assert prepare_data.main() == 0 and "nothing to fetch" in capsys.readouterr().out

@@ -307,7 +307,6 @@ def test_prepared_archives_stay_in_their_folder(tmp_path):
     )
     prepare_data = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(prepare_data)
-    assert set(real.FABRICATORS) <= {*prepare_data.SOURCES, *prepare_data.ARCHIVES}
     for name, safe in (("set/a.txt", True), ("../evil.txt", False)):
         with tarfile.open(tmp_path / "set.tar", "w") as archive:
             member = tarfile.TarInfo(name)
@@ -321,4 +320,4 @@ def test_prepared_archives_stay_in_their_folder(tmp_path):
                 prepare_data.unpack(tmp_path / "set.tar", tmp_path / "to")
             assert not (tmp_path / "evil.txt").exists()
     (tmp_path / "whole.json").write_text(json.dumps({}))
-    assert prepare_data.md5_of(tmp_path / "whole.json") == "99914b932bd37a50b983c5e7c90ae93b"
+    assert prepare_data.checksum_of(tmp_path / "whole.json") == "99914b932bd37a50b983c5e7c90ae93b"

@@ -8,6 +8,7 @@ from utils.conf import of_run
 from utils.errors import UserError
 
 READERS_PER_CPU, FEW_READERS = 4, 8  # more would only wait for each other
+MANY_FILES = 2000  # image files that are worth starting processes for
 
 
 def machine_bytes() -> int:
@@ -40,9 +41,19 @@ def require(nbytes: int, what: str, remedy: str, device: str = "cpu") -> None:
         )
 
 
+def processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def readers_for(n_files: int) -> int:
+    """The default of --num_workers: one processor is left to training; few files are read sooner than processes
+    start."""
+    return min(FEW_READERS, processors() - 1) if n_files >= MANY_FILES else 0
+
+
 def refuse_many_readers(args: Namespace) -> None:
     """Refuse --num_workers beyond what the CPUs can serve."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = processors()
     most = max(FEW_READERS, READERS_PER_CPU * cpus)
     if args.num_workers > most:
         raise UserError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datasets.utils.clove_files import candidates, image_finder, read_questions
 from datasets.utils.fetch import base_path
+from datasets.utils.sources import SOURCES
 from datasets.utils.vqa import Question
 from datasets.utils.vqa_files import QuestionFiles
 from utils.errors import UserError
@@ -17,8 +18,7 @@ class CloveStream(QuestionFiles):
     LETTERS: dict[str, str]  # letter -> task, CLVQA's names
     OTHER_LETTERS: dict[str, str] = {}  # another code's letter -> ours
     DEFAULTS = {"batch_size": 32, "n_epochs": 5, "backbone": "clip-fused"}
-    SOURCE = "https://github.com/showlab/CLVQA/releases (CLOVE-json.zip), visualgenome.org and textvqa.org (images)"
-    AMOUNT = "about 140,000 questions"
+    FILES = (SOURCES["clove"],)
 
     def __init__(self, args: Namespace, clove_order: str, min_answer_freq: int, max_answers: int):
         letters = self.check_order(clove_order)

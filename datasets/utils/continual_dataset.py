@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torchvision import transforms as T
 
 from datasets.utils.fetch import base_path
+from datasets.utils.image_cache import use_caches
 from datasets.utils.image_check import check_images, files_of
 from datasets.utils.labels import drop_labels, noisy_targets, validation_mask
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import Samples, as_samples, fingerprint_of
+from datasets.utils.sources import Source
 from utils.cli.signatures import arguments_for
 from utils.errors import UserError
 from utils.randomness import seeded
@@ -40,6 +42,7 @@ class ContinualDataset:
     CLASS_NAMES: list[str] | None = None  # in the order of the raw labels
     DEFAULTS: dict[str, object] = {}  # flag -> default, for example batch_size, n_epochs, backbone
     MISTAKEN_FOR: dict[int, int] | None = None  # asymmetric noise: raw class -> raw class
+    FILES: tuple[Source, ...] = ()  # what must be on disk; none for a generated stream
     AVAIL_SCHEDS = ["multisteplr", "cosine"]
     HAS_TEXT = False  # samples are Pairs (image, token ids)
     VQA = False  # scores are named vqa_*; see datasets/utils/vqa.py
@@ -132,6 +135,10 @@ class ContinualDataset:
     def count(self, train: bool) -> int | None:
         """Images of all tasks; None for a file that makes its own loaders."""
         return len(self.samples(train)) if self._has_load() else None
+
+    def n_files(self) -> int:
+        """Image files of all tasks; 0 for images in memory, and for a file that makes its own loaders."""
+        return sum(len(files_of(self.samples(part))) for part in (True, False)) if self._has_load() else 0
 
     def get_data_loaders(self) -> tuple[Loader, Loader]:
         """Move on to the next task and give its loaders."""
@@ -348,6 +355,7 @@ def store_masked_loaders(train_dataset, test_dataset, setting: ContinualDataset)
         )
         setting.final_test_loaders.append(Loader(tests, batch_size, key, False, False, workers))
         tests = make_split(train, mask, train_targets, test_transform, False)
+    use_caches(setting, [split, tests, *(loader.dataset for loader in setting.final_test_loaders)])
     setting.train_loader = Loader(split, batch_size, key, True, option(args, "drop_last", False), workers)
     if len(split) and not len(setting.train_loader):
         raise UserError(

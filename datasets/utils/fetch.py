@@ -11,9 +11,17 @@ def base_path(args: Namespace) -> Path:
     return Path(option(args, "base_path", "./data/")).expanduser()
 
 
+class AbsentFiles(UserError):
+    """Files that a stream needs do not exist."""
+
+
+class BrokenFiles(UserError):
+    """Files exist but do not hold what they should."""
+
+
 def absent(path: Path, dataset: str, source: str, size: str, base: Path) -> UserError:
     """The files do not exist: where they were expected and how to get them."""
-    return UserError(
+    return AbsentFiles(
         f"{dataset}: {path} does not exist; fetch it ({size} from {source}) with "
         f"`python scripts/prepare_data.py {dataset} --base_path {base}`"
     )
@@ -21,7 +29,7 @@ def absent(path: Path, dataset: str, source: str, size: str, base: Path) -> User
 
 def broken(path: Path, dataset: str, reason: object, base: Path) -> UserError:
     """A file exists but cannot be used."""
-    return UserError(
+    return BrokenFiles(
         f"{dataset}: {path} is truncated or corrupt ({' '.join(str(reason).split())}); delete it and run "
         f"`python scripts/prepare_data.py {dataset} --base_path {base}`"
     )

@@ -30,12 +30,10 @@ class Content:
 
 
 class FileStream(ContinualDataset):
-    """A subclass declares its source and writes `read(base)`; its files are read when first asked for."""
+    """A subclass declares its FILES and writes `read(base)`; its files are read when first asked for."""
 
     SIZE = (224, 224)
     RESIZE = T.Compose([T.Resize((256, 256), BICUBIC), T.CenterCrop(224)])  # of an image without augmentation
-    SOURCE: str  # where the files come from, and how much it is: for the message when they are absent
-    AMOUNT: str
     N_IMAGES: int | None = None  # published, training and test
 
     def read(self, base: Path) -> Content:
@@ -72,7 +70,7 @@ class FileStream(ContinualDataset):
         return loaders
 
     def absent(self, path: Path) -> UserError:
-        return absent(path, self.NAME, self.SOURCE, self.AMOUNT, base_path(self.args))
+        return absent(path, self.NAME, self.FILES[0].host, self.FILES[0].amount, base_path(self.args))
 
     def broken(self, path: Path, reason: object) -> UserError:
         return broken(path, self.NAME, reason, base_path(self.args))

@@ -1,6 +1,7 @@
 """Splits (index views of samples) and loaders whose numbers do not depend on workers or on what ran before."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -8,11 +9,15 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
+from datasets.utils.image_cache import ImageCaches, places
 from datasets.utils.samples import ArraySamples, ForeignSamples, Samples
 from utils.batch_transforms import BatchTransform, compile_transform
 from utils.errors import UserError
 from utils.pair import Inputs, Pair, collate
 from utils.randomness import generator, seeded
+
+
+CHUNK = 8  # images of a cache turned to floats at once: what fits into the processor's own memory
 
 
 class Split(Dataset):
@@ -26,6 +31,7 @@ class Split(Dataset):
         self.targets = targets  # (len(rows),), after class order, label noise and unlabeling
         self.extra_return_fields: list[str] = []
         self._own_transform = transform
+        self.image_caches: ImageCaches | None = None  # with --image_cache
         for name, values in samples.extras.items():
             self.add_extra_return_field(name, values)
 
@@ -104,22 +110,55 @@ class Split(Dataset):
             done = batch(plain)[0] if batch else self._own_transform(TF.to_pil_image(picture[0]))
             pack = (lambda image: Pair(image, raw.text[0])) if isinstance(raw, Pair) else (lambda image: image)
             return pack(done), pack(plain[0])
-        picture, text = self.samples.open(row), getattr(self.samples, "text", None)
+        text, opened = getattr(self.samples, "text", None), functools.cache(lambda: self.samples.open(row))
         pack = (lambda image: image) if text is None else (lambda image: Pair(image, text[row]))
-        return pack(self._own_transform(picture)), pack(self.not_aug(picture)) if self.train else None
+        done = self._transformed(row, self._own_transform, opened)
+        return pack(done), pack(TF.to_tensor(self._transformed(row, self._plain_size, opened))) if self.train else None
+
+    def _transformed(self, row: int, transform, opened: Callable):
+        """A transform of one image file, its first steps out of the cache if there is one."""
+        found = self.kept(transform)
+        if found is None:
+            return opened() if transform is None else transform(opened())
+        cache, steps = found
+        return steps.rest(cache.picture(int(places(self.samples, torch.tensor([row])))))
+
+    def kept(self, transform):
+        """(cache, steps) of a transform whose first steps are kept on disk; else None."""
+        return self.image_caches and self.image_caches.find(self.samples, transform)
+
+    @property
+    def _plain_size(self):
+        """Of an image without augmentation: to the size that the transform gives, so that a batch of them stacks."""
+        return getattr(self, "not_aug_resize", None)
 
     def not_aug(self, picture) -> torch.Tensor:
-        """The image as [0, 1] at the size that the transform gives, so that a batch of them stacks."""
-        resize = getattr(self, "not_aug_resize", None)
-        return TF.to_tensor(resize(picture) if resize else picture)
+        """The image as [0, 1]."""
+        return TF.to_tensor(self._plain_size(picture) if self._plain_size else picture)
 
     def reader(self, key: tuple) -> Callable | None:
         """Positions -> batch for one pass, all random numbers drawn in advance; None if items are made one by one."""
         transform = self.batch_form()
         if transform is None:
-            return None
+            return self._cached_reader()
         numbers = torch.rand(len(self), transform.n_random, generator=generator(*key, "augment"))
         return lambda positions: self.batch(positions, numbers, transform)
+
+    def _cached_reader(self) -> Callable | None:
+        """Fills the caches of this split; test images are then read as batches."""
+        for transform in (self._own_transform, self._plain_size if self.train else None):
+            if found := self.kept(transform):
+                found[0].ensure(places(self.samples, self.rows).unique().numpy(), self.image_caches.progress)
+        found = None if self.train else self.kept(self._own_transform)
+        rest = found and compile_transform(found[1].rest)
+        return (lambda positions: self._cached_batch(positions, found[0], rest)) if rest and not rest.n_random else None
+
+    def _cached_batch(self, positions: torch.Tensor, cache, rest: BatchTransform) -> tuple:
+        rows, text = self.rows[positions], getattr(self.samples, "text", None)
+        raw = cache.images(places(self.samples, rows))
+        images = torch.cat([rest(as_float(part)) for part in raw.split(CHUNK)])
+        extras = tuple(getattr(self, name)[positions] for name in self.extra_return_fields)
+        return (images if text is None else Pair(images, text[rows]), self.targets[positions], *extras)
 
     def items(self, key: tuple) -> Dataset:
         """The split as single items, each under its own random states."""
@@ -131,11 +170,15 @@ class Split(Dataset):
             raw = self.samples.inputs(self.rows[positions])
             images = Pair(as_float(raw.image), raw.text) if isinstance(raw, Pair) else as_float(raw)
         else:
-            pictures = self.samples.images(self.rows[positions])
-            images = torch.stack([self.not_aug(picture) for picture in pictures])
+            images = self._plain_files(self.rows[positions])
             text = getattr(self.samples, "text", None)
             images = images if text is None else Pair(images, text[self.rows[positions]])
         return images, self.targets[positions]
+
+    def _plain_files(self, rows: torch.Tensor) -> torch.Tensor:
+        if found := self.kept(self._plain_size):
+            return as_float(found[0].images(places(self.samples, rows)))
+        return torch.stack([self.not_aug(picture) for picture in self.samples.images(rows)])
 
     def batch(self, positions: torch.Tensor, numbers: torch.Tensor, transform: BatchTransform) -> tuple:
         """A whole batch at once; `numbers` (len(split), n_random) are this pass's random numbers."""

@@ -10,6 +10,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from datasets.utils.continual_dataset import ContinualDataset, store_masked_loaders
 from datasets.utils.fetch import absent, base_path, broken
 from datasets.utils.samples import ArraySamples
+from datasets.utils.sources import SOURCES
 
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEMPLATES = ['a photo of the number: "{}".']
@@ -84,6 +85,7 @@ class DomainMNIST(ContinualDataset):
     SIZE = (28, 28)
     CLASS_NAMES = CLASS_NAMES
     TEMPLATES = TEMPLATES
+    FILES = (SOURCES["mnist"],)
     DEFAULTS = {"batch_size": 128, "n_epochs": 1, "backbone": "mnistmlp"}
 
     def load(self, train: bool) -> ArraySamples:

@@ -7,6 +7,8 @@ al. 2021, data/prompts.md of its repository). MTIL trains with the first sentenc
 
 from dataclasses import dataclass
 
+from datasets.utils.sources import SOURCES, Source
+
 _MADE = (
     "a painting of {} {{}}.",
     "a sculpture of {} {{}}.",
@@ -87,11 +89,19 @@ class Domain:
     n_classes: int
     n_train: int
     n_test: int
-    place: str  # what must exist below the base path
-    source: str
+    files: Source
     templates: tuple[str, ...]
     coop: tuple[str, str] | None = None  # list of the CoOp split, folder of the images that it names; None: as ZSCL
     coop_classes: int | None = None  # where the CoOp split leaves classes out
+
+    @property
+    def place(self) -> str:
+        """What must exist below the base path."""
+        return self.files.places[0].split("|")[0]
+
+    @property
+    def source(self) -> str:
+        return self.files.host
 
 
 def _typed(kind: str) -> tuple[str, ...]:
@@ -103,27 +113,24 @@ DOMAINS = {
         100,
         3334,
         3333,
-        "fgvc-aircraft-2013b/data",
-        "robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
+        SOURCES["aircraft"],
         (*_typed("aircraft"), "a photo of the {}, a type of aircraft."),
     ),
     "caltech101": Domain(
         101,
         6941,
         1736,
-        "caltech101/101_ObjectCategories",
-        "data.caltech.edu/records/mzrjq-6wc02",
+        SOURCES["caltech101"],
         tuple(_CALTECH),
         ("caltech101/split_zhou_Caltech101.json", "caltech101/101_ObjectCategories"),
         100,
     ),
-    "cifar100": Domain(100, 50_000, 10_000, "CIFAR100/cifar-100-python", "cs.toronto.edu/~kriz", tuple(_CIFAR)),
+    "cifar100": Domain(100, 50_000, 10_000, SOURCES["cifar100"], tuple(_CIFAR)),
     "dtd": Domain(
         47,
         1880,
         1880,
-        "dtd/dtd/images",
-        "robots.ox.ac.uk/~vgg/data/dtd",
+        SOURCES["dtd"],
         tuple(_DTD),
         ("dtd/dtd/split_zhou_DescribableTextures.json", "dtd/dtd/images"),
     ),
@@ -131,8 +138,7 @@ DOMAINS = {
         10,
         21_600,
         5400,
-        "eurosat/2750",
-        "huggingface.co torchgeo/eurosat",
+        SOURCES["eurosat"],
         (
             "a centered satellite photo of {}.",
             "a centered satellite photo of a {}.",
@@ -144,8 +150,7 @@ DOMAINS = {
         102,
         1020,
         6149,
-        "flowers-102/jpg",
-        "robots.ox.ac.uk/~vgg/data/flowers/102",
+        SOURCES["flowers"],
         _typed("flower"),
         ("flowers-102/split_zhou_OxfordFlowers.json", "flowers-102/jpg"),
     ),
@@ -153,20 +158,16 @@ DOMAINS = {
         101,
         75_750,
         25_250,
-        "food-101/images",
-        "data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+        SOURCES["food"],
         _typed("food"),
         ("food-101/split_zhou_Food101.json", "food-101/images"),
     ),
-    "mnist": Domain(
-        10, 60_000, 10_000, "MNIST", "ossci-datasets.s3.amazonaws.com/mnist", ('a photo of the number: "{}".',)
-    ),
+    "mnist": Domain(10, 60_000, 10_000, SOURCES["mnist"], ('a photo of the number: "{}".',)),
     "pets": Domain(
         37,
         3680,
         3669,
-        "oxford-iiit-pet/images",
-        "robots.ox.ac.uk/~vgg/data/pets",
+        SOURCES["pets"],
         _typed("pet"),
         ("oxford-iiit-pet/split_zhou_OxfordPets.json", "oxford-iiit-pet/images"),
     ),
@@ -174,8 +175,7 @@ DOMAINS = {
         196,
         8144,
         8041,
-        "stanford_cars",
-        "the mirrors named in github.com/pytorch/vision/issues/7545",
+        SOURCES["cars"],
         tuple(_CARS),
         ("stanford_cars/split_zhou_StanfordCars.json", "stanford_cars"),
     ),
@@ -183,8 +183,7 @@ DOMAINS = {
         397,
         87_003,
         21_751,
-        "SUN397",
-        "the mirrors named in github.com/pytorch/vision/pull/9528",
+        SOURCES["sun397"],
         ("a photo of a {}.", "a photo of the {}."),
         ("SUN397/split_zhou_SUN397.json", "SUN397"),
     ),
@@ -205,3 +204,12 @@ ORDERS = {
         "cifar100",
     ),
 }
+
+
+def files_of(domains: tuple[str, ...], split: str) -> tuple[Source, ...]:
+    """What is read of these domains: images, and with `coop` the lists of Zhou et al."""
+    lists = tuple(DOMAINS[d].coop[0] for d in domains if split == "coop" and DOMAINS[d].coop)
+    where = "DATASETS.md of github.com/KaiyangZhou/CoOp"
+    hand = f"put the lists linked in {where} as {', '.join(f'{{base}}/{name}' for name in lists)}"
+    found = tuple(DOMAINS[d].files for d in domains)
+    return (*found, Source(lists, where, f"{len(lists)} lists", by_hand=hand)) if lists else found

@@ -4,6 +4,7 @@ torchvision reads the lists where it does so without a checksum; CIFAR-100 and M
 and the three .mat files of Flowers are read here. Nothing is downloaded.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -50,23 +51,35 @@ def read_domain(
 ) -> Content:
     """Both parts of a domain with labels from 0, and its names. `stream` holds the flags of a run."""
     domain = DOMAINS[name]
-    place = base / domain.place
+    if name in {"cifar100", "mnist"}:
+        if domain.files.missing(base):
+            raise absent(base / domain.place)
+        return _arrays(name, stream)
+    root = domain.files.root(base)
+    read = functools.partial(coop, lists=domain.coop) if split == "coop" and domain.coop else READERS[name]
+    return read_rows(read, root, root / domain.place, n_classes_of(name, split), absent, broken)
+
+
+def read_rows(
+    read: Callable[[Path], tuple[Rows, Rows, list[str]]],
+    root: Path,
+    place: Path,
+    n_classes: int,
+    absent: Callable[[Path], UserError],
+    broken: Callable[[Path, object], UserError],
+) -> Content:
+    """Both parts and the names from `read(root)`; what it raises for files that are not there or damaged is reported
+    in one line. `place` must exist."""
     if not place.is_dir():
         raise absent(place)
-    if name in {"cifar100", "mnist"}:
-        return _arrays(name, stream)
     try:
-        if split == "coop" and domain.coop:
-            train, test, names = _coop(base, *domain.coop)
-        else:
-            train, test, names = READERS[name](base)
+        train, test, names = read(root)
     except FileNotFoundError as error:
         raise absent(Path(error.filename or place)) from None
     except (*LIST_ERRORS, OSError) as error:
         if isinstance(error, UserError):
             raise
-        raise broken(place.parent if name != "sun397" else place, f"{type(error).__name__}: {error}") from None
-    n_classes = n_classes_of(name, split)
+        raise broken(place.parent if place.parent != root else place, f"{type(error).__name__}: {error}") from None
     if len(names) != n_classes:
         raise broken(place, f"it has {len(names)} classes, {n_classes} are published")
     return Content(_files(train, n_classes), _files(test, n_classes), [n.replace("_", " ") for n in names])
@@ -106,7 +119,7 @@ def _paired(paths: Iterable, labels: Iterable) -> Rows:
     return [(Path(path), int(label)) for path, label in zip(paths, labels, strict=True)]
 
 
-def _listed(reader: type, parts: tuple[str, str], paths: str) -> Callable[[Path], tuple[Rows, Rows, list[str]]]:
+def listed(reader: type, parts: tuple[str, str], paths: str) -> Callable[[Path], tuple[Rows, Rows, list[str]]]:
     """A dataset of torchvision with published parts; `paths` is the attribute that holds them."""
 
     def read(base: Path) -> tuple[Rows, Rows, list[str]]:
@@ -156,8 +169,9 @@ def _flowers(base: Path) -> tuple[Rows, Rows, list[str]]:
     return rows("trnid"), rows("tstid"), list(tv.Flowers102.classes)
 
 
-def _coop(base: Path, listed: str, images: str) -> tuple[Rows, Rows, list[str]]:
+def coop(base: Path, lists: tuple[str, str]) -> tuple[Rows, Rows, list[str]]:
     """The train and test rows [path, label, name] of a list of Zhou et al. (CoOp); its validation part is not used."""
+    listed, images = lists
     try:
         table = json_text.parse((base / listed).read_text(encoding="utf-8"))
         parts = [
@@ -181,13 +195,13 @@ def _coop(base: Path, listed: str, images: str) -> tuple[Rows, Rows, list[str]]:
 
 
 READERS = {
-    "aircraft": _listed(tv.FGVCAircraft, ("train", "test"), "_image_files"),
+    "aircraft": listed(tv.FGVCAircraft, ("train", "test"), "_image_files"),
     "caltech101": _caltech,
-    "dtd": _listed(tv.DTD, ("train", "test"), "_image_files"),
+    "dtd": listed(tv.DTD, ("train", "test"), "_image_files"),
     "eurosat": _eurosat,
     "flowers": _flowers,
-    "food": _listed(tv.Food101, ("train", "test"), "_image_files"),
-    "pets": _listed(tv.OxfordIIITPet, ("trainval", "test"), "_images"),
+    "food": listed(tv.Food101, ("train", "test"), "_image_files"),
+    "pets": listed(tv.OxfordIIITPet, ("trainval", "test"), "_images"),
     "cars": _cars,
     "sun397": _sun397,
 }

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import to_pil_image
 from datasets.utils.continual_dataset import ContinualDataset, fix_class_names_order
 from datasets.utils.fetch import absent, base_path, broken
 from datasets.utils.file_streams import BICUBIC, CLIP, Content
-from datasets.utils.mtil_protocol import DOMAINS, ORDERS
+from datasets.utils.mtil_protocol import DOMAINS, ORDERS, files_of
 from datasets.utils.mtil_readers import n_classes_of, read_domain
 from datasets.utils.samples import ArraySamples, FileSamples
 from utils.errors import UserError
@@ -89,6 +89,7 @@ class CrossDomainStream(ContinualDataset):
     )
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor(), T.Normalize(*CLIP)])
     DEFAULTS = {"batch_size": 64, "n_epochs": 1, "backbone": "clip-visual"}
+    FILES = files_of(ORDERS["I"], "zscl")
     ORDERS = ORDERS
     N_TASKS = len(ORDERS["I"])
     N_CLASSES_PER_TASK = [DOMAINS[d].n_classes for d in ORDERS["I"]]
@@ -107,6 +108,7 @@ class CrossDomainStream(ContinualDataset):
             raise UserError(f"--shots {shots}: it must be 0 (all) or more images per class")
         self.split, self.shots, self.shots_seed = split, shots, shots_seed
         self.N_TASKS = len(self.domains)
+        self.FILES = files_of(self.domains, split)
         self.N_CLASSES_PER_TASK = [n_classes_of(d, split) for d in self.domains]
         self.domain_sizes = tuple(self.N_CLASSES_PER_TASK)  # in the order of the raw labels
         super().__init__(args)

@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 
 class QuestionFiles(VQADataset):
-    """A subclass names SOURCE and AMOUNT, and reads one task in `read(name, train)`.
+    """A subclass names FILES, and reads one task in `read(name, train)`.
 
     The classes are answers of the training questions (`vocabulary`), task after task by name, so that they do not
     depend on the order of the tasks.
@@ -28,8 +28,6 @@ class QuestionFiles(VQADataset):
         [*FileStream.RESIZE.transforms, T.ToTensor(), T.Normalize(MEAN, STD)]
     )
     TEMPLATES = ["a photo of {}.", "a picture of {}.", "an image of {}."]
-    SOURCE: str
-    AMOUNT: str
 
     def __init__(self, args: Namespace, names: list[str], min_answer_freq: int, max_answers: int):
         if min_answer_freq < 1 or max_answers < 1:
@@ -99,7 +97,7 @@ class QuestionFiles(VQADataset):
         }
 
     def absent(self, path: Path) -> UserError:
-        return absent(path, self.NAME, self.SOURCE, self.AMOUNT, base_path(self.args))
+        return absent(path, self.NAME, self.FILES[0].host, self.FILES[0].amount, base_path(self.args))
 
     def broken(self, path: Path, reason: object) -> UserError:
         return broken(path, self.NAME, reason, base_path(self.args))

@@ -97,6 +97,7 @@ def check_against_dataset(args: Namespace, dataset: ContinualDataset) -> None:
         raise UserError(f"--start_from {first} is after --stop_after {last}")
     args.num_classes = dataset.N_CLASSES
     args.backbone = option(args, "backbone", dataset.get_backbone())
+    args.num_workers = option(args, "num_workers", free_memory.readers_for(dataset.n_files()))
     free_memory.refuse_many_readers(args)
 
 
@@ -107,7 +108,6 @@ def fill_in(args: Namespace) -> dict:
         raise UserError(f"--batch_size is missing: dataset {args.dataset} does not declare one")
     if hasattr(args, "minibatch_size") and args.minibatch_size is None:
         args.minibatch_size = args.batch_size
-    args.num_workers = option(args, "num_workers", 0)
     args.nowand = 1
     return dict(vars(args))
 

@@ -46,6 +46,7 @@ VOLATILE = {
     "non_verbose": "progress bars",
     "notes": "free text",
     "plugins": "where files come from; plugin_files names those that run, with their sha256",
+    "image_cache": "where decoded images come from; their pixels are equal",
     "num_workers": "processes that read images; order and augmentation do not depend on them",
     "results_path": "where records go",
 }
