@@ -18,6 +18,7 @@ from datasets.utils.mtil_stream import CrossDomainStream
 class Xtail(CrossDomainStream):
     NAME = "xtail"
     SETTING = "class-il"
+    DEFAULTS = CrossDomainStream.DEFAULTS | {"shots": 16}
     ORDERS = {number: tuple(d for d in order if d != "cifar100") for number, order in MTIL_ORDERS.items()}
     N_TASKS = len(ORDERS["I"])
     N_CLASSES_PER_TASK = [DOMAINS[d].coop_classes or DOMAINS[d].n_classes for d in ORDERS["I"]]

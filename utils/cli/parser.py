@@ -11,6 +11,7 @@ from typing import Any
 from utils import flags
 from utils.cli import configs, plugins, registry, signatures
 from utils.cli.listing import config_table, listing
+from utils.cli.stream_flags import add_stream_args
 from utils.errors import UserError, shown
 
 
@@ -36,6 +37,7 @@ def new_parser() -> argparse.ArgumentParser:
     )
     flags.add_first_args(parser)
     flags.add_experiment_args(parser)
+    add_stream_args(parser)
     flags.add_management_args(parser)
     return parser
 

@@ -36,6 +36,8 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
     """Check the combination of flags, model and dataset; all errors are reported at once."""
     problems = []
     setting, fits = dataset_class.SETTING, set(getattr(model_class, "COMPATIBILITY", []))
+    if option(args, "blurry"):
+        setting = "general-continual"  # a task may show any class
     if not fits:
         problems.append(
             f'model {args.model} does not declare COMPATIBILITY; add it to its class, for example ["{setting}"]'
@@ -45,7 +47,8 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
     ):  # scored among each task's own classes
         good = [e.name for e in registry.index("dataset").values() if e.setting in runs_in]
         problems.append(
-            f"model {args.model} works with {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
+            f"model {args.model} works with {', '.join(sorted(fits))}; {args.dataset} is {setting}"
+            f"{' with --blurry' if option(args, 'blurry') else ''}. "
             f"Datasets that fit: {', '.join(sorted(good)) or 'none here'}"
         )
     if option(args, "eval_future") and not hasattr(model_class, "future_forward"):
@@ -74,7 +77,7 @@ def check_class_sizes(args: Namespace, model_class: type, dataset: ContinualData
     if dataset.count(True) is None or (least < 2 and not getattr(model_class, "EVERY_CLASS", False)):
         return
     samples = dataset.samples(True)
-    labels, ids = samples.targets, getattr(samples, "task_ids", None)
+    labels, ids = dataset.labels_in_use(), getattr(samples, "task_ids", None)
     if dataset.SETTING not in SPLIT_SETTINGS and ids is not None:
         labels = labels[torch.as_tensor(ids) == dataset.task_order[0]]
     counts = torch.bincount(labels, minlength=dataset.N_CLASSES)
