@@ -50,6 +50,7 @@ START = {
     "class_order": "raw label of each class in the order of the stream, or null",
     "threads": "of torch",
     "weights_sha256": "of the pre-trained weights, or null",
+    "preset": "name and hash of `--protocol`, and the flags given against it; null without one",
     "plugins": "files from elsewhere that were imported, with sha256",
 }
 TASK = {
@@ -58,7 +59,8 @@ TASK = {
     "scores": "the rows R[t, :] of the matrices above, for this t",
     "per_class": None,
     "ece": None,
-    "seconds": "of this task by phase: begin_task, train, end_task, evaluate, save",
+    "test_images": "images in the test set of each task that was scored",
+    "seconds": "of this task by phase: begin_task, train, end_task, evaluate, probe, save",
     "wall_s": "seconds since the start, those of earlier processes of a resumed run included",
     "peak_bytes": "highest resident memory (`rss`) and, where a GPU is used, its memory (`gpu`)",
     "stored_bytes": "what the method keeps between tasks besides its network, by attribute",
@@ -178,6 +180,7 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
         "matrices": {name: named(name) for name in MATRICES},
         "untrained": named("untrained")[0],
         "ece": 0.5,
+        "counts": named("test_images")[0],
         "final_test": [0.5],
     }
     if not mtil:

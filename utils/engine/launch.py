@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from utils import free_memory, to_parsable_obj
-from utils.cli import plugins, registry
+from utils.cli import plugins, protocols, registry
 from utils.conf import get_device, remember
 from utils.engine import checkpoint, report, unchanged
 from utils.engine import record as results
@@ -133,7 +133,7 @@ def show_finished(found: results.RunRecord) -> dict[str, float]:
     if summary is None:
         raise UserError(f"{found.path} says done but does not have a summary; restore the file or delete its folder")
     print(f"already finished: {found.folder}")
-    report.print_summary(summary, folder=found.folder)
+    report.print_summary(summary, folder=found.folder, args=Namespace(**(found.rows()[0].get("args") or {})))
     return summary
 
 
@@ -147,6 +147,8 @@ def set_up(args: Namespace, found: results.RunRecord | None) -> None:
         results.check_writable(args.checkpoint_path, "--checkpoint_path")
     remember(Namespace(**vars(args) | {"device": None}))
     args.device = str(get_device(args.device))
+    if preset_of(args):
+        print(protocols.pinned(args))
     remember(args)
     set_random_seed(args.seed)
 
@@ -185,8 +187,16 @@ def start_line(args: Namespace, requested: dict, dataset: ContinualDataset, mode
         "class_order": None if order is None else [int(c) for c in order],
         "threads": torch.get_num_threads(),
         "plugins": plugins.loaded(),
+        "preset": preset_of(args),
         **unchanged.facts(args, dataset, model),
     }
+
+
+def preset_of(args: Namespace) -> dict | None:
+    """The protocol of --protocol: its name, its hash, and what the command changes."""
+    if not option(args, "protocol_sha256"):
+        return None
+    return {"name": args.protocol, "sha256": args.protocol_sha256, "deviations": args.protocol_deviations}
 
 
 def git_commit() -> str | None:

@@ -294,7 +294,9 @@ def _evaluate(run: Run, model: ContinualModel, dataset: ContinualDataset, task: 
     scores = evaluate_tasks(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
     seen = {t: s for t, s in scores.items() if t <= task}
     matrices = run.rows["matrices"]
+    counts = run.rows.setdefault("counts", np.full(dataset.N_TASKS, 0.0))
     for t, score in scores.items():
+        counts[t] = score.count
         if t <= task:
             matrices["class_il"][task, t] = score.percent("class_il")
             if dataset.VQA:
@@ -339,7 +341,7 @@ def _write_row(run: Run, model: ContinualModel, dataset: ContinualDataset, task:
     run.rows["ece"] = metrics.ece(confidence, correct)
     per_class = {n: np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("prediction", "label")}
     row = report.task_row(run, model, dataset, task, per_class)
-    report.print_task(row, dataset.N_TASKS, dataset.VQA)
+    report.print_task(row, dataset.N_TASKS, dataset.VQA, report.over_images(run.args))
     if run.record:
         run.record.task(row)
         report.note_reused(run, model, task)
