@@ -271,6 +271,12 @@ class ContinualDataset(ShapedStream):
         for name, value in fields.items():
             setattr(cls, name, transform_of(value, name) if name in {"TRANSFORM", "TEST_TRANSFORM"} else value)
 
+    def probes(self) -> list:
+        """What --probe measures besides this stream."""
+        from datasets.utils.probes import make_probes
+
+        return make_probes(self)
+
     def class_templates(self) -> list[list[str]]:
         """Prompt templates of each class; a stream over domains gives each domain its own."""
         return [self.get_prompt_templates()] * self.N_CLASSES

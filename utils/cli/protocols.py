@@ -150,7 +150,8 @@ def pinned(args: argparse.Namespace) -> str:
     def told(value: Any) -> str:
         return f"{value[0]!r} (1 of {len(value)})" if isinstance(value, list) and value else str(value)
 
-    axes = [f"{flag} {told(getattr(args, flag))}" for flag in PINNED if getattr(args, flag, None) not in (None, False)]
+    flags = [flag for flag in PINNED if flag != "backbone" or not hasattr(args, "clip_backbone")]
+    axes = [f"{flag} {told(getattr(args, flag))}" for flag in flags if getattr(args, flag, None) not in (None, False)]
     changed = ", ".join(args.protocol_deviations) or "none"
     return f"protocol {args.protocol} {args.protocol_sha256}: {'; '.join(axes)}; deviations: {changed}"
 

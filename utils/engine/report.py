@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.engine import accounting, metrics
+from utils.engine import accounting, metrics, probes
 from utils.engine import record as results
 from utils.features import FeatureStore
 from utils.settings import SPLIT_SETTINGS, option
@@ -41,7 +41,7 @@ def task_row(
         "stored_bytes": model.stored_bytes(),
         "parameters": accounting.parameter_counts(model),
     }
-    return row | run.forwards()
+    return row | run.forwards() | probes.of_task(run.rows)
 
 
 def note_reused(run: Run, model: ContinualModel, task: int) -> None:
@@ -85,6 +85,7 @@ def print_task(row: dict, n_tasks: int, vqa: bool = False, images: bool = False)
         parts.append(f"routing accuracy {_mean(scores['route_acc'][: task + 1]):6.2f}")
     if "all_names" in scores and task + 1 < n_tasks:
         parts.append(f"future {_mean(scores['all_names'][task + 1 :]):6.2f}")
+    parts += [f"{name} {value:6.2f}" for name, value in row.get("probes", {}).items() if "_r" not in name]
     parts.append(f"{row['wall_s']:8.1f} s")
     print("  ".join(parts), flush=True)
 
@@ -150,7 +151,7 @@ def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[
         "peak_bytes": accounting.peak_bytes(model.device)["rss"],
         "wall_s": run.wall_s,
     }
-    return scores | costs
+    return scores | probes.summary(run.rows) | costs
 
 
 TITLES = {
