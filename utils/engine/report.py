@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,7 +86,7 @@ def print_task(row: dict, n_tasks: int, vqa: bool = False, images: bool = False)
         parts.append(f"routing accuracy {_mean(scores['route_acc'][: task + 1]):6.2f}")
     if "all_names" in scores and task + 1 < n_tasks:
         parts.append(f"future {_mean(scores['all_names'][task + 1 :]):6.2f}")
-    parts += [f"{name} {value:6.2f}" for name, value in row.get("probes", {}).items() if "_r" not in name]
+    parts += [f"{name} {value:6.2f}" for name, value in row.get("probes", {}).items() if not re.search(r"_r\d+$", name)]
     parts.append(f"{row['wall_s']:8.1f} s")
     print("  ".join(parts), flush=True)
 
