@@ -27,6 +27,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPENAI_VOCAB = 49408
 CPU_BATCH_BYTES, DEVICE_BATCH_BYTES = 2**24, 2**32  # activations of one encoder batch: close to the cache size; 4 GiB
 BICUBIC = InterpolationMode.BICUBIC
+CROP_MARGIN = 256 / 224  # of the shorter side to the center that is cut out
 
 
 def add_clip_args(parser: argparse.ArgumentParser, default: str = "ViT-L/14") -> None:
@@ -205,9 +206,16 @@ class CLIPBackbone(nn.Module):
         self.n_image_tokens = len(net.visual.positional_embedding) if is_vit(net) else 0  # 1 + P; 0: a ResNet
         self.mean, self.std = weights.mean, weights.std
         self.tokenizer = load_tokenizer(weights, net.vocab_size, name)  # None: OpenAI's
-        crop = [Resize(self.resolution, BICUBIC), CenterCrop(self.resolution)]
-        self.preprocess = Compose([*crop, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
+        self.set_resize("shorter")
         self.register_buffer("causal_mask", causal_mask(self.context_length), persistent=False)
+
+    def set_resize(self, kind: str) -> None:
+        """How an image comes to the resolution R: its shorter side to R (CLIP's own), or to 8/7 R (crop), then the
+        center; squash: both sides to R."""
+        self.resize_kind, size = kind, self.resolution
+        self.resize_size = [size, size] if kind == "squash" else [round(size * CROP_MARGIN) if kind == "crop" else size]
+        steps = [Resize(self.resize_size if kind == "squash" else self.resize_size[0], BICUBIC), CenterCrop(size)]
+        self.preprocess = Compose([*steps, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -227,7 +235,7 @@ class CLIPBackbone(nn.Module):
     def normalize_images(self, images: Tensor) -> Tensor:
         """uint8 or float [0, 1] images (B, 1|3, H, W) -> CLIP's input (B, 3, R, R): `preprocess`, batched."""
         if images.shape[-2:] != (self.resolution, self.resolution):
-            images = F.resize(images, [self.resolution], interpolation=BICUBIC, antialias=True)
+            images = F.resize(images, self.resize_size, interpolation=BICUBIC, antialias=True)
             images = F.center_crop(images, [self.resolution, self.resolution])
         images = images / 255 if images.dtype == torch.uint8 else images.clamp(0, 1)  # bicubic overshoots
         return F.normalize(images.expand(-1, 3, -1, -1), list(self.mean), list(self.std))
@@ -340,6 +348,8 @@ class ClipImageEncoder:
             )
         )
         self.key += f"|bicubic {backbone.resolution} {backbone.mean} {backbone.std}"
+        if backbone.resize_kind != "shorter":
+            self.key += f" {backbone.resize_kind}"
         # Numbers held at once in a block: 16 per token and channel (input, norm, q, k, v, 4 + 4 in the MLP, sums);
         # a ResNet's widest stage is counted as 64 planes at a quarter of the resolution.
         tokens = backbone.n_image_tokens or (backbone.resolution // 4) ** 2

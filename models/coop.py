@@ -86,6 +86,15 @@ class CoOp(VLMModel):
         return loss.detach()
 
     @torch.no_grad()
+    def probe_keys(self, names, templates):
+        """Names outside the stream get the learned context too, once there is one for all classes."""
+        if self.args.csc or not self.current_task:
+            return super().probe_keys(names, templates)
+        prompts = NamePrompts(self.net, names, self.args.n_ctx).to(self.device)
+        context = self.ctx.expand(len(names), -1, -1)
+        return normalize(prompts.encode(self.net, context, torch.arange(len(names))).float(), dim=1)
+
+    @torch.no_grad()
     def all_keys(self):
         if self.keys is None:
             self.keys = self.encode_keys(torch.arange(self.num_classes))

@@ -51,6 +51,7 @@ START = {
     "class_order": "raw label of each class in the order of the stream, or null",
     "threads": "of torch",
     "weights_sha256": "of the pre-trained weights, or null",
+    "preset": "name and hash of `--protocol`, and the flags given against it; null without one",
     "plugins": "files from elsewhere that were imported, with sha256",
 }
 TASK = {
@@ -59,11 +60,14 @@ TASK = {
     "scores": "the rows R[t, :] of the matrices above, for this t",
     "per_class": None,
     "ece": None,
-    "seconds": "of this task by phase: begin_task, train, end_task, evaluate, save",
+    "test_images": "images in the test set of each task that was scored",
+    "seconds": "of this task by phase: begin_task, train, end_task, evaluate, probe, save",
     "wall_s": "seconds since the start, those of earlier processes of a resumed run included",
     "peak_bytes": "highest resident memory (`rss`) and, where a GPU is used, its memory (`gpu`)",
     "stored_bytes": "what the method keeps between tasks besides its network, by attribute",
     "parameters": "of the network: `trainable` now and `total`",
+    "probes": "with `--probe`: percent on each probe after this task",
+    "probes_untouched": "with `--probe`: the same of the model before the first task",
     "image_forwards": "images that went through the network or a copy of it so far",
     "question_forwards": "the same for questions, if the stream has them",
 }
@@ -179,7 +183,9 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
         "matrices": {name: named(name) for name in MATRICES},
         "untrained": named("untrained")[0],
         "ece": 0.5,
+        "counts": named("test_images")[0],
         "final_test": [0.5],
+        "probes": {"x": [0.5]},
     }
     if not mtil:
         for name in [n for n in MATRICES if n.startswith("mixed_")]:
@@ -285,6 +291,11 @@ The flat scores of the `end` line. *Of* is the matrix R (or the scores) that the
 A score that is NaN is left out of the summary. When that happens, and other remarks:
 
 {table(["metric", ""], missing)}
+
+With `--probe`, for each probe and for each retrieval score of a folder with captions (`i2t`: images find captions,
+`t2i`: captions find images; `r1`, `r5`, `r10`: a right one among the first so many, ties counted against):
+`probe_<name>_last`, percent after the last task, and `probe_<name>_drop`, the percent of the untouched model minus the
+lowest after any task, negative if it only rose.
 
 ## Score matrices
 
