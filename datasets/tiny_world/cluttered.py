@@ -18,7 +18,6 @@ from datasets.tiny_world.rng import integers, uniform
 from datasets.tiny_world.scenes import N_PICTURES, SCENE_PHRASES, SCENES
 
 SIDE, PATCH = 64, 8  # pixels of the canvas, and of the patches of its CLIP
-WORDS = (20, 40)  # of a caption of several sentences
 OPENINGS = ("a picture of", "a photo of", "an image of", "there is", "a drawing of", "this is a photo of")
 ABOUT_SHAPES = ("there is also {}.", "{} stands nearby.", "on one side is {}.", "behind it one sees {}.")
 REMARKS = (
