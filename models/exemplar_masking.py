@@ -23,9 +23,10 @@ the mask and JPEG of --jpeg_quality. A record that does not fit ends the class (
 tried). Augmentation (--exemplar_aug) is background by default: patches of a new image with at most the mean attention,
 whatever --mask_rule says, fill the holes of an exemplar, so that holes do not distinguish old classes from new ones
 (docs/exemplar_masking.md compares; swap takes the text of another exemplar of the class). --replay_fill zero or mean
-puts black or gray patches into what is still empty. Three heads are measured in every run: the linear one, the nearest mean of exemplars, and balanced, a ridge regression
-on the exemplars in which every class weighs the same (BALANCED_RIDGE). --predict says which one answers, the record has
-the others under their names. Nothing augments the stream's own images. The adapters are fp32
+puts black or gray patches into what is still empty. Three heads are measured in every run: the linear one, the nearest
+mean of exemplars, and balanced, a ridge regression on the exemplars in which every class weighs the same
+(BALANCED_RIDGE). --predict says which one answers, the record has the others under their names. Controls of the mask
+are --mask_rule random, inverse, oracle and text_only. Nothing augments the stream's own images. The adapters are fp32
 whatever --clip_dtype is; --tune full requires fp32. Weight decay leaves out parameters of one dimension
 (--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
 
@@ -352,7 +353,7 @@ class ExemplarMasking(VLMModel):
 
     @torch.no_grad()
     def end_eval(self, dataset, accs):
-        """Scores of the other heads; of every task's exemplars: how many per class, bytes, kept shares and attention."""
+        """Scores of the other heads; of every task's exemplars: number per class, bytes, kept shares and attention."""
         scores = {head: [] for head in ANSWERING if head != self.args.predict}
         for loader in dataset.test_loaders:
             found = [(self.features(self.tokens(batch[0].to(self.device))), batch[1]) for batch in loader]

@@ -1,13 +1,17 @@
-"""What the CLIP of the cluttered world is taught: images, captions, targets of auxiliary heads, vocabulary and checks."""
+"""What the CLIP of the cluttered world is taught: images, captions, auxiliary targets, vocabulary and checks."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch.nn.functional import interpolate
 
-from backbone.tiny_tokenizer import build_pieces
-from datasets.tiny_world import cluttered, world
+from backbone.tiny_tokenizer import TinyTokenizer, build_pieces
 from datasets.tiny_world import captions as words
+from datasets.tiny_world import cluttered, world
 from datasets.tiny_world.clutter import SHAPES
 from datasets.tiny_world.render import render
 from datasets.tiny_world.rng import integers, uniform
@@ -62,3 +66,23 @@ def vocabulary(seed: int) -> list[str]:
     texts += [*cluttered.REMARKS, *cluttered.ABOUT_SHAPES]
     texts += cluttered.captions(spec, np.where(spec["shown"], spec["kind"][:, 0], -2), np.full(len(index), 3))
     return build_pieces(texts)
+
+
+def start_from(folder: Path, model: torch.nn.Module, tokenizer: TinyTokenizer) -> None:
+    """Weights of a CLIP of another canvas, context and vocabulary: positions of patches are interpolated, words that
+    both know keep their embedding, and positions that the text tower did not have stay as they are."""
+    old, known = load_file(folder / "model.safetensors"), TinyTokenizer.load(folder / "vocab.json")
+    old, state = {name: value.float() for name, value in old.items()}, model.state_dict()
+    first, cells = old["visual.positional_embedding"][:1], old["visual.positional_embedding"][1:]
+    grid, wide = (round(len(v) ** 0.5) for v in (cells, state["visual.positional_embedding"][1:]))
+    planes = interpolate(cells.T.view(1, -1, grid, grid), (wide, wide), mode="bicubic", align_corners=False)
+    old["visual.positional_embedding"] = torch.cat([first, planes.view(cells.shape[1], -1).T])
+    words = state["token_embedding.weight"].clone()
+    both = [(tokenizer.ids[piece], known.ids[piece]) for piece in tokenizer.pieces if piece in known.ids]
+    pairs = torch.tensor([(0, 0), *both, (tokenizer.start, known.start), (tokenizer.end, known.end)])
+    words[pairs[:, 0]] = old["token_embedding.weight"][pairs[:, 1]]
+    old["token_embedding.weight"] = words
+    old["positional_embedding"] = torch.cat(
+        [old["positional_embedding"], state["positional_embedding"][len(old["positional_embedding"]) :]]
+    )
+    model.load_state_dict(old)

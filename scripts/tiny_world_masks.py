@@ -156,11 +156,17 @@ def rows_of_masks(seeds: int) -> list[list[str]]:
         ["object's share of the patches, where it is shown", "8 to 20", over_seeds(found, "object")],
         ["attention above its mean: patches kept", "", over_seeds(found, "attention keeps")],
         ["attention above its mean: object's patches kept", "", over_seeds(found, "attention keeps", part=1)],
-        ["words of a caption", "20 to 40", f"{min(f['words'][0] for f in found)} to {max(f['words'][1] for f in found)}"],
+        [
+            "words of a caption",
+            "20 to 40",
+            f"{min(f['words'][0] for f in found)} to {max(f['words'][1] for f in found)}",
+        ],
     ]
     for i, part in enumerate(PARTS):
         goal = "at least 70" if part == "image_only" else ""
-        rows.append([f"probe on all training data, {part.replace('_', ' ')}", goal, over_seeds(found, "all data", part=i)])
+        rows.append(
+            [f"probe on all training data, {part.replace('_', ' ')}", goal, over_seeds(found, "all data", part=i)]
+        )
     pairs = [
         ("oracle", "random", "at least +5"),
         ("oracle", "random, the object's share", ""),
@@ -175,8 +181,8 @@ def rows_of_masks(seeds: int) -> list[list[str]]:
         rows.append([f"equal bytes, probe: {first} minus {second}; image only", goal, both])
     for arm in ARMS:
         parts = ", ".join(over_seeds(found, arm, part=i) for i in range(len(PARTS)))
-        each = f"{over_seeds(found, arm, part=len(PARTS))} exemplars of {over_seeds(found, arm, part=len(PARTS) + 1)} bytes"
-        rows.append([f"{arm}: all, image only, caption only, both; exemplars", "", f"{parts}; {each}"])
+        count, size = (over_seeds(found, arm, part=len(PARTS) + i) for i in range(2))
+        rows.append([f"{arm}: all, image only, caption only, both; exemplars", "", f"{parts}; {count} of {size} bytes"])
     for arm in ("full", "attention"):
         rows.append([f"text's share of a record's bytes, {arm}", "", over_seeds(found, f"text of {arm}")])
     return [[STREAM, *row, note] for row in rows]

@@ -1,4 +1,4 @@
-"""Train the fusion transformer of the cluttered world's CLIP on images with captions, from nothing; the towers are frozen.
+"""Train the fusion of the cluttered world's CLIP on images with captions, from nothing; the towers are frozen.
 
 It completes captions: which kind of object is meant, where the image, the caption or both tell, and whether the caption
 belongs to the image at all. No class of a stream, no question. All random numbers follow from the step.
@@ -59,7 +59,10 @@ def check(clip: CLIPBackbone, fusion: nn.Module, head: nn.Module, n: int = 400) 
     images, texts, kinds, own = lesson(CHECK_SEED, np.arange(n))
     logits = head(fusion(*states(clip, images, texts)))
     kind, match = logits[:, : len(NAMES)].argmax(1) == kinds, logits[:, len(NAMES) :].argmax(1) == own
-    return {"kind": round(100 * float(kind[kinds >= 0].float().mean()), 1), "own": round(100 * float(match.float().mean()), 1)}
+    return {
+        "kind": round(100 * float(kind[kinds >= 0].float().mean()), 1),
+        "own": round(100 * float(match.float().mean()), 1),
+    }
 
 
 def rate(step: int, steps: int) -> float:
@@ -67,14 +70,14 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50, (steps - step) / (0.4 * steps))
 
 
-def export(out: Path, clip: CLIPBackbone, fusion: FusionTransformer) -> None:
+def export(out: Path, clip: CLIPBackbone, fusion: FusionTransformer, told: dict) -> None:
     """The shipped files: fp16 weights and the sizes, with the checksum of the CLIP they belong to."""
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
     save_file({k: v.detach().half().contiguous() for k, v in fusion.state_dict().items()}, weights)
     weights.chmod(0o644)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    config = {"sizes": fusion.sizes, "clip_sha256": clip.sha256, "sha256": digest}
+    config = {"sizes": fusion.sizes, "clip_sha256": clip.sha256, "sha256": digest, "training": told}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -109,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             told = check(clip, fusion, head)
             print(f"step {step + 1} loss {float(loss.detach()):.3f} cpu_s {time.process_time():.0f} {told}", flush=True)
-    export(args.out, clip, fusion)
+    given = {name: value for name, value in vars(args).items() if name not in {"out", "clip"}}
+    export(args.out, clip, fusion, given | {"cpu_s": round(time.process_time()), "check": told})
     print(f"wrote {args.out}: {sum(p.numel() for p in fusion.parameters())} parameters")
 
 

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -30,11 +29,13 @@ from datasets.tiny_world import captions as words
 from datasets.tiny_world import world
 from datasets.tiny_world.render import render
 from scripts import tiny_lessons
+from scripts.tiny_training import build_optimisers, load_checkpoint, save_checkpoint
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
 CONTEXT = 32
 TRAIN_SEED, CHECK_SEED = 1, 2
+HOW = ("out", "checkpoint", "save_every", "check_every", "threads", "device")  # flags that do not change the weights
 SIZES = {
     "wide": dict(embed_dim=128, vision_layers=4, vision_width=192, transformer_width=128, transformer_layers=2),
     "small": dict(embed_dim=128, vision_layers=4, vision_width=128, transformer_width=128, transformer_layers=2),
@@ -147,49 +148,6 @@ def contrastive(image: torch.Tensor, text: torch.Tensor, tokens: torch.Tensor, s
     return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is brought near to an orthogonal matrix by Newton-Schulz steps (for weight matrices)."""
-
-    def __init__(self, params, lr: float, dtype=torch.float32, momentum: float = 0.95, weight_decay: float = 0.1):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.dtype = dtype  # of the Newton-Schulz steps
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["velocity"] = torch.zeros_like(p)
-                velocity = state["velocity"].lerp_(p.grad, 1 - group["momentum"])
-                update = _orthogonal(p.grad.lerp(velocity, group["momentum"]).to(self.dtype)).to(p.dtype)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))  # rms of an AdamW update
-
-
-def _orthogonal(m: torch.Tensor) -> torch.Tensor:
-    """Singular values pushed towards 1 by five quintic steps."""
-    tall = m.shape[0] > m.shape[1]
-    x = (m.T if tall else m) / (m.norm() + 1e-7)
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.T if tall else x
-
-
-def build_optimisers(
-    model: nn.Module, heads: nn.Module, lr: float, matrices: str, dtype: torch.dtype = torch.float32
-) -> list[torch.optim.Optimizer]:
-    """Matrices of the blocks by Muon or AdamW, everything else by AdamW; weight decay on matrices only."""
-    blocks, decayed, plain = [], [], []
-    for name, p in [*model.named_parameters(), *heads.named_parameters()]:
-        inside = "resblocks" in name and p.ndim == 2 and matrices == "muon"
-        (blocks if inside else decayed if p.ndim >= 2 and "embedding" not in name else plain).append(p)
-    groups = [dict(params=decayed, weight_decay=0.1), dict(params=plain, weight_decay=0.0)]
-    out = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))]
-    return out + ([Muon(blocks, lr, dtype)] if blocks else [])
-
-
 def rate(step: int, steps: int) -> float:
     """Warm-up over 100 steps, then flat, then linear to zero. A run can thus be stopped before the fall and resumed
     with another length: the steps so far are the same."""
@@ -261,36 +219,7 @@ def vocabulary() -> list[str]:
     return build_pieces(texts)
 
 
-def save_checkpoint(path: Path, model: nn.Module, heads: nn.Module, optimisers: list, step: int) -> None:
-    """Model, heads and optimizer state in one safetensors file, renamed into place."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"heads.{k}": v for k, v in heads.state_dict().items()}
-    for i, optimiser in enumerate(optimisers):
-        for j, p in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            tensors |= {f"opt.{i}.{j}.{k}": torch.as_tensor(v) for k, v in optimiser.state[p].items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step)})
-    os.replace(temporary, path)
-
-
-def load_checkpoint(path: Path, model: nn.Module, heads: nn.Module, optimisers: list) -> int:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-    tensors = load_file(path)
-    for prefix, module in (("model.", model), ("heads.", heads)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    for i, optimiser in enumerate(optimisers):
-        for j, p in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            prefix = f"opt.{i}.{j}."
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            optimiser.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
-    return step
-
-
-def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -> None:
+def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer, told: dict) -> None:
     """The shipped files: fp16 weights with OpenAI's key names, config, vocabulary."""
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
@@ -304,6 +233,7 @@ def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -
         "image_std": STD,
         "templates": TEMPLATES,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "training": told,
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -311,7 +241,10 @@ def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished weights")
-    parser.add_argument("--world", choices=("plain", "cluttered"), default="plain", help="cluttered: scripts/tiny_lessons.py")
+    parser.add_argument(
+        "--world", choices=("plain", "cluttered"), default="plain", help="cluttered: scripts/tiny_lessons.py"
+    )
+    parser.add_argument("--init", type=Path, help="folder of a finished CLIP of the same widths to start from")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, default=4800)
     parser.add_argument(
@@ -380,6 +313,8 @@ def main(argv: list[str] | None = None) -> None:
     model, shape = build_model(args.size, tokenizer.vocab_size, side, context)
     width = {name: shape["embed_dim"] for name in tiny_lessons.TEXT_HEADS}
     heads = nn.ModuleDict({k: nn.Linear(width.get(k, shape["vision_width"]), n) for k, (n, _) in aux.items()})
+    if args.init:
+        tiny_lessons.start_from(args.init, model, tokenizer)
     model.to(args.device), heads.to(args.device)
     dtype = torch.bfloat16 if args.products == "bf16" else torch.float32
     optimisers = build_optimisers(model, heads, args.lr, args.matrices, dtype)
@@ -411,7 +346,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"step {done} loss {float(loss.detach()):.3f} wall_s {time.time() - began:.0f} "
                 f"cpu_s {time.process_time() - cpu:.0f} {scores}"
             )
-    export(args.out, model, shape, tokenizer)
+    told = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items() if name not in HOW}
+    export(args.out, model, shape, tokenizer, told | {"cpu_s": round(time.process_time()), "from_step": start})
     print(f"wrote {args.out}")
 
 

@@ -20,7 +20,7 @@ from utils.memory.exemplars import balanced_head
 from utils.memory.masks import image_mask
 from utils.memory.records import full_tokens
 
-PINNED = ["", "", ""]
+PINNED = ["51a6b427fe7dcbcb", "342e4cccfafb3ae3", "5e7dae9f53c74ed6"]
 
 
 def digest(images: torch.Tensor) -> str:

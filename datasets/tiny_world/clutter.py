@@ -1,4 +1,4 @@
-"""Plain geometric shapes: clutter of the cluttered world. They are in no class, and in no image of the other streams."""
+"""Plain geometric shapes, the clutter of the cluttered world: in no class, and in no image of the other streams."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def captions(spec: dict[str, np.ndarray], named: np.ndarray, extra: np.ndarray) 
 
 
 def pre_training(seed: int, index: np.ndarray) -> dict[str, np.ndarray]:
-    """What the cluttered world's CLIP is trained on: objects of all sizes, alone (30 %) or amid shapes, or none (6 %)."""
+    """What the world's CLIP is trained on: objects of all sizes, alone (30 %) or amid shapes, or none (6 %)."""
     u = uniform(seed, index, "layout")
     shown, alone = u >= 0.06, u >= 0.7
     size = uniform(seed, index, "scale")

@@ -13,10 +13,10 @@ import torch
 from datasets.tiny_world import captions as words
 from datasets.tiny_world import cluttered, world
 from datasets.tiny_world.bank import FIRST_DIGIT
-from datasets.tiny_world.captions import NAMES, PLURALS, QUESTION_KINDS
+from datasets.tiny_world.captions import NAMES, PLURALS, QUESTION_KINDS, article
 from datasets.tiny_world.render import render
 from datasets.tiny_world.rng import integers, permutation, uniform
-from datasets.tiny_world.scenes import SCENES
+from datasets.tiny_world.scenes import SCENE_PHRASES, SCENES
 
 BANK_SEED = 7  # of the drawings; pre-training uses 0
 _TEST_OFFSET = 1 << 24  # test pictures have indices that no training picture reaches
