@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from datasets.tiny_world.streams import MM_EVIDENCE as EVIDENCE
 from utils.engine import launch, metrics, report
 from utils.engine.accounting import Stopwatch
 
@@ -97,6 +98,9 @@ MATRICES = {
     "all_names": ("accuracy among all names of the dataset, by `future_forward`", "all, with `--eval_future`"),
     "unseen_names": ("accuracy among the names not trained yet", "j > t, with `--eval_future`"),
     "exact_match": ("percent of predictions that are the first of a question's answers", "j <= t, questions"),
+    "image_only": ("`class_il` where the image alone tells the class", "j <= t; streams that know, `mm-tiny`"),
+    "caption_only": ("`class_il` where the caption alone tells the class", "j <= t; `mm-tiny`"),
+    "both": ("`class_il` where both tell the class", "j <= t; `mm-tiny`"),
     "mixed_class_il": ("`class_il` from batches that mix the test sets", "j <= t, with `--mixed_batches`"),
     "mixed_task_il": ("`task_il` from mixed batches", "as `task_il`, with `--mixed_batches`"),
     "mixed_all_names": ("`all_names` from mixed batches", "as `all_names`, with `--mixed_batches`"),
@@ -114,8 +118,9 @@ OWN = {  # scores that one method adds
     "route_acc": ("routing accuracy: percent of samples sent to their own task's prompt pool", "`clumo`"),
     "oracle_route": ("`class_il` with the true task's pool, where `--route key` is used", "`clumo`"),
     "key_route": ("`class_il` with the pool of the nearest keys, where `--route oracle` is used", "`clumo`"),
-    "nme": ("`class_il` by the nearest mean of exemplars, where the head is linear", "`exemplar-masking`"),
-    "linear": ("`class_il` by the linear head, where `--predict nme` is used", "`exemplar-masking`"),
+    "nme": ("`class_il` by the nearest mean of exemplars, unless `--predict nme` answers", "`exemplar-masking`"),
+    "linear": ("`class_il` by the linear head, where another head answers (`--predict`)", "`exemplar-masking`"),
+    "balanced": ("`class_il` by a class-balanced ridge regression on the exemplars", "`exemplar-masking`"),
     "exemplars": ("exemplars kept for each class of the task", "`exemplar-masking`"),
     "exemplar_bytes": ("bytes of an exemplar of the task", "`exemplar-masking`"),
     "kept_patches": ("percent of the patches of an exemplar that are kept", "`exemplar-masking`"),
@@ -203,6 +208,7 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
     )
     dataset = Namespace(
         **{"N_TASKS": 3, "N_CLASSES": 3, "N_CLASSES_PER_TASK": 1, "SETTING": setting, "MTIL": mtil, "VQA": vqa},
+        EVIDENCE=EVIDENCE,
         **{"SIZE": (1, 1), "task_order": [0, 1, 2], "fingerprint": lambda: "", "facts": lambda: {}},
         **{"get_class_names": lambda: [], "class_templates": lambda: []},
     )

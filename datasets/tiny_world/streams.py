@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from datasets.tiny_world import captions as words
-from datasets.tiny_world import world
+from datasets.tiny_world import cluttered, world
 from datasets.tiny_world.bank import FIRST_DIGIT
 from datasets.tiny_world.captions import NAMES, PLURALS, QUESTION_KINDS, article
 from datasets.tiny_world.render import render
@@ -26,7 +26,7 @@ _BARE_TEMPLATES = ("a photo of {}.", "a picture of {}.", "an image of {}.")  # f
 SEQ_TINY_SIZE = {True: 100, False: 30}  # pictures per class for train and test
 MTIL_SIZE = {True: 80, False: 30}
 CLOVE_SIZE = {True: 1000, False: 300}  # questions per task
-MM_SIZE = {True: 60, False: 25}  # pictures per class
+MM_SIZE = {True: 40, False: 20}  # pictures per class
 
 
 def _rng_seed(stream: str, seed: int) -> int:
@@ -245,7 +245,7 @@ def clove_tiny_scene(task: int, train: bool, seed: int = 0) -> dict:
 
 MM_CLASSES = 20
 MM_SHOWN, MM_TOLD = 0.75, 0.5  # how often the picture, and the text, holds evidence; never neither
-_OPENINGS = ("a picture of", "a photo of", "an image of", "there is", "a drawing of", "this is a photo of")
+MM_EVIDENCE = ("image_only", "caption_only", "both")
 
 
 def mm_tiny_kinds() -> np.ndarray:
@@ -254,11 +254,12 @@ def mm_tiny_kinds() -> np.ndarray:
 
 
 def mm_tiny(train: bool, seed: int = 0) -> dict:
-    """Pictures with captions, 20 classes named only by number: images, captions, labels, names, shown, told.
+    """Pictures of the cluttered world with captions, 20 classes named only by number: images, captions, labels, names,
+    evidence (number in MM_EVIDENCE) and cells (patches that the object covers).
 
-    A picture shows, rather small, an object of one of its class's two kinds in any colour and pattern, or an empty
-    scene; the caption names one of the two kinds, not always the one drawn, or just an object. Scene, colour, pattern,
-    place and the opening words are drawn without regard to the class: background, and no evidence.
+    A picture shows two or three shapes and, small among them, an object of one of its class's two kinds, or no object;
+    the caption names one of the two kinds, not always the one drawn, or just an object. Shapes, scene, colour, pattern,
+    place and all other words are drawn without regard to the class: background, and no evidence.
     """
     labels = _labels(MM_CLASSES, MM_SIZE[train])
     s, index = _rng_seed("mm", seed), _indices(len(labels), train)
@@ -266,34 +267,21 @@ def mm_tiny(train: bool, seed: int = 0) -> dict:
     told = (uniform(s, index, "told") < MM_TOLD) | ~shown
     kinds = mm_tiny_kinds()[labels]  # (B, 2)
     rows = np.arange(len(labels))
-    spec = world.sample(
+    spec = cluttered.sample(
         s,
         index,
         BANK_SEED,
-        layout=np.where(shown, world.SINGLE, world.EMPTY),
-        style=0,
-        scale=0.7,
         kind=kinds[rows, integers(s, index, "shown kind", 2)],
+        shown=shown,
+        scale=0.36 + 0.08 * uniform(s, index, "scale"),
+        shapes=2 + integers(s, index, "shapes", 2),
     )
     named = np.where(told, kinds[rows, integers(s, index, "told kind", 2)], -1)
     return {
-        "images": render(spec),
-        "captions": _mm_captions(spec, s, index, named),
+        "images": cluttered.pictures(spec),
+        "captions": cluttered.captions(spec, named, 2 + integers(s, index, "sentences", 2)),
         "labels": torch.from_numpy(labels),
         "names": [f"group {c}" for c in range(MM_CLASSES)],
-        "shown": torch.from_numpy(shown),
-        "told": torch.from_numpy(told),
+        "evidence": torch.from_numpy(np.where(~told, 0, np.where(~shown, 1, 2))),
+        "cells": cluttered.object_cells(spec),
     }
-
-
-def _mm_captions(spec: dict, seed: int, index: np.ndarray, named: np.ndarray) -> list[str]:
-    """Opening, pattern, colour, kind or "object", scene; the adjectives are the picture's only by chance."""
-    opening = integers(seed, index, "opening", len(_OPENINGS))
-    colour = integers(seed, index, "told colour", len(world.COLOURS))
-    pattern = integers(seed, index, "told pattern", len(world.PATTERNS))
-    out = []
-    for i, kind in enumerate(named):
-        noun = NAMES[kind] if kind >= 0 else "object"
-        phrase = article(f"{world.PATTERNS[pattern[i]]} {world.COLOURS[colour[i]]} {noun}")
-        out.append(f"{_OPENINGS[opening[i]]} {phrase} {SCENE_PHRASES[spec['scene'][i]]}.")
-    return out

@@ -47,6 +47,7 @@ class ContinualDataset(ShapedStream):
     MISTAKEN_FOR: dict[int, int] | None = None  # asymmetric noise: raw class -> raw class
     FILES: tuple[Source, ...] = ()  # what must be on disk; none for a generated stream
     AVAIL_SCHEDS = ["multisteplr", "cosine"]
+    EVIDENCE: tuple[str, ...] = ()  # kinds of evidence; samples.evidence (N,) is the number of a sample's
     HAS_TEXT = False  # samples are Pairs (image, token ids)
     VQA = False  # scores are named vqa_*; see datasets/utils/vqa.py
     MTIL = False  # tasks are domains, scored among their own names, those not yet trained included

@@ -142,6 +142,9 @@ def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[
             other = metrics.summary({"future": matrices[name], "seen_all": matrices[name]})
             scores |= {f"{key}_{name.removeprefix('all_names_')}": value for key, value in other.items()}
     scores |= {f"{name}_last": metrics.last(matrices[name][rows]) for name in model.extra_scores() if name in matrices}
+    for name in dataset.EVIDENCE:
+        if name in matrices:
+            scores[f"{name}_last"] = metrics.last(matrices[name][rows])
     if "final_test" in run.rows:
         scores["final_test"] = _mean(run.rows["final_test"])
     if not np.isnan(run.rows.get("ece", np.nan)):
@@ -169,6 +172,9 @@ TITLES = {
     "vqa_bwt": "vqa, backward transfer",
     "vqa_fwt": "vqa, forward transfer",
     "exact_match_last": "exact match, final average",
+    "image_only_last": "class-il, evidence in the image alone, final average",
+    "caption_only_last": "class-il, evidence in the caption alone, final average",
+    "both_last": "class-il, evidence in both, final average",
     "route_acc_last": "routing accuracy (samples sent to their own task's prompt pool)",
     "oracle_route_last": "score with the true task's prompt pool",
     "key_route_last": "score with the prompt pool of the nearest keys",

@@ -297,7 +297,8 @@ def _forward_baseline(run: Run, model: ContinualModel, dataset: ContinualDataset
 
 def _evaluate(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, future: list | None) -> dict:
     """Scores into the matrices, and end_eval; returns those of the tasks seen."""
-    scores = evaluate_tasks(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
+    loaders = dict(enumerate(future if future else dataset.test_loaders))
+    scores = evaluate_tasks(model, dataset, loaders, bool(future))
     seen = {t: s for t, s in scores.items() if t <= task}
     matrices = run.rows["matrices"]
     counts = run.rows.setdefault("counts", np.full(dataset.N_TASKS, 0.0))
@@ -307,6 +308,8 @@ def _evaluate(run: Run, model: ContinualModel, dataset: ContinualDataset, task: 
             matrices["class_il"][task, t] = score.percent("class_il")
             if dataset.VQA:
                 matrices["exact_match"][task, t] = score.exact_match()
+            for name, percent in score.by_evidence(dataset, loaders[t].dataset).items():
+                matrices.setdefault(name, np.full_like(matrices["all_names"], np.nan))[task, t] = percent
         if dataset.SETTING in SPLIT_SETTINGS:
             matrices["task_il"][task, t] = score.percent("task_il")
         matrices["all_names"][task, t] = score.percent("all_names")
