@@ -26,7 +26,7 @@ of alignment, exactly. Beyond the paper, off by default: --g_models full_gauss; 
 the seen names at that of the hand-written prompts, and --future_keys generated also gives unseen names the learned
 context (g(t_c), and where V_c is in use the mean V_c of the classes seen).
 
-Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+Row of docs/cgil.md, by scripts/claims/cgil.yaml, one seed:
     python main.py --model cgil --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 

@@ -32,7 +32,7 @@ random. --prompt_len 0 --general_prompt_len 0 trains the head alone on the froze
 nmi_visual and nmi_text are the normalized mutual information, in percent, of the keys that test samples pick in their
 own task's pool with group and wording.
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
     python main.py --model clumo --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
         --seed 0 --picture_seed 0
 """

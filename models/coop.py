@@ -9,7 +9,7 @@ cached features. `--joint 1` gives joint prompt tuning.
 Choices: --coop_loss seen puts every class seen so far into the softmax instead of the task's; class-specific vectors of
 other classes are not changed; names not seen yet get the shared context, or with --csc 1 their hand-written key.
 
-Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+Row of docs/cgil.md, by scripts/claims/cgil.yaml, one seed:
     python main.py --model coop --eval_future 1 --dataset seq-tiny --permute_classes 1 --seed 1992 \
         --picture_seed 1992
 """

@@ -28,7 +28,7 @@ answers, the record has the other as nme or linear. Nothing augments the stream'
 whatever --clip_dtype is; --tune full requires fp32. Weight decay leaves out parameters of one dimension
 (--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
 
-Row of docs/exemplar_masking.md, by scripts/claims_exemplar_masking.sh, one seed:
+Row of docs/exemplar_masking.md, by scripts/claims/exemplar_masking.yaml, one seed:
     python main.py --model exemplar-masking --buffer_bytes_per_class 5x --dataset mm-tiny --phases 5 --n_epochs 3 \
         --device cpu --seed 0 --picture_seed 0
 """

@@ -12,7 +12,7 @@ images of a batch and is left out). On images with questions the sequence is the
 image's, as in the comparison of CluMo's authors, or with --query both the question's too. --prompt_range is the
 released uniform start; compared to a small network's normalized states ±1 is large.
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
     python main.py --model l2p --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu --seed 0 \
         --picture_seed 0
 """

@@ -30,7 +30,7 @@ Choices (all of them ours):
   then no gate, no label rule, and each step encodes a second batch.
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
 
-Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
+Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
     python main.py --model mulki --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 

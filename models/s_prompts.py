@@ -11,7 +11,7 @@ images with questions the sequence is the fused one, and centers are of the imag
 of the question's too. Answers of other tasks do not get a logit. --head shared, a control, trains one growing head over
 the tasks in place of a head for each; only that one can forget, and be distilled (--kd_weight).
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
     python main.py --model s-prompts --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
         --seed 0 --picture_seed 0
 """

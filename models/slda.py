@@ -7,7 +7,7 @@ Hayes & Kanan, CVPRW 2020, arXiv 1909.01520. With Sigma the pooled within-class 
 Choices: moments are accumulated in float64, so task order does not matter; --normalize 1 uses unit features;
 --prior empirical weighs classes by their image counts, uniform does not; the default shrinkage 1e-2 is ours.
 
-Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+Row of docs/cgil.md, by scripts/claims/cgil.yaml, one seed:
     python main.py --model slda --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 

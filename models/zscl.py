@@ -15,10 +15,9 @@ Captions), `tiny` (images and captions that the embedded CLIP was pre-trained on
 sentences), `self` (the task's own batch and names). At most --n_reference images, and as many texts, are kept in memory
 and encoded by the teacher once.
 
-Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
-    python main.py --model zscl --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
-        --reference_batch 32 --avg_freq 10 --reference tiny --dataset mtil-tiny --mtil_order I --eval_future 1 \
-        --seed 1992 --picture_seed 1992
+Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
+    python main.py --model zscl --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 \
+        --picture_seed 1992
 """
 
 import torch
