@@ -33,8 +33,7 @@ nmi_visual and nmi_text are the normalized mutual information, in percent, of th
 own task's pool with group and wording.
 
 Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
-    python main.py --model clumo --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
-        --seed 0 --picture_seed 0
+    python main.py --model clumo --dataset clove-tiny-rules --factor kind --device cpu --seed 0 --picture_seed 0
 """
 
 import copy

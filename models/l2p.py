@@ -13,8 +13,8 @@ image's, as in the comparison of CluMo's authors, or with --query both the quest
 released uniform start; compared to a small network's normalized states ±1 is large.
 
 Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
-    python main.py --model l2p --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu --seed 0 \
-        --picture_seed 0
+    python main.py --model l2p --query both --kd_weight 1 --dataset clove-tiny-rules --factor kind --device cpu \
+        --seed 0 --picture_seed 0
 """
 
 import torch

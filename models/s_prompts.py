@@ -12,8 +12,8 @@ of the question's too. Answers of other tasks do not get a logit. --head shared,
 the tasks in place of a head for each; only that one can forget, and be distilled (--kd_weight).
 
 Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
-    python main.py --model s-prompts --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
-        --seed 0 --picture_seed 0
+    python main.py --model s-prompts --query both --head shared --kd_weight 1 --dataset clove-tiny-rules --factor kind \
+        --device cpu --seed 0 --picture_seed 0
 """
 
 import torch

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,7 +33,6 @@ ARMS = {  # of the rules, by factor
     "3x3 keys": "--model clumo",
     "one prompt": "--model clumo --n_visual_keys 1 --n_text_keys 1",
     "head alone, distilled": "--model clumo --prompt_len 0 --general_prompt_len 0",
-    "question alone": "--model blind",
 }
 FEATURES: dict[str, Callable[[CLIPBackbone, Tensor], Tensor]] = {  # --key_feature -> visual features
     "clip": lambda net, x: normalize(net.project_image(net.image_tokens(x)[:, 0]), dim=1),
@@ -54,6 +54,29 @@ def followed(net: CLIPBackbone, factor: str, seed: int, n_keys: int = 3) -> dict
             keys = minibatch_kmeans(points, n_keys, generator(seed, "tiny world", name, task))
             found[name].append(100 * mutual_information(nearest(points, keys), groups))
     return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def guessed(factor: str, seed: int) -> np.ndarray:
+    """Exact match of the rules without a look at the images: the most frequent answer to each question, and of all."""
+    by_question: dict[str, Counter] = defaultdict(Counter)
+    for task in range(questions.RULE_TASKS):
+        data = facts_only(task, True, seed, factor)
+        for question, answer in zip(data["questions"], data["answer"], strict=True):
+            by_question[question][answer] += 1
+    most = sum(by_question.values(), Counter()).most_common(1)[0][0]
+    hits = [
+        (by_question[question].most_common(1)[0][0] == answer, most == answer)
+        for task in range(questions.RULE_TASKS)
+        for data in [facts_only(task, False, seed, factor)]
+        for question, answer in zip(data["questions"], data["answer"], strict=True)
+    ]
+    return 100 * np.mean(hits, axis=0)
+
+
+def facts_only(task: int, train: bool, seed: int, factor: str) -> dict:
+    """The stream without its pixels."""
+    with mock.patch.object(streams, "render", lambda spec: torch.zeros(len(spec["index"]), 0)):
+        return streams.clove_tiny_rules(task, train, seed, factor)
 
 
 def agreeing(seed: int = 0) -> int:
@@ -99,6 +122,9 @@ def rows_of_rules(args: Namespace, record_of: Callable, over_seeds: Callable, te
             more = f"{flags} --factor {factor}"
             mean, half = over_seeds(lambda seed, m=more: after_last(RULES, m, seed).mean(), args.seeds)
             rows.append([RULES, f"{factor}: {name}", "", text(mean[0], half[0]), f"`{more}`"])
+        mean, half = over_seeds(lambda seed, f=factor: guessed(f, seed), args.seeds)
+        for name, m, h in zip(("most frequent answer to the question", "majority answer"), mean, half, strict=True):
+            rows.append([RULES, f"{factor}: {name}", "", text(m, h), ""])
     return [*rows, *rows_of_keys(args.seeds, over_seeds, text)]
 
 

@@ -91,8 +91,8 @@ def caption(spec: dict, i: int, fact: str, u: np.ndarray) -> tuple[str, int]:
 
 
 def blanks(seed: int, index: np.ndarray) -> tuple[torch.Tensor, list[str], torch.Tensor, np.ndarray]:
-    """Images, two captions with a blank of each (the first of all images, then the second), what belongs into them (rows
-    of VOCABULARY), and the facts that are blank."""
+    """Images, two captions with a blank of each (the first of all images, then the second), what belongs there (rows of
+    VOCABULARY), and the facts that are blank."""
     layout = np.array(LAYOUTS)[choice(seed, index // 2, "layout", LAYOUT_SHARES)]
     count = np.where(
         layout == world.COUNT, 1 + integers(seed, index, "asked count", 4), np.where(layout == world.PAIR, 2, 1)
