@@ -51,9 +51,7 @@ def test_group_and_wording_together_give_the_question(factor, described):
         assert all(len(found) == 1 for found in asked.values())
         values = spec["kind"][:, 0] if factor in ("kind", "none") else spec[factor]
         shown = [set(values[cells[:, 0] == group]) for group in range(3)]
-        assert (
-            all(len(found) == 1 for found in shown) and len(set.union(*shown)) == 3
-        )
+        assert all(len(found) == 1 for found in shown) and len(set.union(*shown)) == 3
         by_wording = [{q for q, w in zip(data["questions"], cells[:, 1], strict=True) if w == j} for j in range(3)]
         assert all(len(found) == 1 for found in by_wording) and len(set.union(*by_wording)) == 3
         if factor != "none":
