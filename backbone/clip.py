@@ -6,6 +6,7 @@ and every function here uses the replacement.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -299,6 +300,11 @@ class CLIPBackbone(nn.Module):
         x, maps = run_tower(self.clip.visual.transformer.resblocks, x, attention=return_attention)
         return (x, maps) if return_attention else x
 
+    def early_feature(self, x: Tensor) -> Tensor:
+        """Images (B, 3, R, R) -> (B, vision_width): the mean of the patches after the first block."""
+        visual = self.clip.visual
+        return run_tower(visual.transformer.resblocks[:1], patch_tokens(visual, x))[0][:, 1:].mean(1)
+
     def text_tokens(self, tokens: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Token ids (N, L) -> (N, L, text_width) from the last block; `project_text` of the end row is encode_text.
 
@@ -329,18 +335,21 @@ class CLIPBackbone(nn.Module):
 class ClipImageEncoder:
     """The frozen image tower as an encoder of the FeatureStore: raw images -> fp32 rows on the CPU.
 
-    layer "pooled": `encode_image`, (B, D). layer "tokens": `image_tokens`, flattened; view it as (B, *shape).
+    layer "pooled": `encode_image`, (B, D). layer "tokens": `image_tokens`, flattened; view it as (B, *shape). layer
+    "early": `early_feature`.
     The key comes from the weights at construction, so a tuned tower never gets features of another.
     """
 
     def __init__(self, backbone: CLIPBackbone, layer: str = "pooled"):
-        if layer not in ("pooled", "tokens"):
-            raise UserError(f"unknown layer '{layer}' of the CLIP image tower: use pooled or tokens")
-        if layer == "tokens" and not backbone.n_image_tokens:
+        layers = {"pooled": backbone.encode_image, "tokens": backbone.image_tokens, "early": backbone.early_feature}
+        if layer not in layers:
+            raise UserError(f"unknown layer '{layer}' of the CLIP image tower: use {', '.join(layers)}")
+        if layer != "pooled" and not backbone.n_image_tokens:
             raise UserError(f"{backbone.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
-        self.backbone, self.layer = backbone, layer
-        self.shape = (backbone.embed_dim,) if layer == "pooled" else (backbone.n_image_tokens, backbone.vision_width)
-        self.dim = self.shape[0] if layer == "pooled" else self.shape[0] * self.shape[1]
+        self.backbone, self.run = backbone, layers[layer]
+        width = backbone.vision_width
+        self.shape = {"pooled": (backbone.embed_dim,), "early": (width,)}.get(layer, (backbone.n_image_tokens, width))
+        self.dim = math.prod(self.shape)
         self.key = "|".join(
             map(
                 str,
@@ -381,5 +390,4 @@ class ClipImageEncoder:
         else:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PIL releases the interpreter lock
                 x = torch.stack(list(pool.map(self.backbone.preprocess, images))).to(self.backbone.device)
-        out = self.backbone.encode_image(x) if self.layer == "pooled" else self.backbone.image_tokens(x)
-        return out.flatten(1).float().cpu()
+        return self.run(x).flatten(1).float().cpu()

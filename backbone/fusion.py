@@ -225,6 +225,10 @@ class GrowingHead(nn.Module):
         place[self.answers] = torch.arange(len(self.answers), device=answers.device)
         return place[answers]
 
+    def rows(self) -> Tensor:
+        """A copy (rows, W + 1) of weight and bias."""
+        return torch.cat([self.weight, self.bias[:, None]], dim=1).detach().clone()
+
     def forward(self, states: Tensor) -> Tensor:
         """States (B, W) -> logits (B, rows)."""
         return nn.functional.linear(states, self.weight, self.bias)

@@ -118,6 +118,8 @@ OWN = {  # scores that one method adds
     "route_acc": ("routing accuracy: percent of samples sent to their own task's prompt pool", "`clumo`"),
     "oracle_route": ("`class_il` with the true task's pool, where `--route key` is used", "`clumo`"),
     "key_route": ("`class_il` with the pool of the nearest keys, where `--route oracle` is used", "`clumo`"),
+    "nmi_visual": ("normalized mutual information of visual keys and the stream's groups, percent", "`clumo`"),
+    "nmi_text": ("the same of textual keys and wordings", "`clumo`"),
     "nme": ("`class_il` by the nearest mean of exemplars, unless `--predict nme` answers", "`exemplar-masking`"),
     "linear": ("`class_il` by the linear head, where another head answers (`--predict`)", "`exemplar-masking`"),
     "balanced": ("`class_il` by a class-balanced ridge regression on the exemplars", "`exemplar-masking`"),

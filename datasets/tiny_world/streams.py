@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from datasets.tiny_world import captions as words
-from datasets.tiny_world import cluttered, world
+from datasets.tiny_world import cluttered, questions, world
 from datasets.tiny_world.bank import FIRST_DIGIT
 from datasets.tiny_world.captions import NAMES, PLURALS, QUESTION_KINDS, article
 from datasets.tiny_world.render import render
@@ -26,6 +26,7 @@ _BARE_TEMPLATES = ("a photo of {}.", "a picture of {}.", "an image of {}.")  # f
 SEQ_TINY_SIZE = {True: 100, False: 30}  # pictures per class for train and test
 MTIL_SIZE = {True: 80, False: 30}
 CLOVE_SIZE = {True: 1000, False: 300}  # questions per task
+RULES_SIZE = {True: 1080, False: 297}  # the same of the rules, a multiple of the nine cells
 MM_SIZE = {True: 40, False: 20}  # pictures per class
 
 
@@ -185,13 +186,13 @@ _CONFUSED = {  # what a careless annotator says instead
     "desert": "paper",
     "brick wall": "desert",
 }
-N_ANNOTATORS = 10
+N_ANNOTATORS, MOST_WRONG = 10, 2
 
 
 def annotators(answers: Sequence[str], seed: int, index: np.ndarray) -> list[list[str]]:
-    """Ten answers to each question: six to ten are right, the others agree on a likely mistake. Soft accuracy,
-    min(matches / 3, 1), thus gives the mistake a third, two thirds or all where exact match gives nothing."""
-    n_wrong = integers(seed, index, "wrong annotators", 5)
+    """Ten answers to each question: at most two are wrong and agree on a likely mistake, which earns up to .6 in soft
+    accuracy and nothing in exact match."""
+    n_wrong = integers(seed, index, "wrong annotators", MOST_WRONG + 1)
     out = []
     for answer, wrong, where in zip(answers, n_wrong, integers(seed, index, "wrong place", N_ANNOTATORS), strict=True):
         mistake = _CONFUSED.get(answer) or NAMES[(_kind(answer) + 1) % len(NAMES)]
@@ -205,18 +206,11 @@ CLOVE_SCENES = ("meadow", "sea", "night", "desert", "snow", "brick wall")
 
 def _questions(seed: int, index: np.ndarray, kinds: Sequence[str], scene: np.ndarray | None) -> dict:
     """Pictures with one question each, of the given kinds; answers are drawn evenly within a kind."""
-    layouts = {"count": world.COUNT, "relation": world.PAIR}
-    layout = np.array([layouts.get(kind, world.SINGLE) for kind in kinds])
-    logic_pair = (np.array(kinds) == "logic") & (uniform(seed, index, "logic layout") < 0.5)
-    layout[logic_pair] = world.PAIR
-    fixed: dict = {"layout": layout}
-    count = np.where(layout == world.COUNT, 1 + integers(seed, index, "asked count", 4), 1)
-    fixed["count"] = np.where(layout == world.PAIR, 2, count)
+    fixed = questions.drawn(seed, index, kinds)
     if scene is not None:
         fixed["scene"] = scene
     spec = world.sample(seed, index, BANK_SEED, **fixed)
-    u = uniform(seed, index, "asked")
-    asked = [words.ask(spec, i, kind, u[i]) for i, kind in enumerate(kinds)]
+    asked = questions.asked(seed, index, spec, kinds)
     answers = [answer for _, answer in asked]
     return {
         "images": render(spec),
@@ -241,6 +235,26 @@ def clove_tiny_scene(task: int, train: bool, seed: int = 0) -> dict:
     kinds = [kind for kind in QUESTION_KINDS if kind != "scene"]
     scene = np.full(n, SCENES.index(CLOVE_SCENES[task]))
     return _questions(_rng_seed("clove", seed), index, [kinds[i % len(kinds)] for i in range(n)], scene)
+
+
+def clove_tiny_rules(task: int, train: bool, seed: int = 0, factor: str = "kind") -> dict:
+    """VQA by rules: which fact is asked follows from a group of images and a wording that does not name it, by a Latin
+    square that turns with the task. Keys: those of the other streams, and cells (N, 2): group and wording."""
+    n = RULES_SIZE[train]
+    index = _indices(n, train) + n * (1000 + 10 * task)
+    cells = np.stack(np.divmod(np.arange(n) % questions.GROUPS**2, questions.GROUPS), axis=1)  # by turns
+    fixed = questions.rule_images(_rng_seed("clove", seed), index, cells[:, 0], factor, task)
+    spec = world.sample(_rng_seed("clove", seed), index, BANK_SEED, **fixed)
+    asked = questions.rule_questions(spec, cells, factor, task)
+    answers = [answer for _, answer, _ in asked]
+    return {
+        "images": render(spec),
+        "questions": [question for question, _, _ in asked],
+        "answer": answers,
+        "answers": annotators(answers, _rng_seed("clove", seed), index),
+        "kinds": [skill for _, _, skill in asked],
+        "cells": torch.from_numpy(cells),
+    }
 
 
 MM_CLASSES = 20

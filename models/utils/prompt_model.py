@@ -17,6 +17,7 @@ from backbone.hub_flags import chosen
 from backbone.prompted_vit import PromptedClip, prompted_timm
 from models.utils.continual_model import ContinualModel
 from models.utils.fused_model import FusedModel, add_fused_args
+from models.utils.head_distillation import add_head_distillation_args, head_divergence
 from models.utils.vlm_model import EVAL_ROWS, VLMModel
 from utils.errors import UserError
 from utils.flags import boolean, non_negative
@@ -34,6 +35,7 @@ def add_prompt_args(parser: ArgumentParser) -> ArgumentParser:
         default="visual",
         help="features that select prompts for an image with a question",
     )
+    add_head_distillation_args(parser, weight=0.0)
     add("--clip_grad", type=non_negative, default=1.0, help="maximum gradient norm, 0 for no clipping")
     return parser
 
@@ -44,7 +46,7 @@ class PromptModel(FusedModel):
     NOT_TRIED = dict.fromkeys(
         (*SIZE_FLAGS, "fusion_train", "key_feature", "query", "vit", "vit_pretrained"),
         "the fusion is used where images come with questions; tests/test_prompt_baselines.py",
-    )
+    ) | {"kd_type": "there is no distillation by default; tests/test_head_distillation.py"}
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         self.uses = "timm" if args.vit else "clip"
@@ -81,6 +83,7 @@ class PromptModel(FusedModel):
         self.register_buffer(
             "current", torch.zeros(0, dtype=torch.bool, device=self.device)
         )  # rows of the task's answers
+        self.register_buffer("teacher", None)  # rows of the head after the task before, with --kd_weight
 
     def compiled_parts(self):
         return [
@@ -93,7 +96,7 @@ class PromptModel(FusedModel):
     def query_dim(self) -> int:
         if self.uses == "timm":
             return self.width
-        if self.uses == "fused" and (self.args.key_feature == "mean" or isinstance(self.net, HubBackbone)):
+        if self.uses == "fused" and (self.args.key_feature != "clip" or isinstance(self.net, HubBackbone)):
             return self.net.vision_width + (self.net.text_width if self.args.query == "both" else 0)
         return self.net.embed_dim * (2 if self.uses == "fused" and self.args.query == "both" else 1)
 
@@ -160,10 +163,17 @@ class PromptModel(FusedModel):
         base = self.args.lr if lr is None else lr
         return super().get_optimizer(params, base * self.args.batch_size / 256 if base else None)
 
-    def answer_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy among the task's own answers."""
-        rows = self.head.rows_of(labels)
-        return cross_entropy(logits.masked_fill(~self.current, -torch.inf), rows)
+    def end_task(self, dataset):
+        if self.args.kd_weight:
+            self.teacher = self.head.rows()
+
+    def answer_loss(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy among the task's own answers, and with --kd_weight the distillation of the head."""
+        logits, rows = self.head(states), self.head.rows_of(labels)
+        loss = cross_entropy(logits.masked_fill(~self.current, -torch.inf), rows)
+        if self.teacher is None:
+            return loss
+        return loss + self.args.kd_weight * head_divergence(logits, states, self.teacher, self.args.kd_type)
 
     def step(self, loss: Tensor) -> Tensor:
         self.opt.zero_grad()

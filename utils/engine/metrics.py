@@ -264,8 +264,9 @@ def summary(
     """The flat scores of a run; entries that come out as NaN are left out.
 
     Each matrix is R[t, j] of one way to score, all optional:
-    `class_il`, `task_il`, `vqa` (cells on and below the diagonal) -> `<name>_last`, `_avg`, `_forgetting`, `_bwt`, and
-    `_fwt` if the cells R[j-1, j] and the untrained model's scores `random_rows[name]` are there;
+    `class_il`, `task_il`, `exact_match`, `vqa` (cells on and below the diagonal) -> `<name>_last`, `_avg`,
+    `_forgetting`, `_bwt`, and `_fwt` if the cells R[j-1, j] and the untrained model's scores `random_rows[name]` are
+    there;
     `future` (all names compete) -> `ci_transfer`; `seen_all` (same, cells up to the diagonal) -> `seen_all`;
     `future_unseen` (unseen names only, cells above the diagonal) -> `future_unseen`; `ci_harmonic` is the harmonic
     mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per dataset), `odcl` (the names of the datasets
@@ -273,11 +274,11 @@ def summary(
     `_last`, and so `mixed_mtil`, `mixed_odcl` and `mixed_xtail`, measured on batches that mix the datasets.
     With `counts`, the images in each test set, also `class_il_last_images` and `_avg_images`.
     """
-    known = {"class_il", "task_il", "vqa", "future", "seen_all", "future_unseen", *CROSS_DOMAIN}
+    known = {"class_il", "task_il", "exact_match", "vqa", "future", "seen_all", "future_unseen", *CROSS_DOMAIN}
     if unknown := sorted(set(matrices) - known):
         raise ValueError(f"no summary for the matrices {unknown}; known: {sorted(known)}")
     scores: dict[str, float] = {}
-    for name in ("class_il", "task_il", "vqa"):
+    for name in ("class_il", "task_il", "exact_match", "vqa"):
         if name in matrices:
             R = matrices[name]
             scores |= {f"{name}_last": last(R), f"{name}_avg": average_incremental(R)}

@@ -77,11 +77,10 @@ def print_task(row: dict, n_tasks: int, vqa: bool = False, images: bool = False)
     """One line on stdout when a task is done."""
     task, scores = row["task"], row["scores"]
     parts = [f"task {task + 1}/{n_tasks}"]
-    for name, title in (("class_il", "vqa" if vqa else "class-il"), ("task_il", "task-il")):
+    headline = (("exact_match", "exact match"),) if vqa else ()
+    for name, title in (*headline, ("class_il", "vqa" if vqa else "class-il"), ("task_il", "task-il")):
         if name in scores:
             parts.append(f"{title} {mean_seen(row, scores[name], images):6.2f}")
-    if vqa and "exact_match" in scores:
-        parts.append(f"exact match {_mean(scores['exact_match'][: task + 1]):6.2f}")
     if "route_acc" in scores:
         parts.append(f"routing accuracy {_mean(scores['route_acc'][: task + 1]):6.2f}")
     if "all_names" in scores and task + 1 < n_tasks:
@@ -116,6 +115,8 @@ def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[
             class_il[task - 1, task] = value
     name = "vqa" if dataset.VQA else "class_il"
     named = {} if nameless else {name: class_il}
+    if dataset.VQA:
+        named["exact_match"] = matrices["exact_match"][rows]
     if dataset.SETTING in SPLIT_SETTINGS:
         named["task_il"] = matrices["task_il"][rows]
         if dataset.MTIL and dataset.N_TASKS > 1:
@@ -135,8 +136,6 @@ def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[
     if "mixed_task_il" in matrices:
         gaps = [metrics.largest_gap(matrices[n], matrices[f"mixed_{n}"]) for n in ("class_il", "task_il", "all_names")]
         scores["mixed_gap"] = max(gap for gap in gaps if not np.isnan(gap))
-    if dataset.VQA:
-        scores["exact_match_last"] = metrics.last(matrices["exact_match"][rows])
     for name in sorted(matrices):
         if name.startswith("all_names_"):
             other = metrics.summary({"future": matrices[name], "seen_all": matrices[name]})
@@ -166,18 +165,23 @@ TITLES = {
     "class_il_forgetting": "class-il, forgetting",
     "class_il_bwt": "class-il, backward transfer",
     "class_il_fwt": "class-il, forward transfer",
+    "exact_match_last": "exact match, final average",
+    "exact_match_avg": "exact match, average over tasks",
+    "exact_match_forgetting": "exact match, forgetting",
+    "exact_match_bwt": "exact match, backward transfer",
     "vqa_last": "vqa, final average",
     "vqa_avg": "vqa, average over tasks",
     "vqa_forgetting": "vqa, forgetting",
     "vqa_bwt": "vqa, backward transfer",
     "vqa_fwt": "vqa, forward transfer",
-    "exact_match_last": "exact match, final average",
     "image_only_last": "class-il, evidence in the image alone, final average",
     "caption_only_last": "class-il, evidence in the caption alone, final average",
     "both_last": "class-il, evidence in both, final average",
     "route_acc_last": "routing accuracy (samples sent to their own task's prompt pool)",
     "oracle_route_last": "score with the true task's prompt pool",
     "key_route_last": "score with the prompt pool of the nearest keys",
+    "nmi_visual_last": "normalized mutual information of visual keys and the stream's groups of images",
+    "nmi_text_last": "normalized mutual information of textual keys and the stream's wordings",
     "mtil_transfer": "mtil, transfer",
     "mtil_avg": "mtil, average",
     "mtil_last": "mtil, last",
@@ -222,11 +226,13 @@ TITLES = {
 def print_test_sets(run: Run, dataset: ContinualDataset) -> None:
     """Question answering: a row for each test set, after the last task."""
     shown = {
-        "class_il": "vqa",
         "exact_match": "exact match",
+        "class_il": "vqa",
         "route_acc": "routing accuracy",
         "oracle_route": "true pool",
         "key_route": "nearest pool",
+        "nmi_visual": "NMI visual",
+        "nmi_text": "NMI text",
     }
     found = {title: run.rows["matrices"][name] for name, title in shown.items() if name in run.rows["matrices"]}
     measured = [t for t in range(dataset.N_TASKS) if not np.isnan(found["vqa"][t]).all()]
