@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from datasets.tiny_world import captions as words
 from datasets.tiny_world import cluttered, questions, world
 from datasets.tiny_world.bank import FIRST_DIGIT
 from datasets.tiny_world.captions import NAMES, PLURALS, QUESTION_KINDS, article

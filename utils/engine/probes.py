@@ -56,7 +56,8 @@ class Probes:
                 f"--probe needs a method that has a whole CLIP at its end; model {model.NAME} does not name classes by "
                 "their text: leave the flag out"
             )
-        self.run, self.model, self.sets = run, model, dataset.probes()
+        self.run, self.sets = run, dataset.probes()
+        self.model: Any = model  # with the door of CLIP methods
         own = getattr(model, "store", None)
         self.store = FeatureStore(own.root, own.mode, own.progress) if own is not None else None
 

@@ -70,7 +70,7 @@ def mean_seen(row: dict, values: list[float], images: bool) -> float:
     seen, counts = values[: row["task"] + 1], row.get("test_images") or []
     if not images or len(counts) < len(seen):
         return _mean(seen)
-    return metrics.last_images(np.array([seen] * len(seen), dtype=np.float64), counts)
+    return float(metrics.last_images(np.array([seen] * len(seen), dtype=np.float64), counts))
 
 
 def print_task(row: dict, n_tasks: int, vqa: bool = False, images: bool = False) -> None:
@@ -96,25 +96,15 @@ def print_epoch(row: dict) -> None:
 
 def seen_names(class_il: np.ndarray, own: np.ndarray) -> np.ndarray:
     """A dataset already seen is scored among the names of all datasets seen, one not yet seen among its own."""
-    R = class_il.copy()
+    R: np.ndarray = class_il.copy()
     unseen = np.triu_indices_from(R, 1)
     R[unseen] = own[unseen]
     return R
 
 
-def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[str, float]:
-    """The flat scores and costs that end a record."""
-    matrices = run.rows["matrices"]
-    nameless = np.isnan(matrices["class_il"]).all()  # with the task given, there are no scores among all names
-    measured = [t for t, row in enumerate(matrices["task_il" if nameless else "class_il"]) if not np.isnan(row).all()]
-    rows = slice(0, measured[-1] + 1 if measured else 0)
-    class_il = matrices["class_il"][rows].copy()
-    untrained = run.rows.get("untrained")
-    for task, value in run.rows.get("before", {}).items():
-        if task < dataset.N_TASKS and task - 1 < len(class_il):
-            class_il[task - 1, task] = value
-    name = "vqa" if dataset.VQA else "class_il"
-    named = {} if nameless else {name: class_il}
+def other_matrices(matrices: dict, rows: slice, dataset: ContinualDataset, nameless: bool) -> dict[str, np.ndarray]:
+    """The matrices beside the first one that the stream's setting scores."""
+    named: dict[str, np.ndarray] = {}
     if dataset.VQA:
         named["exact_match"] = matrices["exact_match"][rows]
     if dataset.SETTING in SPLIT_SETTINGS:
@@ -131,6 +121,23 @@ def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[
             "seen_all": matrices["all_names"],
             "future_unseen": matrices["unseen_names"],
         }
+    return named
+
+
+def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[str, float]:
+    """The flat scores and costs that end a record."""
+    matrices = run.rows["matrices"]
+    nameless = np.isnan(matrices["class_il"]).all()  # with the task given, there are no scores among all names
+    measured = [t for t, row in enumerate(matrices["task_il" if nameless else "class_il"]) if not np.isnan(row).all()]
+    rows = slice(0, measured[-1] + 1 if measured else 0)
+    class_il = matrices["class_il"][rows].copy()
+    untrained = run.rows.get("untrained")
+    for task, value in run.rows.get("before", {}).items():
+        if task < dataset.N_TASKS and task - 1 < len(class_il):
+            class_il[task - 1, task] = value
+    name = "vqa" if dataset.VQA else "class_il"
+    named = {} if nameless else {name: class_il}
+    named |= other_matrices(matrices, rows, dataset, nameless)
     random_rows = {name: untrained} if untrained is not None and not nameless else None
     scores = metrics.summary(named, random_rows, run.rows.get("counts"))
     if "mixed_task_il" in matrices:
