@@ -3,6 +3,7 @@
 The source has the methods of random.Random; Hypothesis makes its choices, so that a failing case is shrunk.
 """
 
+import copy
 import io
 import json
 import random
@@ -193,7 +194,7 @@ def replaced(node, draw: random.Random, values: list):
         if draw.random() < 0.2:
             del inner[last]
         else:
-            inner[last] = draw.choice(values)
+            inner[last] = copy.deepcopy(draw.choice(values))  # the next change may be within it
     return node
 
 
