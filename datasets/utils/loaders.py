@@ -16,7 +16,6 @@ from utils.errors import UserError
 from utils.pair import Inputs, Pair, collate
 from utils.randomness import generator, seeded
 
-
 CHUNK = 8  # images of a cache turned to floats at once: what fits into the processor's own memory
 
 
