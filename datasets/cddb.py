@@ -47,4 +47,4 @@ class Cddb(DomainStream):
         return rows
 
     def names(self, base: Path) -> list[str]:
-        return list(self.CLASS_NAMES)
+        return list(type(self).CLASS_NAMES)

@@ -265,17 +265,8 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     add("--results_path", type=path, default="./runs/", help="root of the run records")
     add("--checkpoint_path", type=path, help="folder for --savecheck (default: ckpt/ in the run's folder)")
     add("--device", help="cpu, cuda, cuda:1, 0 ... (default: the GPU with the most free memory, else the CPU)")
-    add(
-        "--num_workers",
-        type=natural,
-        help="processes that read image files (default: by their number and the CPUs; 0 in memory; changes no result)",
-    )
-    add(
-        "--image_cache",
-        type=boolean,
-        default=False,
-        help="keep decoded images under <base_path>/image_cache (changes no result)",
-    )
+    add("--num_workers", type=natural, help="processes that read image files (default: by their number)")
+    add("--image_cache", type=boolean, default=False, help="keep decoded images on disk")
     add(
         "--max_memory_gb", type=positive, help="refuse sizes that need more memory (default: the machine's free memory)"
     )

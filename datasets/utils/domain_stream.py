@@ -32,6 +32,7 @@ class DomainStream(ImageNetStream):
         self.own_labels = domain_labels == "own"
         if self.own_labels:
             self.N_CLASSES = self.n_names * self.N_TASKS
+            self.CLASS_NAMES = self.CLASS_NAMES and self.CLASS_NAMES * self.N_TASKS
         super().__init__(args)
 
     def domain(self, base: Path, name: str) -> tuple[Part, Part]:
