@@ -97,7 +97,7 @@ def print_epoch(row: dict) -> None:
 
 def seen_names(class_il: np.ndarray, own: np.ndarray) -> np.ndarray:
     """A dataset already seen is scored among the names of all datasets seen, one not yet seen among its own."""
-    R = class_il.copy()
+    R: np.ndarray = class_il.copy()
     unseen = np.triu_indices_from(R, 1)
     R[unseen] = own[unseen]
     return R
