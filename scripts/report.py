@@ -165,14 +165,15 @@ def means_of(arm: list[records.Run]) -> dict[str, float]:
     return {k: float(np.mean([run.summary[k] for run in arm if k in run.summary])) for k in keys}
 
 
-def best_of(arms: list[list[records.Run]], keys: list[str]) -> dict[str, int]:
-    """Score -> the arm that is best, of a table with several."""
+def best_of(arms: list[list[records.Run]], keys: list[str]) -> dict[str, set[int]]:
+    """Score -> the arms that are best, of a table with several."""
     means = [means_of(arm) for arm in arms]
     best = {}
     for key in keys:
-        having = [n for n, mean in enumerate(means) if key in mean]
-        if len(having) > 1:
-            best[key] = (min if key.endswith(LOWER) else max)(having, key=lambda n, key=key: means[n][key])
+        values = {n: mean[key] for n, mean in enumerate(means) if key in mean}
+        if len(values) > 1:
+            top = (min if key.endswith(LOWER) else max)(values.values())
+            best[key] = {n for n, value in values.items() if value == top}
     return best
 
 
@@ -185,7 +186,7 @@ def lines_of(
     lines, marks = [rows[0]], [[""] * len(rows[0])]
     for number, (arm, row) in enumerate(zip(arms, rows[1:], strict=True)):
         lines.append(row)
-        marks.append(["", "", *("best" if best.get(key) == number else "" for key in keys)])
+        marks.append(["", "", *("best" if number in best.get(key, ()) else "" for key in keys)])
         for cells, grey in reported.rows_beside(arm[0], means_of(arm), keys):
             lines.append([clean(cell) for cell in cells])
             marks.append(["grey" if grey else ""] * len(cells))

@@ -117,7 +117,8 @@ def test_the_lowest_forgetting_is_the_best(tmp_path, published):
     runs, _ = report.load(folder)
     (group,) = report.tables(next(iter(report.grouped(runs).values())))
     best = report.best_of(group, ["class_il_forgetting"])
-    assert group[best["class_il_forgetting"]][0].args["model"] == "ncm"
+    assert [group[n][0].args["model"] for n in best["class_il_forgetting"]] == ["ncm"]
+    assert report.best_of(group, ["class_il_last"]) == {"class_il_last": {0, 1}}, "equal ones are both the best"
 
 
 def test_reported_needs_no_run(capsys):
@@ -187,3 +188,13 @@ def test_probe_curves_start_at_the_untouched_model(tmp_path, published):
     assert report.probe_plot([[found]]).startswith(b"\x89PNG")
     ((cells, _),) = lines(tmp_path / "runs").values()
     assert cells[0][-2:] == ["probe x drop", "probe x last"] and cells[1][-2:] == ["11.00", "79.00"]
+
+
+def test_no_table_spans_two_weights_of_one_name(tmp_path, published):
+    """The tag is a name; the digest of the weights counts too."""
+    folder = tmp_path / "runs"
+    for name, seed in (("a", 0), ("b", 1)):
+        run(folder, name, seed=seed)
+    path = folder / "b" / "record.jsonl"
+    path.write_text(path.read_text().replace("sha of ", "another sha of "))
+    assert len(lines(folder)) == 2

@@ -23,7 +23,7 @@ def listing(*words: str) -> str:
         count = f"{len(entries)} of {len(known)}" if patterns else len(known)
         if entries or not patterns:
             lines += [f"{kind}s ({count})"] + [f"  {e.name:<{width}}  {e.line}" for e in entries] + [""]
-    if which in {None, "all", "protocols"}:
+    if which in {"all", "protocols"} or (which is None and not patterns):  # a bare pattern looks for files
         known_lines = protocols.listing()
         chosen = [s for s in known_lines if not patterns or any(fnmatch.fnmatch(s.split()[0], p) for p in patterns)]
         count = f"{len(chosen)} of {len(known_lines)}" if patterns else len(known_lines)

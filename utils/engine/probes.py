@@ -41,7 +41,7 @@ def ranks(queries: torch.Tensor, items: torch.Tensor, right: torch.Tensor) -> to
 def retrieval(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor) -> dict[str, float]:
     """Percent of images with one of their captions among the first K, and of captions with their image there."""
     own = owner[None, :] == torch.arange(len(images), device=owner.device)[:, None]  # (images, captions)
-    scores = {}
+    scores: dict[str, float] = {}
     for way, place in (("i2t", ranks(images, texts, own)), ("t2i", ranks(texts, images, own.T))):
         scores |= {f"{way}_r{k}": 100.0 * float((place <= k).double().mean()) for k in RANKS}
     return scores
@@ -57,7 +57,7 @@ class Probes:
                 "their text: leave the flag out"
             )
         self.run, self.sets = run, dataset.probes()
-        self.model: Any = model  # with the door of CLIP methods
+        self.model: Any = model
         own = getattr(model, "store", None)
         self.store = FeatureStore(own.root, own.mode, own.progress) if own is not None else None
 
