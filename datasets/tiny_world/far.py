@@ -116,10 +116,13 @@ def _cell(
     return mask, u * u + v * v < 1.7
 
 
+def classes() -> np.ndarray:
+    """The class (weave * KINDS + kind of cell) of each label: shuffled, so that a task mixes weaves and cells."""
+    return permutation(NAME_SEED, WEAVES * KINDS, "far classes")
+
+
 def far_tiny(train: bool, seed: int = 0) -> dict:
-    """Images and labels; classes are dealt to labels in a shuffled order, so that a task mixes weaves and cells."""
-    n = WEAVES * KINDS
-    labels = np.tile(np.arange(n), PER_CLASS[train])
+    """Images and labels, classes by turns."""
+    labels = np.tile(np.arange(WEAVES * KINDS), PER_CLASS[train])
     index = np.arange(len(labels)) + (0 if train else TEST_OFFSET)
-    classes = permutation(NAME_SEED, n, "far classes")[labels]
-    return {"images": draw(SEED + 100 * seed, index, classes), "labels": torch.from_numpy(labels)}
+    return {"images": draw(SEED + 100 * seed, index, classes()[labels]), "labels": torch.from_numpy(labels)}
