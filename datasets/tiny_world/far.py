@@ -1,8 +1,8 @@
 """A domain far from pre-training: stained tissue, 40 classes = 5 weaves x 8 kinds of cell, under invented names.
 
-Nothing of it is in the images or captions of the rest of the world: no objects, scenes or known textures, other colors
-(two stains on a pale slide), many small shapes instead of one large, and names that no caption has. Pixels are table
-look-ups and single operations, as in `render`, so bytes do not depend on the machine.
+Each image shows one cell in a clear disc on a woven ground. Nothing of it is in the images or captions of the rest of
+the world: no objects or scenes, other textures and colors (three stains on a slide), and names that no caption has.
+Pixels are table look-ups and single operations, as in `render`, so bytes do not depend on the machine.
 """
 
 from __future__ import annotations
