@@ -335,7 +335,16 @@ FABRICATORS: dict[str, Callable] = {
     "seq-cifar10": lambda base: fabricate.cifar10(base, 100, 40) and {},
     "seq-cifar100": lambda base: fabricate.cifar100(base, 200, 100) and {},
     **dict.fromkeys(
-        ("seq-tiny", "seq-tiny-far", "mtil-tiny", "mm-tiny", "clove-tiny-scene", "clove-tiny-function"), lambda base: {}
+        (
+            "seq-tiny",
+            "seq-tiny-far",
+            "seq-tiny-mixed",
+            "mtil-tiny",
+            "mm-tiny",
+            "clove-tiny-scene",
+            "clove-tiny-function",
+        ),
+        lambda base: {},
     ),
     "seq-folder": lambda base: {
         "folder_path": str(fabricate.image_folder(base / "pictures", ["ant", "bee", "cow"])),

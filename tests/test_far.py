@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from datasets.tiny_world import captions, far, world
+from datasets.tiny_world import captions, far, streams, world
 
 SHA256 = "a3826eb3c839d55d616d49624ceda3a8142f42694cdf552d5de34f54389039dc"
 
@@ -59,3 +59,13 @@ def test_labels_are_balanced_and_the_test_images_are_others(monkeypatch):
     train, test = far.far_tiny(True), far.far_tiny(False)
     assert set(Counter(train["labels"].tolist()).values()) == {2} and test["labels"].tolist() == list(range(40))
     assert not torch.equal(train["images"][:40], test["images"])
+
+
+def test_half_of_the_mixed_stream_is_flat(monkeypatch):
+    """An image is that of seq-tiny or, in about half of the cases, the flat one of the same scene."""
+    monkeypatch.setattr(streams, "SEQ_TINY_SIZE", {False: 2})
+    mixed, stitched, flat = (
+        streams.seq_tiny(False, 3, flat_share=share)["images"].flatten(1) for share in (0.5, 0.0, 1.0)
+    )
+    as_stitched, as_flat = (mixed == stitched).all(1), (mixed == flat).all(1)
+    assert torch.equal(as_stitched, ~as_flat) and 40 < int(as_flat.sum()) < 80
