@@ -10,8 +10,8 @@ pretrained distills from the original CLIP instead of the previous model; --inte
 task.
 
 Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
-    python main.py --model lwf-clip --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 \
-        --picture_seed 1992
+    python main.py --model lwf-clip --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
+        --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 from models.utils.clip_distillation import HeldTuning, add_distillation_args, add_merge_args, two_way_divergence

@@ -7,8 +7,8 @@ Choices: the sentences are drawn once by the seed; the teacher's features of the
 tower gets no distillation gradient; a shorter context than CLIP's shortens them.
 
 Arm of scripts/claims/mulki.yaml (docs/mulki.md), no row yet, one seed:
-    python main.py --model lwf-vr --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 \
-        --picture_seed 1992
+    python main.py --model lwf-vr --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
+        --n_sentences 200 --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 from models.utils.clip_distillation import HeldTuning, add_distillation_args, random_sentences, two_way_divergence

@@ -8,8 +8,8 @@ Choices: the anchor is the model before the task, as in the released code of ZSC
 original CLIP, which is what WiSE-FT does for one task (there with halves).
 
 Arm of scripts/claims/mulki.yaml (docs/mulki.md), no row yet, one seed:
-    python main.py --model wise-ft --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 \
-        --picture_seed 1992
+    python main.py --model wise-ft --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
+        --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 from models.utils.clip_distillation import HeldTuning, add_merge_args

@@ -16,8 +16,9 @@ sentences), `self` (the task's own batch and names). At most --n_reference image
 and encoded by the teacher once.
 
 Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
-    python main.py --model zscl --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 \
-        --picture_seed 1992
+    python main.py --model zscl --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
+        --reference tiny --reference_batch 32 --avg_freq 10 --l2 0 --dataset mtil-tiny --mtil_order I \
+        --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 import torch

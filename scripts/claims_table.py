@@ -10,6 +10,8 @@
     figure: {kind: curves|bars|against, ...} or a list of these (scripts/claims_figure.py)
     quick: {arms: [..], worlds: [..], seeds: [0], more: flags}    what --quick runs; by default the arms of the claims
 
+    flags: {name: text}        flags that several arms share: {name} in an arm is replaced by the text
+
 In flags {seed} is the seed and {order:6} a shuffle of 0 to 5 drawn by it.
 """
 
@@ -37,6 +39,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "reported": (list,),
     "seeds": (list,),
     "common": (str,),
+    "flags": (dict,),
     "worlds": (dict,),
     "pool": (dict, list),
     "arms": (dict,),
@@ -46,7 +49,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "figure": (dict, list),
     "quick": (dict,),
 }
-NEEDED = ("title", "seeds", "worlds", "arms", "measure", "claims")
+NEEDED = ("title", "seeds", "worlds", "arms", "measure")
 OF_A_CLAIM = {"say", "better", "worse", "on", "by", "worlds", "ratio"}
 OF_QUICK = {"arms", "worlds", "seeds", "more"}
 OF_A_FIGURE = {
@@ -167,19 +170,20 @@ def checked(name: str, found: dict) -> tuple[list[str], Table]:
     problems: list[str] = []
     worlds = {str(k): text_of(v, f"worlds: {k}", problems) for k, v in found["worlds"].items()}
     groups = pooled(worlds, found.get("pool") or {}, problems)
+    shared = {str(k): text_of(v, f"flags: {k}", problems) for k, v in (found.get("flags") or {}).items()}
     arms, where = {}, {}
     for arm, value in found["arms"].items():
         given = value if isinstance(value, dict) else {"run": value}
         problems += [
             unknown(key, ("run", "worlds"), f"arms: {arm}: key") for key in given if key not in ("run", "worlds")
         ]
-        arms[str(arm)] = text_of(given.get("run"), f"arms: {arm}", problems)
+        arms[str(arm)] = with_shared(text_of(given.get("run"), f"arms: {arm}", problems), shared)
         where[str(arm)] = tuple(map(str, given.get("worlds") or worlds))
         problems += [unknown(w, worlds, f"arms: {arm}: world") for w in where[str(arm)] if w not in worlds]
     measures = {str(k): text_of(v, f"measure: {k}", problems) for k, v in found["measure"].items()}
     lower = tuple(map(str, found.get("lower") or ()))
     problems += [unknown(column, measures, "lower: column") for column in lower if column not in measures]
-    claims = [claim_of(c, i, arms, measures, groups, problems) for i, c in enumerate(found["claims"], 1)]
+    claims = [claim_of(c, i, arms, measures, groups, problems) for i, c in enumerate(found.get("claims") or (), 1)]
     quick = found.get("quick") or {}
     problems += [unknown(key, OF_QUICK, "quick: key") for key in quick if key not in OF_QUICK]
     for kind, known in (("arms", arms), ("worlds", worlds)):
@@ -230,6 +234,13 @@ def text_of(value: Any, what: str, problems: list[str]) -> str:
     return value
 
 
+def with_shared(flags: str, shared: Mapping[str, str]) -> str:
+    """An arm's flags with the shared ones in the place of their {name}."""
+    for name, text in shared.items():
+        flags = flags.replace(f"{{{name}}}", text)
+    return flags
+
+
 def pooled(worlds: Mapping[str, str], pool: Any, problems: list[str]) -> dict[str, tuple[str, ...]]:
     """Groups of worlds: those of `pool`, and every other world alone."""
     given = pool if isinstance(pool, dict) else {" + ".join(map(str, pool)): pool}
@@ -275,6 +286,8 @@ def claim_of(given: Any, number: int, arms, measures, groups, problems: list[str
 def filled(flags: str, seed: int) -> list[str]:
     """The words of some flags for a seed."""
     flags = flags.replace("{seed}", str(seed))
+    if wrong := re.search(r"\{(?!order:\d+\})[^}\s]+\}", flags):
+        raise UserError(f"{wrong[0]} stands for nothing; write {{seed}}, {{order:6}} or a name under `flags`")
 
     def shuffled(match: re.Match) -> str:
         order = list(range(int(match[1])))

@@ -341,6 +341,7 @@ FABRICATORS: dict[str, Callable] = {
         (
             "seq-tiny",
             "seq-tiny-far",
+            "seq-tiny-mixed",
             "mtil-tiny",
             "mm-tiny",
             "clove-tiny-scene",

@@ -144,6 +144,7 @@ WRONG = {
     "figure 2 needs a kind": TABLE.replace("kind: bars", "kind: pie"),
     "arms: zero is 5, not a text": TABLE.replace("zero: --model clip", "zero: 5"),
     "--shrinkag": TABLE.replace("--shrinkage", "--shrinkag"),
+    "{waves} stands for nothing": TABLE.replace("--shrinkage 0.5", "{waves}"),
     "are the same run": TABLE.replace(" --shrinkage 0.5", ""),
 }
 
@@ -158,6 +159,19 @@ def test_a_wrong_table_starts_nothing(told, tmp_path, monkeypatch, capsys):
     assert claims.main(["t", "--results_path", str(tmp_path / "r")]) == 2
     out, err = capsys.readouterr()
     assert told in err and all(line.startswith("error: ") for line in err.splitlines()) and len(err) < 2000
+
+
+def test_shared_flags_and_later_ones_win(tmp_path):
+    text = TABLE.replace("arms:", "flags: {half: --shrinkage 0.5 --normalize 0}\narms:")
+    found = table(tmp_path, text.replace("--model slda --shrinkage 0.5", "--model slda {half} --shrinkage 0.25"))
+    argv = claims_table.jobs_of(found, tmp_path, [4], ["shrunk"], ["II"])[0].argv
+    given = dict(zip(argv[::2], argv[1::2], strict=True))
+    assert (given["--shrinkage"], given["--normalize"], given["--style"]) == ("0.25", "0", "noisy")
+    assert given["--picture_seed"] == given["--seed"] == "4" and claims_table.filled("--a {order:3}", 1) != [
+        "--a",
+        "0,1,2",
+    ]
+    assert sorted(claims_table.filled("{order:3}", 1)[0]) == [",", ",", "0", "1", "2"]
 
 
 def test_all_errors_are_told_at_once(tmp_path):
@@ -245,10 +259,11 @@ def test_a_stopped_command_stops_its_runs_and_goes_on_when_repeated(stub, tmp_pa
 @pytest.mark.parametrize("name", claims_table.names())
 def test_every_run_of_a_table_is_understood(name, tmp_path):
     found = claims_table.read_table(name)
-    assert len(found.seeds) >= 5 and 100 not in found.seeds  # 100 is the seed of choices
+    if name.endswith("_tuning"):
+        assert found.seeds == [100] and "--validation" in found.common and not found.claims
+    else:
+        assert len(found.seeds) >= 5 and 100 not in found.seeds  # 100 is the seed of choices
     jobs = claims_table.jobs_of(found, tmp_path, found.seeds[:1])
     assert {job.arm for job in jobs} == set(found.arms)
-    quick = found.quick
-    assert claims_table.jobs_of(
-        found, tmp_path, found.seeds[:1], quick.get("arms"), quick.get("worlds"), quick.get("more", "")
-    )
+    if more := found.quick.get("more"):
+        assert claims_table.jobs_of(found, tmp_path, found.seeds[:1], found.quick.get("arms"), more=more)

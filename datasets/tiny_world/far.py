@@ -1,8 +1,8 @@
 """A domain far from pre-training: stained tissue, 40 classes = 5 weaves x 8 kinds of cell, under invented names.
 
-Nothing of it is in the images or captions of the rest of the world: no objects, scenes or known textures, other colors
-(two stains on a pale slide), many small shapes instead of one large, and names that no caption has. Pixels are table
-look-ups and single operations, as in `render`, so bytes do not depend on the machine.
+Each image shows one cell in a clear disc on a woven ground. Nothing of it is in the images or captions of the rest of
+the world: no objects or scenes, other textures and colors (three stains on a slide), and names that no caption has.
+Pixels are table look-ups and single operations, as in `render`, so bytes do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -116,10 +116,13 @@ def _cell(
     return mask, u * u + v * v < 1.7
 
 
+def classes() -> np.ndarray:
+    """The class (weave * KINDS + kind of cell) of each label: shuffled, so that a task mixes weaves and cells."""
+    return permutation(NAME_SEED, WEAVES * KINDS, "far classes")
+
+
 def far_tiny(train: bool, seed: int = 0) -> dict:
-    """Images and labels; classes are dealt to labels in a shuffled order, so that a task mixes weaves and cells."""
-    n = WEAVES * KINDS
-    labels = np.tile(np.arange(n), PER_CLASS[train])
+    """Images and labels, classes by turns."""
+    labels = np.tile(np.arange(WEAVES * KINDS), PER_CLASS[train])
     index = np.arange(len(labels)) + (0 if train else TEST_OFFSET)
-    classes = permutation(NAME_SEED, n, "far classes")[labels]
-    return {"images": draw(SEED + 100 * seed, index, classes), "labels": torch.from_numpy(labels)}
+    return {"images": draw(SEED + 100 * seed, index, classes()[labels]), "labels": torch.from_numpy(labels)}

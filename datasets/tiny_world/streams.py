@@ -57,18 +57,23 @@ def seq_tiny_names() -> list[str]:
     return [f"{world.PATTERNS[pattern]} {NAMES[kind]}" for kind, pattern in seq_tiny_pairs()]
 
 
-def seq_tiny(train: bool, seed: int = 0, style: str = "stitched", strength: float = 0.9) -> dict:
-    """60 never-captioned combinations ("striped fish") in a never-seen style: images, labels, names, templates."""
+def seq_tiny(
+    train: bool, seed: int = 0, style: str = "stitched", strength: float = 0.9, flat_share: float = 0.0
+) -> dict:
+    """60 never-captioned combinations ("striped fish") in a never-seen style: images, labels, names, templates.
+    A share of the images may be in the flat style, the most frequent one of pre-training."""
     pairs = seq_tiny_pairs()
     labels = _labels(len(pairs), SEQ_TINY_SIZE[train])
+    index = _indices(len(labels), train)
+    flat = uniform(_rng_seed("seq", seed), index, "flat share") < flat_share
     spec = world.sample(
         _rng_seed("seq", seed),
-        _indices(len(labels), train),
+        index,
         BANK_SEED,
         layout=world.SINGLE,
         kind=pairs[labels, 0],
         pattern=pairs[labels, 1],
-        style=world.STYLES.index(style),
+        style=np.where(flat, world.STYLES.index("flat"), world.STYLES.index(style)),
     )
     return {
         "images": render(spec, strength=strength),
