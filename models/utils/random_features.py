@@ -57,11 +57,6 @@ class RandomFeatures(VLMModel):
         features = self.prepare(features)
         return features if self.random is None else (features @ self.random).relu()
 
-    def labeled(self, dataset) -> tuple[Tensor, Tensor]:
-        """Raw features (N, D) and labels (N,) of the task's labeled training images."""
-        features, labels = self.image_features(dataset.train_loader.dataset)
-        return features[labels >= 0], labels[labels >= 0]
-
     def hidden_parts(self, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Random features (B, M) and one-hot labels (B, C) of ROWS images at a time, in float64 on the CPU."""
         for part, own in zip(features.split(ROWS), labels.cpu().split(ROWS), strict=True):

@@ -121,6 +121,11 @@ class VLMModel(ContinualModel):
             features = self.with_text(features, split.samples.data.text[split.rows])
         return features, split.targets.to(self.device)
 
+    def labeled(self, dataset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw features (N, D) and labels (N,) of the task's labeled training images."""
+        features, labels = self.image_features(dataset.train_loader.dataset)
+        return features[labels >= 0], labels[labels >= 0]
+
     def cached_inputs(self, loader) -> torch.Tensor | None:
         if self.encoder is None or not hasattr(loader.dataset, "samples"):
             return None
