@@ -6,6 +6,7 @@ and every function here uses the replacement.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -247,6 +248,14 @@ class CLIPBackbone(nn.Module):
         """Preprocessed images (B, 3, R, R) -> (B, D)."""
         return self.clip.encode_image(x)
 
+    def encode_unprojected(self, x: Tensor) -> Tensor:
+        """Preprocessed images -> (B, vision_width), which `visual.proj` maps to `encode_image`."""
+        held: list[Tensor] = []
+        hook = self.clip.visual.ln_post.register_forward_hook(lambda _, inputs, out: held.append(out))
+        self.encode_image(x)
+        hook.remove()
+        return held[0]
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids (N, L) -> (N, D); stops at the longest end of text, which is exact under the causal mask."""
         eot = tokens.argmax(dim=1)
@@ -318,18 +327,20 @@ class CLIPBackbone(nn.Module):
 class ClipImageEncoder:
     """The frozen image tower as an encoder of the FeatureStore: raw images -> fp32 rows on the CPU.
 
-    layer "pooled": `encode_image`, (B, D). layer "tokens": `image_tokens`, flattened; view it as (B, *shape).
+    layer "pooled": `encode_image`, (B, D). "unprojected": what it projects, (B, vision_width). "tokens":
+    `image_tokens`, flattened; view it as (B, *shape).
     The key comes from the weights at construction, so a tuned tower never gets features of another.
     """
 
     def __init__(self, backbone: CLIPBackbone, layer: str = "pooled"):
-        if layer not in ("pooled", "tokens"):
-            raise UserError(f"unknown layer '{layer}' of the CLIP image tower: use pooled or tokens")
-        if layer == "tokens" and not backbone.n_image_tokens:
+        if layer not in ("pooled", "unprojected", "tokens"):
+            raise UserError(f"unknown layer '{layer}' of the CLIP image tower: use pooled, unprojected or tokens")
+        if layer != "pooled" and not backbone.n_image_tokens:
             raise UserError(f"{backbone.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
         self.backbone, self.layer = backbone, layer
-        self.shape = (backbone.embed_dim,) if layer == "pooled" else (backbone.n_image_tokens, backbone.vision_width)
-        self.dim = self.shape[0] if layer == "pooled" else self.shape[0] * self.shape[1]
+        rows = (backbone.n_image_tokens,) if layer == "tokens" else ()
+        self.shape = (*rows, backbone.embed_dim if layer == "pooled" else backbone.vision_width)
+        self.dim = math.prod(self.shape)
         self.key = "|".join(
             map(
                 str,
@@ -368,5 +379,6 @@ class ClipImageEncoder:
         else:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PIL releases the interpreter lock
                 x = torch.stack(list(pool.map(self.backbone.preprocess, images))).to(self.backbone.device)
-        out = self.backbone.encode_image(x) if self.layer == "pooled" else self.backbone.image_tokens(x)
+        layers = {"pooled": "encode_image", "unprojected": "encode_unprojected", "tokens": "image_tokens"}
+        out = getattr(self.backbone, layers[self.layer])(x)
         return out.flatten(1).float().cpu()

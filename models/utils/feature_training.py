@@ -16,12 +16,19 @@ class FeatureTraining(VLMModel):
     schedule = None  # of the learning rate, within `train_on`
 
     def train_on(
-        self, name: str, features: Tensor, labels: Tensor, loss: Callable[..., Tensor], epochs: int | None = None
+        self,
+        name: str,
+        features: Tensor,
+        labels: Tensor,
+        loss: Callable[..., Tensor],
+        epochs: int | None = None,
+        params: list | None = None,
+        lr: float | None = None,
     ) -> None:
         """Epochs of steps on loss(x, y, rows of the batch, number of the step in its epoch)."""
         if name not in self.work_done:
-            self.opt = self.get_optimizer()
-            self.schedule = get_scheduler(self, self.args)
+            self.opt = self.get_optimizer(params, lr)
+            self.schedule = get_scheduler(self, self.args, reload_optim=False)
         epochs = self.args.n_epochs if epochs is None else epochs
         for _ in self.work(name, min(1, epochs) if self.args.debug_mode else epochs):
             self.begin_pass(len(labels))
