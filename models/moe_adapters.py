@@ -5,7 +5,7 @@ Yu et al., CVPR 2024, arXiv 2403.11549. The mixture is that of `backbone/experts
     class-il   one router, all experts trained on every task
     mtil       a router per task; after a task the top_k experts of a block that were chosen most are frozen. At test
                an autoencoder per task reads the frozen feature; that with the least error names the router, and above
-               --unknown_above there are no experts: zero-shot CLIP                                       -> `routers`
+               --unknown_above there are no experts: zero-shot CLIP                                 -> `route_images`
     loss       cross-entropy over the task's names (--label_space)
 
 Choices: the router's noise is drawn in training only (in the released class-incremental code it stays on at test). An
@@ -19,19 +19,16 @@ No table has a row of it; on the picture world:
     python main.py --model moe-adapters --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
-import torch
-from torch.nn.functional import normalize
-
 from backbone.clip import is_vit
 from backbone.experts import add_experts
-from models.utils.clip_tuning import ClipTuning, add_tuning_args
+from models.utils.clip_tuning import add_tuning_args
 from models.utils.domain_coders import DomainCoders
-from models.utils.vlm_model import EVAL_ROWS
+from models.utils.routed_tuning import RoutedTuning
 from utils.errors import UserError
 from utils.flags import non_negative, positive, positive_int
 
 
-class MoeAdapters(ClipTuning):
+class MoeAdapters(RoutedTuning):
     NAME = "moe-adapters"
     TOY_ARGS = {"lr": 0.01, "form": "mtil", "experts_num": 3, "n_epochs": 1} | {
         "ddas_steps": 10,
@@ -68,9 +65,6 @@ class MoeAdapters(ClipTuning):
         self.coders = DomainCoders(self.n_tasks if self.per_task else 0, self.net.embed_dim, args.ddas_code)
         self.coders.to(self.device)
 
-    def get_parameters(self):
-        return [p for p in self.net.parameters() if p.requires_grad]
-
     def route(self, images, texts):
         """The router of all images or of each (B,), and that of the texts; -1: none."""
         for experts in self.seers:
@@ -90,61 +84,21 @@ class MoeAdapters(ClipTuning):
         for experts in (*self.seers, *self.readers):
             experts.freeze_most_used()
         self.opt = self.get_optimizer()
-        self.learn_domain(dataset)
-
-    # mtil: which task an image is of
-
-    def learn_domain(self, dataset):
-        """The autoencoder of the task, on frozen features of its training images."""
-        split, training = dataset.train_loader.dataset, self.net.training
-        self.use_clip_preprocessing(split)
-        self.net.eval()
-        loader = dataset.train_loader.with_batch_size(EVAL_ROWS)
-        rows = torch.cat([self.plain_rows(self.clip_pixels(batch[0])) for batch in loader.epoch(0)])
-        self.net.train(training)
+        rows = self.plain_task(dataset)
         self.coders.fit(self.current_task, rows, self.args.ddas_steps, self.args.ddas_lr, self.args.seed)
 
-    def clip_pixels(self, x):
-        return getattr(x, "image", x).to(self.device)
+    # mtil: a route per task, and the last for images of none
 
-    @torch.no_grad()
-    def plain_rows(self, pixels):
-        """Unit features (B, D) of the frozen CLIP."""
-        self.route(-1, -1)
-        return self.image_rows(self.net, pixels)
+    def routes(self):
+        return max(1, self.current_task) + 1 if self.per_task else 0
 
-    def routers(self, pixels):
-        """(B,) the task that each image is of, -1 for none of those seen."""
-        tasks = max(1, self.current_task)
-        return self.coders.choose(self.plain_rows(pixels), tasks, self.args.unknown_above)
-
-    # test: in the mtil form a row is [its features under its router ; the router], with keys of each router
-
-    def encode(self, x):
-        if not self.per_task or getattr(x, "image", x).dim() == 2:
-            return super().encode(x)
-        pixels = self.clip_pixels(x)
-        router = self.routers(pixels)
+    def route_images(self, pixels):
+        router = self.coders.choose(self.plain_rows(pixels), self.routes() - 1, self.args.unknown_above)
         self.route(router, 0)
-        return torch.cat([self.image_rows(self.net, pixels), router[:, None]], dim=1)
+        return router
 
-    def all_keys(self):
-        if not self.per_task:
-            return super().all_keys()
-        if self.keys is None:
-            sets = []
-            for router in (*range(max(1, self.current_task)), -1):  # the last for images of no task
-                self.route(router, router)
-                self.keys = None
-                sets.append(super().all_keys())
-            self.keys = torch.stack(sets)  # (T + 1, C, D)
-        return self.keys
+    def route_texts(self, route):
+        self.route(0, route if route < self.routes() - 1 else -1)
 
-    def logits(self, features, keys):
-        if not self.per_task:
-            return super().logits(features, keys)
-        rows, router = normalize(features[:, :-1], dim=1), features[:, -1].long()
-        return torch.einsum("bd,bcd->bc", self.scale * rows, keys[router])
-
-    def forward(self, x):
-        return self.future_forward(x)[:, : self.n_seen_classes]
+    def switch_off(self):
+        self.route(-1, -1)
