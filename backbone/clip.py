@@ -6,9 +6,7 @@ and every function here uses the replacement.
 """
 
 import argparse
-import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +17,13 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from torchvision.transforms.v2 import functional as F
 
 from backbone.attention import run
-from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_clip, sha256_state
+from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_clip
 from backbone.tiny_tokenizer import TinyTokenizer
 from utils.errors import UserError
 from utils.flags import path
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPENAI_VOCAB = 49408
-CPU_BATCH_BYTES, DEVICE_BATCH_BYTES = 2**24, 2**32  # activations of one encoder batch: close to the cache size; 4 GiB
 BICUBIC = InterpolationMode.BICUBIC
 CROP_MARGIN = 256 / 224  # of the shorter side to the center that is cut out
 
@@ -259,6 +256,14 @@ class CLIPBackbone(nn.Module):
         """Preprocessed images (B, 3, R, R) -> (B, D)."""
         return self.clip.encode_image(x)
 
+    def encode_unprojected(self, x: Tensor) -> Tensor:
+        """Preprocessed images -> (B, vision_width), which `visual.proj` maps to `encode_image`."""
+        held: list[Tensor] = []
+        hook = self.clip.visual.ln_post.register_forward_hook(lambda _, inputs, out: held.append(out))
+        self.encode_image(x)
+        hook.remove()
+        return held[0]
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids (N, L) -> (N, D); stops at the longest end of text, which is exact under the causal mask."""
         eot = tokens.argmax(dim=1)
@@ -330,64 +335,3 @@ class CLIPBackbone(nn.Module):
     def causal(self, x: Tensor) -> Tensor:
         """The causal mask for x (N, L, W)."""
         return self.causal_mask[: x.shape[1], : x.shape[1]].to(x.dtype)
-
-
-class ClipImageEncoder:
-    """The frozen image tower as an encoder of the FeatureStore: raw images -> fp32 rows on the CPU.
-
-    layer "pooled": `encode_image`, (B, D). layer "tokens": `image_tokens`, flattened; view it as (B, *shape). layer
-    "early": `early_feature`.
-    The key comes from the weights at construction, so a tuned tower never gets features of another.
-    """
-
-    def __init__(self, backbone: CLIPBackbone, layer: str = "pooled"):
-        layers = {"pooled": backbone.encode_image, "tokens": backbone.image_tokens, "early": backbone.early_feature}
-        if layer not in layers:
-            raise UserError(f"unknown layer '{layer}' of the CLIP image tower: use {', '.join(layers)}")
-        if layer != "pooled" and not backbone.n_image_tokens:
-            raise UserError(f"{backbone.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
-        self.backbone, self.run = backbone, layers[layer]
-        width = backbone.vision_width
-        self.shape = {"pooled": (backbone.embed_dim,), "early": (width,)}.get(layer, (backbone.n_image_tokens, width))
-        self.dim = math.prod(self.shape)
-        self.key = "|".join(
-            map(
-                str,
-                ("clip", sha256_state(backbone.clip.visual.state_dict()), backbone.activation, layer, backbone.dtype),
-            )
-        )
-        self.key += f"|bicubic {backbone.resolution} {backbone.mean} {backbone.std}"
-        if backbone.resize_kind != "shorter":
-            self.key += f" {backbone.resize_kind}"
-        # Numbers held at once in a block: 16 per token and channel (input, norm, q, k, v, 4 + 4 in the MLP, sums);
-        # a ResNet's widest stage is counted as 64 planes at a quarter of the resolution.
-        tokens = backbone.n_image_tokens or (backbone.resolution // 4) ** 2
-        image_bytes = 16 * tokens * (backbone.vision_width if backbone.n_image_tokens else 64) * backbone.dtype.itemsize
-        budget = CPU_BATCH_BYTES if backbone.device.type == "cpu" else DEVICE_BATCH_BYTES
-        self.batch_size = min(max(budget // image_bytes, 32), 1024)
-        self._stamp = self._versions()
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether the same image gives the same row: no dropout or batch statistics in training mode."""
-        noisy = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-        return not any(isinstance(m, noisy) and m.training for m in self.backbone.clip.visual.modules())
-
-    def _versions(self) -> list[tuple[int, int]]:
-        """The tower's tensors and how often each was modified."""
-        visual = self.backbone.clip.visual
-        return [(id(tensor), tensor._version) for tensor in visual.parameters()]
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor | list[Image.Image]) -> Tensor:
-        """uint8 or float [0, 1] images (B, C, H, W), or B PIL images -> (B, dim)."""
-        if self._versions() != self._stamp:
-            raise UserError(
-                "the CLIP image tower was trained after its feature encoder was created: create a new ClipImageEncoder"
-            )
-        if isinstance(images, Tensor):
-            x = self.backbone.normalize_images(images.to(self.backbone.device))
-        else:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PIL releases the interpreter lock
-                x = torch.stack(list(pool.map(self.backbone.preprocess, images))).to(self.backbone.device)
-        return self.run(x).flatten(1).float().cpu()

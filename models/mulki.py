@@ -39,7 +39,7 @@ Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from backbone.clip import ClipImageEncoder
+from backbone.clip_encoder import ClipImageEncoder
 from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_peft_args, add_tuning_args
 from models.utils.reference import ReadsReference, reference_data
 from models.utils.teachers import Teachers

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from backbone.clip import CLIPBackbone, ClipImageEncoder
+from backbone.clip import CLIPBackbone
+from backbone.clip_encoder import ClipImageEncoder
 from backbone.clip_files import sha256_state
 from backbone.fusion import add_fusion_args, fusion_of, question_mask
 from backbone.hub import HubBackbone, HubImageEncoder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from backbone.clip import ClipImageEncoder
+from backbone.clip_encoder import ClipImageEncoder
 from backbone.fusion import SIZE_FLAGS, GrowingHead
 from backbone.hub import HubBackbone
 from backbone.hub_flags import chosen

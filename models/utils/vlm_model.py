@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from backbone.clip import CLIPBackbone, ClipImageEncoder, add_clip_args, load_clip
+from backbone.clip import CLIPBackbone, add_clip_args, load_clip
+from backbone.clip_encoder import ClipImageEncoder
 from backbone.clip_visual import fuse
 from backbone.hub_flags import chosen, load_hub, refuse_idle
 from models.utils.continual_model import ContinualModel
@@ -124,6 +125,11 @@ class VLMModel(ContinualModel):
         if self.looks_at != "image":
             features = self.with_text(features, split.samples.data.text[split.rows])
         return features, split.targets.to(self.device)
+
+    def labeled(self, dataset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw features (N, D) and labels (N,) of the task's labeled training images."""
+        features, labels = self.image_features(dataset.train_loader.dataset)
+        return features[labels >= 0], labels[labels >= 0]
 
     def cached_inputs(self, loader) -> torch.Tensor | None:
         if self.encoder is None or not hasattr(loader.dataset, "samples"):

@@ -41,10 +41,14 @@ class FullGaussian(ClassGenerator):
         size = std.square().mean(1).sqrt().view(-1, 1, 1)  # root mean variance; 0 if all features are equal
         centred = (x.double() - mean.unsqueeze(1)) * row_mask(counts, x.shape[1]) / size.where(size > 0, 1)
         cov = centred.mT @ centred / (counts - 1).clamp(min=1).view(-1, 1, 1)  # (K, D, D), mean variance 1
-        cov.diagonal(dim1=1, dim2=2).add_(self.options["jitter"])
-        factor = torch.linalg.cholesky(cov) * size
+        factor = torch.linalg.cholesky(self._regular(cov)) * size
         low = torch.tril_indices(*factor.shape[1:], device=x.device)
         return {"mean": mean.to(x.dtype), "factor": factor[:, low[0], low[1]].to(x.dtype)}
+
+    def _regular(self, cov: Tensor) -> Tensor:
+        """Covariances (K, D, D) of mean variance 1, made invertible."""
+        cov.diagonal(dim1=1, dim2=2).add_(self.options["jitter"])
+        return cov
 
     def _draw(self, rows, n, rng):
         mean = rows["mean"]
@@ -75,6 +79,19 @@ class RealFeatures(ClassGenerator):
         drawn = torch.rand(len(features), n, generator=rng, device=where).to(features.device) * counts.unsqueeze(1)
         place = drawn.long().minimum(counts.unsqueeze(1) - 1)  # the product may round up to the count
         return features.gather(1, place.unsqueeze(2).expand(-1, -1, features.shape[2]))
+
+
+class ShrunkGaussian(FullGaussian):
+    """The same with the shrinkage of FeCAM (arXiv 2309.14062): S + mean variance I + mean covariance (1 - I)."""
+
+    kind = "shrunk_gauss"
+
+    def _regular(self, cov):
+        dim = cov.shape[1]
+        variance = cov.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        between = (cov.sum((1, 2), keepdim=True) - dim * variance) / max(1, dim * (dim - 1))
+        eye = torch.eye(dim, dtype=cov.dtype, device=cov.device)
+        return super()._regular(cov + variance * eye + between * (1 - eye))
 
 
 class GaussianMixture(ClassGenerator):
