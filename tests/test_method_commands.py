@@ -17,7 +17,15 @@ ROOT = registry.ROOT
 FILES = sorted({entry.path for entry in registry.index("model").values()})
 HOUSEKEEPING = {"--notes", "--results_path", "--resume", "--non_verbose", "--autosave", "--base_path"}
 NO_TABLE = {"ridge", "rail", "first-stage-starprompt", "icarl-clip"}
-NO_TABLE |= {"coda-prompt", "lora", "ease", "aper"}  # measured nowhere in docs/ so far
+NO_TABLE |= {
+    "coda-prompt",
+    "lora",
+    "ease",
+    "aper",
+    "slca",
+    "merge",
+    "second-stage-starprompt",
+}  # measured nowhere in docs/ so far
 NO_ROW = {"lwf-vr", "wise-ft"}  # arms of a script that were not run for its page
 
 
