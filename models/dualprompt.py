@@ -90,7 +90,7 @@ class DualPrompt(PromptModel):
     def observe(self, inputs, labels, not_aug_inputs, epoch=None, query=None):
         x, query = self.prepare(inputs, query)
         slots = torch.full_like(labels, self.current_task)
-        loss = self.answer_loss(self.body(x, prefixes=self.prefixes(slots)), labels)
+        loss = self.head_loss(self.body(x, prefixes=self.prefixes(slots)), labels)
         key = normalize(self.keys[self.current_task], dim=0)
         return self.step(loss - self.args.pull_constraint_coeff * (query @ key).mean())
 

@@ -77,7 +77,7 @@ class L2P(PromptModel):
     def observe(self, inputs, labels, not_aug_inputs, epoch=None, query=None):
         x, query = self.prepare(inputs, query)
         cosines, chosen = self.choose(query)
-        loss = self.answer_loss(self.states(x, chosen), labels)
+        loss = self.head_loss(self.states(x, chosen), labels)
         if self.args.pull_constraint:
             loss = loss - self.args.pull_constraint_coeff * cosines.sum(1).mean()
         return self.step(loss)

@@ -103,7 +103,7 @@ class SPrompts(PromptModel):
         x, _ = self.prepare(inputs, query)
         pool = torch.full_like(labels, len(self.prompts) - 1)
         if self.args.head == "shared":
-            return self.step(self.answer_loss(self.states(x, pool), labels))
+            return self.step(self.head_loss(self.states(x, pool), labels))
         return self.step(cross_entropy(self.logits(x, pool), labels))
 
     @torch.no_grad()

@@ -51,9 +51,9 @@ def test_prompt_methods_add_the_distillation_that_clumo_uses(name, kind):
     old = len(model.teacher)
     assert 0 < old < len(model.head.answers)
     states, labels = torch.randn(6, model.width), model.head.answers[model.current][:1].repeat(6)
-    whole = model.answer_loss(states, labels)
+    whole = model.head_loss(states, labels)
     model.args.kd_weight = 0.0
-    plain = model.answer_loss(states, labels)
+    plain = model.head_loss(states, labels)
     clumo = contract.build("clumo", "toy-pairs", kd_type=kind).model  # CluMo's own, on the same states and teacher
     clumo.teacher = model.teacher
     expected = clumo.distillation(model.head(states), states, None, None, None)

@@ -28,6 +28,7 @@ HOUSEKEEPING = {
 NO_TABLE = {"ridge", "rail", "first-stage-starprompt", "icarl-clip"}  # measured nowhere in docs/ so far
 NO_TABLE |= {"acil", "ranpac", "simplecil", "moe-adapters", "rapf", "proof", "engine", "bofa", "clap4clip", "diki"}
 NO_TABLE |= {"attriclip", "mg-clip", "clg-cbm"}
+NO_TABLE |= {"coda-prompt", "lora", "ease", "aper", "slca", "merge", "second-stage-starprompt"}
 NO_ROW = {"lwf-vr", "wise-ft"}  # arms of a script that were not run for its page
 
 
