@@ -24,7 +24,6 @@ from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.gcl_dataset import GCLDataset
 from datasets.utils.samples import ArraySamples
 from tests import fabricate, fabricate_mm, fabricate_mtil, fabricate_real, fabricate_streams
-from tests.toy_clip import toy_clip
 from utils import cli
 from utils.cli import plugins, registry
 from utils.engine import training
@@ -184,8 +183,13 @@ def sample_value(action: Action) -> str | None:
     return BY_TYPE.get(getattr(action.type, "__name__", "str"))
 
 
+def usual_clip() -> str:
+    """The CLIP of toy runs; the contract puts a smaller one here."""
+    return "tiny"
+
+
 def argv_of(name: str, stream: str) -> list[str]:
-    """The command line of a toy run: the flags that the model requires, and a small CLIP for a CLIP method."""
+    """The command line of a toy run: the flags that the model requires, and a CLIP for a CLIP method."""
     argv = [
         "--model",
         name,
@@ -204,7 +208,7 @@ def argv_of(name: str, stream: str) -> list[str]:
     flags = {action.dest for action in actions}
     for action in actions:
         if action.dest == "clip_backbone":  # the fusion weights belong to the embedded CLIP
-            argv += ["--clip_backbone", "tiny" if "fusion_weights" in flags else toy_clip()]
+            argv += ["--clip_backbone", "tiny" if "fusion_weights" in flags else usual_clip()]
         elif action.required or action.dest in REQUIRED:
             argv += [action.option_strings[0], sample_value(action)]
     argv += [word for root in plugins._roots for word in ("--plugins", str(root))]
