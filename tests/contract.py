@@ -207,8 +207,8 @@ def argv_of(name: str, stream: str) -> list[str]:
     actions = own_actions(name)
     flags = {action.dest for action in actions}
     for action in actions:
-        if action.dest == "clip_backbone":  # the fusion weights belong to the embedded CLIP
-            argv += ["--clip_backbone", "tiny" if "fusion_weights" in flags else usual_clip()]
+        if action.dest == "clip_backbone":
+            argv += ["--clip_backbone", usual_clip()]
         elif action.required or action.dest in REQUIRED:
             argv += [action.option_strings[0], sample_value(action)]
     argv += [word for root in plugins._roots for word in ("--plugins", str(root))]
