@@ -204,9 +204,7 @@ def argv_of(name: str, stream: str) -> list[str]:
         "--disable_log",
         "1",
     ]
-    actions = own_actions(name)
-    flags = {action.dest for action in actions}
-    for action in actions:
+    for action in own_actions(name):
         if action.dest == "clip_backbone":
             argv += ["--clip_backbone", usual_clip()]
         elif action.required or action.dest in REQUIRED:
