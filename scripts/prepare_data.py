@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import shutil
 import stat
+import struct
 import sys
 import tarfile
 import urllib.error
@@ -205,7 +206,10 @@ def unpack(archive: Path, folder: Path) -> None:
         gzip.BadGzipFile,
         NotImplementedError,
         RuntimeError,
-    ) as error:
+        ValueError,
+        LookupError,
+        struct.error,
+    ) as error:  # zipfile and tarfile let errors through in names and heads that are damaged
         archive.unlink()
         archive.with_name(archive.name + ".md5").unlink(missing_ok=True)
         raise OSError(

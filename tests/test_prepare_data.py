@@ -198,3 +198,13 @@ def test_the_command_line_ends_in_one_line(server, tmp_path, monkeypatch, capsys
 def test_download_without_anything_there(server, tmp_path):
     download(server.url, tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == CONTENT and server.asked == [0]
+
+
+@pytest.mark.parametrize("name", [b"\xa9x.txt", b"\0x.txt"], ids=["not UTF-8", "empty"])
+def test_names_that_are_no_names(name, tmp_path):
+    """A name marked as UTF-8 that is not, and one that is empty: the archive is damaged."""
+    path = zipped(tmp_path / "a.zip", {"éx.txt": b"text"})
+    path.write_bytes(path.read_bytes().replace("éx.txt".encode(), name + b"." * (7 - len(name))))
+    with pytest.raises(OSError, match="is damaged .* and was removed"):
+        unpack(path, tmp_path / "to")
+    assert not path.exists()
