@@ -12,6 +12,7 @@ import hashlib
 import lzma
 import shutil
 import stat
+import struct
 import sys
 import tarfile
 import urllib.error
@@ -32,7 +33,7 @@ MOST_UNPACKED, RATIO = 2**30, 100  # an archive may unpack to 1 GiB and a hundre
 PACKED = (".zip", ".tar", ".tgz", ".gz")
 PIECE = 2**20
 BEGUN = "begun"
-DAMAGED = (
+DAMAGED = (  # zipfile and tarfile let errors through in names and heads that are damaged
     tarfile.TarError,
     zipfile.BadZipFile,
     EOFError,
@@ -41,6 +42,9 @@ DAMAGED = (
     gzip.BadGzipFile,
     NotImplementedError,
     RuntimeError,
+    ValueError,
+    LookupError,
+    struct.error,
 )
 
 

@@ -32,7 +32,7 @@ from utils.errors import UserError
 from utils.features import FeatureStore
 from utils.flags import Arguments
 
-SECONDS = 10  # for one case, on a busy machine
+SECONDS = 5  # of computation for one case
 TIERS = [pytest.param(1, id="suite"), pytest.param(25, id="long", marks=pytest.mark.slow)]
 tier = pytest.mark.parametrize("times", TIERS)
 configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # its tables of characters
@@ -51,7 +51,7 @@ def hunt(cases: int, check, allowed: type[Exception] = UserError) -> dict[str, i
     )
     @given(st.randoms(use_true_random=False))
     def case(draw):
-        begun = time.monotonic()
+        begun = time.process_time()
         try:
             check(draw)
             ended["well"] += 1
@@ -59,7 +59,7 @@ def hunt(cases: int, check, allowed: type[Exception] = UserError) -> dict[str, i
             lines = str(error).splitlines()  # as main prints it
             assert lines and all(0 < len(line) < 2500 for line in lines), lines
             ended["refused"] += 1
-        assert time.monotonic() - begun < SECONDS
+        assert time.process_time() - begun < SECONDS
 
     case()
     assert ended["well"] > 0 < ended["refused"], f"input of one kind alone tests little: {ended}"

@@ -307,3 +307,13 @@ def test_what_remains_is_named_with_exit_code_2(tmp_path, monkeypatch, capsys):
     assert told.count("\n") == 1 and f"{tmp_path}/stanford_cars" in told and f"{tmp_path}/SUN397" in told
     monkeypatch.setattr("sys.argv", ["prepare_data.py", "seq-tiny"])
     assert prepare_data.main() == 0 and "nothing to fetch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [b"\xa9x.txt", b"\0x.txt"], ids=["not UTF-8", "empty"])
+def test_names_that_are_no_names(name, tmp_path):
+    """A name marked as UTF-8 that is not, and one that is empty: the archive is damaged."""
+    path = zipped(tmp_path / "a.zip", {"éx.txt": b"text"})
+    path.write_bytes(path.read_bytes().replace("éx.txt".encode(), name + b"." * (7 - len(name))))
+    with pytest.raises(OSError, match="is damaged .* and was removed"):
+        unpack(path, tmp_path / "to")
+    assert not path.exists()
