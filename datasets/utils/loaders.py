@@ -156,8 +156,7 @@ class Split(Dataset):
         rows, text = self.rows[positions], getattr(self.samples, "text", None)
         raw = cache.images(places(self.samples, rows))
         images = torch.cat([rest(as_float(part)) for part in raw.split(CHUNK)])
-        extras = tuple(getattr(self, name)[positions] for name in self.extra_return_fields)
-        return (images if text is None else Pair(images, text[rows]), self.targets[positions], *extras)
+        return (images if text is None else Pair(images, text[rows]), self.targets[positions], *self._extras(positions))
 
     def items(self, key: tuple) -> Dataset:
         """The split as single items, each under its own random states."""
@@ -184,9 +183,11 @@ class Split(Dataset):
         raw = self.samples.inputs(self.rows[positions])
         plain = Pair(as_float(raw.image), raw.text) if isinstance(raw, Pair) else as_float(raw)
         images = transform(plain, numbers[positions])
-        extras = tuple(getattr(self, name)[positions] for name in self.extra_return_fields)
         head = (images, self.targets[positions], plain) if self.train else (images, self.targets[positions])
-        return head + extras
+        return head + self._extras(positions)
+
+    def _extras(self, positions: torch.Tensor) -> tuple:
+        return tuple(getattr(self, name)[positions] for name in self.extra_return_fields)
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:
