@@ -35,8 +35,8 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     with launch.warnings_told() as attach:
         dataset = get_dataset(args)
         launch.check_against_dataset(args, dataset)
-        dataset.check_samples()
         launch.check_class_sizes(args, parsed.model_class, dataset)
+        dataset.check_samples()
         builds_own = getattr(parsed.model_class, "BUILDS_OWN_NET", False)
         backbone = get_backbone(args) if args.backbone and not builds_own else None
         free_memory.require_images(args, dataset, backbone)

@@ -83,6 +83,30 @@ def owner(net: nn.Module, name: str) -> tuple[nn.Module, str, str]:
     return net.get_submodule(path), weight, bias
 
 
+class ScaledLayers(nn.Module):
+    """SSF of a network that stays as it is: `weights` are the adapted ones by name, for `torch.func.functional_call`.
+
+    A layer without bias gets a gamma and no beta.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.names = layers_of(net)
+        sizes = [len(net.get_parameter(name)) for name in self.names]
+        self.gammas = nn.ParameterList(1 + SPREAD * torch.randn(size) for size in sizes)
+        self.betas = nn.ParameterList(SPREAD * torch.randn(size) for size in sizes)
+
+    def weights(self, net: nn.Module) -> dict[str, Tensor]:
+        found = {}
+        for name, gamma, beta in zip(self.names, self.gammas, self.betas, strict=True):
+            module, weight, bias = owner(net, name)
+            held, moved = getattr(module, weight), getattr(module, bias)
+            found[name] = (gamma.view(-1, *[1] * (held.dim() - 1)) * held).to(held.dtype)
+            if moved is not None:
+                found[name.removesuffix(weight) + bias] = torch.addcmul(beta, gamma, moved.float()).to(moved.dtype)
+        return found
+
+
 def count(net: nn.Module) -> int:
     """Number of trained parameters of all adapters in `net`."""
     own = {id(p): p.numel() for m in net.modules() if isinstance(m, (Scaled, Shifted)) for p in m.parameters()}

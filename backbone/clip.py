@@ -7,7 +7,6 @@ and every function here uses the replacement.
 
 import argparse
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,15 +17,15 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from torchvision.transforms.v2 import functional as F
 
 from backbone.attention import run
-from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_clip, sha256_state
+from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_clip
 from backbone.tiny_tokenizer import TinyTokenizer
 from utils.errors import UserError
 from utils.flags import path
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPENAI_VOCAB = 49408
-CPU_BATCH_BYTES, DEVICE_BATCH_BYTES = 2**24, 2**32  # activations of one encoder batch: close to the cache size; 4 GiB
 BICUBIC = InterpolationMode.BICUBIC
+CROP_MARGIN = 256 / 224  # of the shorter side to the center that is cut out
 
 
 def add_clip_args(parser: argparse.ArgumentParser, default: str = "ViT-L/14") -> None:
@@ -205,9 +204,16 @@ class CLIPBackbone(nn.Module):
         self.n_image_tokens = len(net.visual.positional_embedding) if is_vit(net) else 0  # 1 + P; 0: a ResNet
         self.mean, self.std = weights.mean, weights.std
         self.tokenizer = load_tokenizer(weights, net.vocab_size, name)  # None: OpenAI's
-        crop = [Resize(self.resolution, BICUBIC), CenterCrop(self.resolution)]
-        self.preprocess = Compose([*crop, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
+        self.set_resize("shorter")
         self.register_buffer("causal_mask", causal_mask(self.context_length), persistent=False)
+
+    def set_resize(self, kind: str) -> None:
+        """How an image comes to the resolution R: its shorter side to R (CLIP's own), or to 8/7 R (crop), then the
+        center; squash: both sides to R."""
+        self.resize_kind, size = kind, self.resolution
+        self.resize_size = [size, size] if kind == "squash" else [round(size * CROP_MARGIN) if kind == "crop" else size]
+        steps = [Resize(self.resize_size if kind == "squash" else self.resize_size[0], BICUBIC), CenterCrop(size)]
+        self.preprocess = Compose([*steps, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -227,7 +233,7 @@ class CLIPBackbone(nn.Module):
     def normalize_images(self, images: Tensor) -> Tensor:
         """uint8 or float [0, 1] images (B, 1|3, H, W) -> CLIP's input (B, 3, R, R): `preprocess`, batched."""
         if images.shape[-2:] != (self.resolution, self.resolution):
-            images = F.resize(images, [self.resolution], interpolation=BICUBIC, antialias=True)
+            images = F.resize(images, self.resize_size, interpolation=BICUBIC, antialias=True)
             images = F.center_crop(images, [self.resolution, self.resolution])
         images = images / 255 if images.dtype == torch.uint8 else images.clamp(0, 1)  # bicubic overshoots
         return F.normalize(images.expand(-1, 3, -1, -1), list(self.mean), list(self.std))
@@ -249,6 +255,14 @@ class CLIPBackbone(nn.Module):
     def encode_image(self, x: Tensor) -> Tensor:
         """Preprocessed images (B, 3, R, R) -> (B, D)."""
         return self.clip.encode_image(x)
+
+    def encode_unprojected(self, x: Tensor) -> Tensor:
+        """Preprocessed images -> (B, vision_width), which `visual.proj` maps to `encode_image`."""
+        held: list[Tensor] = []
+        hook = self.clip.visual.ln_post.register_forward_hook(lambda _, inputs, out: held.append(out))
+        self.encode_image(x)
+        hook.remove()
+        return held[0]
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids (N, L) -> (N, D); stops at the longest end of text, which is exact under the causal mask."""
@@ -291,6 +305,11 @@ class CLIPBackbone(nn.Module):
         x, maps = run_tower(self.clip.visual.transformer.resblocks, x, attention=return_attention)
         return (x, maps) if return_attention else x
 
+    def early_feature(self, x: Tensor) -> Tensor:
+        """Images (B, 3, R, R) -> (B, vision_width): the mean of the patches after the first block."""
+        visual = self.clip.visual
+        return run_tower(visual.transformer.resblocks[:1], patch_tokens(visual, x))[0][:, 1:].mean(1)
+
     def text_tokens(self, tokens: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Token ids (N, L) -> (N, L, text_width) from the last block; `project_text` of the end row is encode_text.
 
@@ -316,60 +335,3 @@ class CLIPBackbone(nn.Module):
     def causal(self, x: Tensor) -> Tensor:
         """The causal mask for x (N, L, W)."""
         return self.causal_mask[: x.shape[1], : x.shape[1]].to(x.dtype)
-
-
-class ClipImageEncoder:
-    """The frozen image tower as an encoder of the FeatureStore: raw images -> fp32 rows on the CPU.
-
-    layer "pooled": `encode_image`, (B, D). layer "tokens": `image_tokens`, flattened; view it as (B, *shape).
-    The key comes from the weights at construction, so a tuned tower never gets features of another.
-    """
-
-    def __init__(self, backbone: CLIPBackbone, layer: str = "pooled"):
-        if layer not in ("pooled", "tokens"):
-            raise UserError(f"unknown layer '{layer}' of the CLIP image tower: use pooled or tokens")
-        if layer == "tokens" and not backbone.n_image_tokens:
-            raise UserError(f"{backbone.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
-        self.backbone, self.layer = backbone, layer
-        self.shape = (backbone.embed_dim,) if layer == "pooled" else (backbone.n_image_tokens, backbone.vision_width)
-        self.dim = self.shape[0] if layer == "pooled" else self.shape[0] * self.shape[1]
-        self.key = "|".join(
-            map(
-                str,
-                ("clip", sha256_state(backbone.clip.visual.state_dict()), backbone.activation, layer, backbone.dtype),
-            )
-        )
-        self.key += f"|bicubic {backbone.resolution} {backbone.mean} {backbone.std}"
-        # Numbers held at once in a block: 16 per token and channel (input, norm, q, k, v, 4 + 4 in the MLP, sums);
-        # a ResNet's widest stage is counted as 64 planes at a quarter of the resolution.
-        tokens = backbone.n_image_tokens or (backbone.resolution // 4) ** 2
-        image_bytes = 16 * tokens * (backbone.vision_width if backbone.n_image_tokens else 64) * backbone.dtype.itemsize
-        budget = CPU_BATCH_BYTES if backbone.device.type == "cpu" else DEVICE_BATCH_BYTES
-        self.batch_size = min(max(budget // image_bytes, 32), 1024)
-        self._stamp = self._versions()
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether the same image gives the same row: no dropout or batch statistics in training mode."""
-        noisy = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-        return not any(isinstance(m, noisy) and m.training for m in self.backbone.clip.visual.modules())
-
-    def _versions(self) -> list[tuple[int, int]]:
-        """The tower's tensors and how often each was modified."""
-        visual = self.backbone.clip.visual
-        return [(id(tensor), tensor._version) for tensor in visual.parameters()]
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor | list[Image.Image]) -> Tensor:
-        """uint8 or float [0, 1] images (B, C, H, W), or B PIL images -> (B, dim)."""
-        if self._versions() != self._stamp:
-            raise UserError(
-                "the CLIP image tower was trained after its feature encoder was created: create a new ClipImageEncoder"
-            )
-        if isinstance(images, Tensor):
-            x = self.backbone.normalize_images(images.to(self.backbone.device))
-        else:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PIL releases the interpreter lock
-                x = torch.stack(list(pool.map(self.backbone.preprocess, images))).to(self.backbone.device)
-        out = self.backbone.encode_image(x) if self.layer == "pooled" else self.backbone.image_tokens(x)
-        return out.flatten(1).float().cpu()

@@ -23,6 +23,7 @@ from utils.errors import UserError
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 TINY_DIR = Path(__file__).parent / "assets" / "tiny_clip"
+CLUTTERED_DIR = Path(__file__).parent / "assets" / "tiny_clip_cluttered"
 CACHE_DIR = Path("~/.cache/clip")  # the folder that openai-clip itself uses
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # scalars that OpenAI's archives contain
 
@@ -88,10 +89,15 @@ def sha256_state(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def embedded(name: str) -> Path | None:
+    """The folder of a CLIP that is part of the repository."""
+    return {"tiny": TINY_DIR, "tiny-cluttered": CLUTTERED_DIR}.get(name)
+
+
 def find_weights(name: str, base_path: str | Path | None = None, download: bool = False) -> ClipWeights:
     """The weights named by a `--clip_backbone` value."""
-    if name == "tiny":
-        return read_folder(TINY_DIR)
+    if folder := embedded(name):
+        return read_folder(folder)
     if name.startswith("open_clip:"):
         return read_open_clip(name.removeprefix("open_clip:"), download)
     table = published()
@@ -104,7 +110,7 @@ def find_weights(name: str, base_path: str | Path | None = None, download: bool 
         return read_file(path)
     raise UserError(
         f"--clip_backbone {name}: neither a file nor a known name; choose {', '.join(table)}, "
-        "open_clip:<arch>/<tag>, a path, or tiny"
+        "open_clip:<arch>/<tag>, a path, tiny or tiny-cluttered"
     )
 
 

@@ -22,7 +22,8 @@ from utils.errors import UserError
 from utils.flags import path, positive_int
 from utils.pair import Inputs, Pair
 
-SHIPPED = Path(__file__).parent / "assets" / "tiny_fusion"
+ASSETS = Path(__file__).parent / "assets"
+SHIPPED = (ASSETS / "tiny_fusion", ASSETS / "tiny_clip_cluttered" / "fusion")
 FRESH = {"width": 256, "layers": 4, "heads": 8}
 SIZE_FLAGS = tuple(f"fusion_{size}" for size in FRESH)
 TOY_FUSION = {"fusion_weights": "none", "fusion_width": 16, "fusion_layers": 1, "fusion_heads": 2}  # part of a TOY_ARGS
@@ -119,8 +120,9 @@ def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=No
     if not clip.n_image_tokens:
         raise UserError(f"{clip.name} has a ResNet image tower without tokens; choose a ViT, e.g. ViT-B/16")
     asked = {k: v for k, v in {"width": width, "layers": layers, "heads": heads}.items() if v is not None}
-    folder = SHIPPED if weights == "auto" else Path(weights).expanduser()
-    if weights == "none" or (weights == "auto" and not fits(folder, clip)):
+    shipped = next((folder for folder in SHIPPED if fits(folder, clip)), None) if weights == "auto" else None
+    folder = shipped or Path(weights).expanduser()
+    if weights == "none" or (weights == "auto" and not shipped):
         return FusionTransformer(clip.vision_width, clip.text_width, **FRESH | asked)
     config = read_config(folder)
     if config.get("clip_sha256") != clip.sha256:
@@ -146,7 +148,7 @@ def make_fusion(clip: CLIPBackbone, weights: str = "auto", width=None, layers=No
 
 
 def fits(folder: Path, clip: CLIPBackbone) -> bool:
-    """Whether the shipped weights were trained on this CLIP."""
+    """Whether shipped weights were trained on this CLIP."""
     return (folder / "config.json").is_file() and read_config(folder).get("clip_sha256") == clip.sha256
 
 
@@ -222,6 +224,10 @@ class GrowingHead(nn.Module):
         place = torch.full((self.n_answers,), -1, device=answers.device)
         place[self.answers] = torch.arange(len(self.answers), device=answers.device)
         return place[answers]
+
+    def rows(self) -> Tensor:
+        """A copy (rows, W + 1) of weight and bias."""
+        return torch.cat([self.weight, self.bias[:, None]], dim=1).detach().clone()
 
     def forward(self, states: Tensor) -> Tensor:
         """States (B, W) -> logits (B, rows)."""

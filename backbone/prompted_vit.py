@@ -1,10 +1,13 @@
 """A vision transformer, CLIP's image tower or one of timm's, with prompts as tokens or prefixes in attention."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from backbone.attention import Parts, joint, run
 from backbone.clip import CLIPBackbone, is_vit, patch_tokens
+from backbone.edits import Edit, edited
 from utils.errors import UserError
 
 
@@ -31,15 +34,18 @@ class PromptedViT(nn.Module):
         prompts: Tensor | None = None,
         prefixes: dict[int, Tensor] | None = None,
         prompt_states: bool = False,
+        edits: Sequence[Edit] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """CLS state (B, W), with `prompt_states` also those of the prompts (B, n, W).
 
-        prompts (B, n, W); prefixes (B, 2, P, W) by number of the block: P keys and P values in front of its own.
+        prompts (B, n, W); prefixes (B, 2, P, W) by number of the block: P keys and P values in front of its own; edits
+        are one per block.
         """
         x = self.tokens(images)
         if prompts is not None:
             x = torch.cat([x[:, :1], prompts, x[:, 1:]], dim=1)
-        x, _ = run([self.parts(number) for number in range(self.n_layers)], x, prefixes=prefixes)
+        blocks = edited([self.parts(number) for number in range(self.n_layers)], edits)
+        x, _ = run(blocks, x, prefixes=prefixes)
         x = self.last_norm(x if prompt_states else x[:, :1])
         return (x[:, 0], x[:, 1 : 1 + prompts.shape[1]]) if prompt_states else x[:, 0]
 

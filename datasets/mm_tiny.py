@@ -3,7 +3,7 @@
 from argparse import Namespace
 from typing import Literal
 
-from datasets.tiny_world import streams
+from datasets.tiny_world import cluttered, streams
 from datasets.utils import tiny_streams
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.samples import ArraySamples
@@ -19,12 +19,13 @@ class MmTiny(ContinualDataset):
     HAS_TEXT = True
     N_TASKS = 5
     N_CLASSES_PER_TASK = streams.MM_CLASSES // 5
-    SIZE = tiny_streams.SIZE
+    SIZE = (cluttered.SIDE, cluttered.SIDE)
     MEAN, STD = tiny_streams.MEAN, tiny_streams.STD
-    TRANSFORM = tiny_streams.CROP_FLIP  # captions do not mention sides
+    TRANSFORM = tiny_streams.crop_flip(cluttered.SIDE)  # captions do not mention sides
+    EVIDENCE = streams.MM_EVIDENCE
     CLASS_NAMES = [f"group {c}" for c in range(streams.MM_CLASSES)]
     TEMPLATES = list(streams.TEMPLATES)
-    DEFAULTS = tiny_streams.DEFAULTS | {"backbone": "clip-fused"}
+    DEFAULTS = tiny_streams.DEFAULTS | {"backbone": "clip-fused", "clip_backbone": "tiny-cluttered"}
 
     def __init__(self, args: Namespace, phases: Literal[5, 10] = 5, picture_seed: int = 0):
         self.N_TASKS, self.N_CLASSES_PER_TASK = phases, streams.MM_CLASSES // phases
@@ -34,9 +35,11 @@ class MmTiny(ContinualDataset):
     def load(self, train: bool) -> ArraySamples:
         def build():
             found = streams.mm_tiny(train, self.picture_seed)
-            return {"images": found["images"], "labels": found["labels"]}, {"captions": found["captions"]}
+            tensors = {name: found[name] for name in ("images", "labels", "evidence", "cells")}
+            return tensors, {"captions": found["captions"]}
 
         tensors, values = tiny_streams.drawn(self.args, self.NAME, train, (self.picture_seed,), build)
         samples = ArraySamples(Pair(tensors["images"], tokenize(values["captions"], self.args)), tensors["labels"])
         samples.captions = values["captions"]
+        samples.evidence, samples.object_cells = tensors["evidence"], tensors["cells"].bool()
         return samples

@@ -14,6 +14,7 @@ from datasets.utils.samples import FileSamples
 from utils import json_text
 from utils.errors import UserError, shown
 from utils.free_memory import require
+from utils.settings import option
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 BICUBIC = T.InterpolationMode.BICUBIC
@@ -46,6 +47,9 @@ class SequentialFolder(ContinualDataset):
             raise UserError(
                 f"--n_tasks {n_tasks} does not fit the {len(classes)} classes of {source}: give 1 to {len(classes)}"
             )
+        sizes = [flag for flag in ("first_classes", "classes_per_task") if option(args, flag)]
+        if sizes and n_tasks != 5:
+            raise UserError(f"--n_tasks and --{sizes[0]} both set the tasks of {source}: use one")
         each, rest = divmod(len(classes), n_tasks)
         if image_size < 1:
             raise UserError(f"--image_size {image_size}: it must be at least 1")

@@ -18,7 +18,7 @@ class SeqTiny(ContinualDataset):
     N_CLASSES_PER_TASK = 6
     SIZE = tiny_streams.SIZE
     MEAN, STD = tiny_streams.MEAN, tiny_streams.STD
-    TRANSFORM = tiny_streams.CROP_FLIP
+    TRANSFORM = tiny_streams.crop_flip(48)
     TEMPLATES = list(streams.TEMPLATES)
     DEFAULTS = tiny_streams.DEFAULTS | {"backbone": "clip-visual"}
 

@@ -18,6 +18,7 @@ from datasets.utils.mtil_stream import CrossDomainStream
 class Xtail(CrossDomainStream):
     NAME = "xtail"
     SETTING = "class-il"
+    DEFAULTS = CrossDomainStream.DEFAULTS | {"shots": 16}
     ORDERS = {number: tuple(d for d in order if d != "cifar100") for number, order in MTIL_ORDERS.items()}
     FILES = files_of(ORDERS["I"], "coop")
     N_TASKS = len(ORDERS["I"])

@@ -18,6 +18,8 @@ Choices. As in the released code, each with a flag for ours:
 - with --train_only_current_prompts g learns only from the names of the task (--past_names_train_g 1: from all);
 - with --cocoop g reads unit features in training and raw ones at test time (--cocoop_query unit: unit ones, as in
   training).
+Controls of what replay is worth: --replay current aligns on the classes of the task alone, for as many steps;
+--g_models real keeps the features instead of generators, with --joint 1 prompt tuning on all data at once in this form.
 Ours, where the released code does something else or nothing: unseen keys have unit length like the others
 (--future_scoring mammoth leaves them raw; the record holds both); in domain-il the generators of older domains stay as
 components of a class's mixture, weighted by their number of images; k-means++ starts a mixture; the orthogonality loss,
@@ -26,7 +28,7 @@ of alignment, exactly. Beyond the paper, off by default: --g_models full_gauss; 
 the seen names at that of the hand-written prompts, and --future_keys generated also gives unseen names the learned
 context (g(t_c), and where V_c is in use the mean V_c of the classes seen).
 
-Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+Row of docs/cgil.md, by scripts/claims/cgil.yaml, one seed:
     python main.py --model cgil --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
@@ -93,6 +95,8 @@ class CGIL(VLMModel):
     def get_parser(parser):
         add = add_vlm_args(parser).add_argument
         add_generator_args(add)
+        classes = ["all", "current"]
+        add("--replay", choices=classes, default="all", help="classes in alignment; current: none of past tasks")
         add("--learning_rate_alignment", type=positive, default=0.05, help="constant learning rate")
         add("--optim_alignment", choices=["sgd", "adam", "adamw"], default="adamw", help="optimizer of the prompts")
         add("--optim_alignment_wd", type=non_negative, default=0.0, help="weight decay, adamw only")
@@ -183,8 +187,10 @@ class CGIL(VLMModel):
             self.generator.fit(by_class, progress=show, merge=self.SETTING == "domain-il")
 
     def replay(self):
-        """A shuffled epoch of synthetic features: (256 S, D) and labels."""
-        return self.generator.shuffled(self.n_seen_classes, self.SAMPLES)
+        """A shuffled epoch of synthetic features: (256 S, D) and labels, as many whichever classes they are of."""
+        seen = self.n_seen_classes
+        first = self.n_past_classes if self.args.replay == "current" else 0
+        return self.generator.shuffled(seen, self.SAMPLES * seen // (seen - first), first)
 
     def alignment_optimizer(self):
         parameters = [self.V] * self.has_v + (list(self.g.parameters()) if self.has_g else [])

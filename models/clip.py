@@ -3,7 +3,7 @@
 Radford et al., ICML 2021, arXiv 2103.00020; as a continual baseline Thengane et al. 2022, arXiv 2210.03114.
 Choices: one template by default; --use_templates 1 averages the unit features of all of the dataset's templates.
 
-Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+Row of docs/cgil.md, by scripts/claims/cgil.yaml, one seed:
     python main.py --model clip --eval_future 1 --dataset seq-tiny --permute_classes 1 --seed 1992 \
         --picture_seed 1992
 """

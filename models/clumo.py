@@ -26,32 +26,33 @@ states. --kd_type kl compares softmaxes over the old answers at temperature 2. T
 norms, as the released code does (--decay_vectors 1: all). --answer_loss bce trains on the annotators' soft scores.
 Streams of images only get a null question and one textual key.
 
-Controls: --keys random puts keys at samples of the task; --prompt_train frozen leaves prompts random; --prompt_len 0
---general_prompt_len 0 trains the head alone on the frozen fusion.
+Controls: --keys random puts keys at samples of the task. --keys cell is an oracle: a sample's own cell (group of the
+image and wording of the question, of streams that have them) picks the prompt. --prompt_train frozen leaves prompts
+random. --prompt_len 0 --general_prompt_len 0 trains the head alone on the frozen fusion. Where a stream has cells,
+nmi_visual and nmi_text are the normalized mutual information, in percent, of the keys that test samples pick in their
+own task's pool with group and wording.
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
-    python main.py --model clumo --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
-        --seed 0 --picture_seed 0
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
+    python main.py --model clumo --dataset clove-tiny-rules --factor kind --device cpu --seed 0 --picture_seed 0
 """
 
 import copy
 
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from backbone.fusion import TOY_FUSION, UNSEEN, GrowingHead
 from models.utils.fused_model import FusedModel, add_fused_args
+from models.utils.head_distillation import add_head_distillation_args, head_divergence
 from models.utils.vlm_model import EVAL_ROWS
-from utils.distillation import soft_divergence
 from utils.errors import UserError
-from utils.flags import natural, non_negative, positive, positive_int
-from utils.kmeans import METRICS, distances, minibatch_kmeans
+from utils.flags import natural, positive, positive_int
+from utils.kmeans import METRICS, distances, minibatch_kmeans, mutual_information
 from utils.picture_grid import plot_pictures
 from utils.randomness import generator
 from utils.settings import option
 
-KL_TEMPERATURE = 2.0
 SHOWN = 6  # images per task on the sheet
 
 
@@ -82,7 +83,10 @@ class CluMo(FusedModel):
             help="textual keys per task (1 without questions)",
         )
         add(
-            "--keys", choices=["kmeans", "random"], default="kmeans", help="random: uniformly drawn samples of the task"
+            "--keys",
+            choices=["kmeans", "random", "cell"],
+            default="kmeans",
+            help="random: uniformly drawn samples of the task; cell: an oracle, the sample's own cell picks the prompt",
         )
         add("--prompt_len", type=natural, default=10, help="tokens per prompt; 0: no prompt, only the head")
         add("--general_prompt_len", type=natural, default=10, help="tokens of a task's general prompt")
@@ -91,8 +95,7 @@ class CluMo(FusedModel):
         add("--kmeans_iters", type=positive_int, default=50, help="k-means mini-batches in stage 1")
         add("--kmeans_batch", type=positive_int, default=32, help="points per k-means mini-batch")
         add("--key_metric", choices=METRICS, default="l2", help="distance of clustering, selection and routing")
-        add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation from the previous head")
-        add("--kd_type", choices=["mse", "kl"], default="mse", help="distillation of logits, or of softmaxes")
+        add_head_distillation_args(parser, weight=1.0)
         add("--answer_loss", choices=["ce", "bce"], default="ce", help="target: top answer, or soft scores of all")
         add(
             "--route",
@@ -159,11 +162,27 @@ class CluMo(FusedModel):
     # prompts
 
     def choose(self, batch, pool):
-        """Index of the prompt (B,) in the grid of pools (B,): j * Nv + i of the nearest keys i and j."""
+        """Index of the prompt (B,) in the grid of pools (B,): j * Nv + i of the nearest keys i and j, or the cell's."""
+        i, j = self.cells_of(batch) if self.args.keys == "cell" else self.nearest_keys(batch, pool)
+        return j * self.args.n_visual_keys + i
+
+    def nearest_keys(self, batch, pool):
+        """Visual key (B,) and textual key (B,) of the pools (B,) that are nearest."""
         own_visual, own_text = self.visual_keys[pool], self.text_keys[pool]  # (B, N, D)
         i = distances(batch.visual[:, None], own_visual, self.args.key_metric)[:, 0].argmin(1)
         j = distances(batch.textual[:, None], own_text, self.args.key_metric)[:, 0].argmin(1)
-        return j * self.args.n_visual_keys + i
+        return i, j
+
+    def cells_of(self, batch):
+        """Group (B,) and wording (B,) as the stream has them."""
+        if batch.cells is None:
+            raise UserError(
+                f"--keys cell: questions of {self.dataset.NAME} have no cell that is known: use clove-tiny-rules"
+            )
+        i, j = batch.cells.unbind(1)
+        if int(i.max()) >= self.args.n_visual_keys or int(j.max()) >= self.n_text_keys:
+            raise UserError("--keys cell needs a prompt for each cell: raise --n_visual_keys and --n_text_keys")
+        return i, j
 
     def task_distances(self, batch):
         """(B, T): distance to both centers, or the nearest keys, of each task in units of the spreads."""
@@ -217,14 +236,10 @@ class CluMo(FusedModel):
         """Distance of the logits of old answers to the previous head's on the same sequence."""
         with torch.no_grad():
             seen = states if self.teacher_fusion is None else self.states(batch, pool, picked, self.teacher_fusion)
-            wanted = seen @ self.teacher[:, :-1].T + self.teacher[:, -1]
-        own = logits[:, : wanted.shape[1]]
-        if self.args.kd_type == "mse":
-            return mse_loss(own, wanted)
-        return KL_TEMPERATURE**2 * soft_divergence(own, wanted, KL_TEMPERATURE)
+        return head_divergence(logits, seen, self.teacher, self.args.kd_type)
 
     def end_task(self, dataset):
-        self.teacher = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1).detach().clone()
+        self.teacher = self.head.rows()
         if self.fusion_train == "always" and self.args.kd_weight:
             self.teacher_fusion = copy.deepcopy(self.net.fusion).requires_grad_(False)
         if self.args.head == "routed":
@@ -275,9 +290,20 @@ class CluMo(FusedModel):
                 for way in ways
             )
             self.measured["route_acc"].append(100 * float((~astray).float().mean()))
+            self.measure_keys(refs, task)
             self.measured[f"{ways[1]}_route"].append(score + 100 * (other - own) / len(split))
         if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):
             self.draw(dataset)
+
+    def measure_keys(self, refs, task):
+        """How far the keys that samples pick in their own task's pool follow the stream's groups and wordings."""
+        batches = [self.read(part) for part in refs.split(EVAL_ROWS)]
+        if batches[0].cells is None:
+            return
+        found = [torch.stack(self.nearest_keys(b, torch.full_like(b.task, task)), dim=1) for b in batches]
+        picked, cells = torch.cat(found), torch.cat([batch.cells for batch in batches])
+        for n, name in enumerate(("nmi_visual", "nmi_text")):
+            self.measured.setdefault(name, []).append(100 * mutual_information(picked[:, n], cells[:, n]))
 
     def extra_scores(self):
         return self.measured

@@ -9,7 +9,7 @@ cached features. `--joint 1` gives joint prompt tuning.
 Choices: --coop_loss seen puts every class seen so far into the softmax instead of the task's; class-specific vectors of
 other classes are not changed; names not seen yet get the shared context, or with --csc 1 their hand-written key.
 
-Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+Row of docs/cgil.md, by scripts/claims/cgil.yaml, one seed:
     python main.py --model coop --eval_future 1 --dataset seq-tiny --permute_classes 1 --seed 1992 \
         --picture_seed 1992
 """
@@ -84,6 +84,15 @@ class CoOp(VLMModel):
                 self.ctx[:start], self.ctx[self.n_seen_classes :] = before[:start], before[self.n_seen_classes :]
         self.keys = None
         return loss.detach()
+
+    @torch.no_grad()
+    def probe_keys(self, names, templates):
+        """Names outside the stream get the learned context too, once there is one for all classes."""
+        if self.args.csc or not self.current_task:
+            return super().probe_keys(names, templates)
+        prompts = NamePrompts(self.net, names, self.args.n_ctx).to(self.device)
+        context = self.ctx.expand(len(names), -1, -1)
+        return normalize(prompts.encode(self.net, context, torch.arange(len(names))).float(), dim=1)
 
     @torch.no_grad()
     def all_keys(self):

@@ -11,8 +11,8 @@ and value rows are indexed by sample, never reshaped together (the published por
 Layers default to the paper's (0, 1 and 2, 3, 4) where the network has five or more, else to the first third and the
 rest. The batch-wise vote is left out, as in l2p; on images with questions the sequence is the fused one.
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
-    python main.py --model dualprompt --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
+    python main.py --model dualprompt --query both --kd_weight 1 --dataset clove-tiny-rules --factor kind --device cpu \
         --seed 0 --picture_seed 0
 """
 
@@ -90,7 +90,7 @@ class DualPrompt(PromptModel):
     def observe(self, inputs, labels, not_aug_inputs, epoch=None, query=None):
         x, query = self.prepare(inputs, query)
         slots = torch.full_like(labels, self.current_task)
-        loss = self.answer_loss(self.head(self.body(x, prefixes=self.prefixes(slots))), labels)
+        loss = self.head_loss(self.body(x, prefixes=self.prefixes(slots)), labels)
         key = normalize(self.keys[self.current_task], dim=0)
         return self.step(loss - self.args.pull_constraint_coeff * (query @ key).mean())
 

@@ -23,19 +23,21 @@ the mask and JPEG of --jpeg_quality. A record that does not fit ends the class (
 tried). Augmentation (--exemplar_aug) is background by default: patches of a new image with at most the mean attention,
 whatever --mask_rule says, fill the holes of an exemplar, so that holes do not distinguish old classes from new ones
 (docs/exemplar_masking.md compares; swap takes the text of another exemplar of the class). --replay_fill zero or mean
-puts black or gray patches into what is still empty. Both heads are measured in every run: --predict says which one
-answers, the record has the other as nme or linear. Nothing augments the stream's own images. The adapters are fp32
+puts black or gray patches into what is still empty. Three heads are measured in every run: the linear one, the nearest
+mean of exemplars, and balanced, a ridge regression on the exemplars in which every class weighs the same
+(BALANCED_RIDGE). --predict says which one answers, the record has the others under their names. Controls of the mask
+are --mask_rule random, inverse, oracle and text_only. Nothing augments the stream's own images. The adapters are fp32
 whatever --clip_dtype is; --tune full requires fp32. Weight decay leaves out parameters of one dimension
 (--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
 
-Row of docs/exemplar_masking.md, by scripts/claims_exemplar_masking.sh, one seed:
+Row of docs/exemplar_masking.md, by scripts/claims/exemplar_masking.yaml, one seed:
     python main.py --model exemplar-masking --buffer_bytes_per_class 5x --dataset mm-tiny --phases 5 --n_epochs 3 \
         --device cpu --seed 0 --picture_seed 0
 """
 
 import torch
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, pad
 
 from backbone.clip_files import openai_clip
 from backbone.fusion import TOY_FUSION, add_fusion_args, fusion_of
@@ -49,7 +51,7 @@ from utils.distillation import soft_divergence
 from utils.errors import UserError
 from utils.flags import fraction, non_negative, positive
 from utils.memory.exemplar_memory import MASKING, ExemplarMemory, add_exemplar_args
-from utils.memory.exemplars import batches_by_class, nearest_means
+from utils.memory.exemplars import balanced_head, batches_by_class, means_of, unit_rows
 from utils.memory.masks import image_mask
 from utils.memory.records import GREY, Tokens, fill_grid, full_tokens, patchify
 from utils.memory.token_augment import AUGMENTATIONS, background, mix_patches, partners, swap, token_drop
@@ -57,6 +59,8 @@ from utils.pair import Pair
 from utils.settings import option
 
 ROWS = EVAL_ROWS // 2  # samples encoded at once outside of training: their attention is in memory too
+BALANCED_RIDGE = 0.1
+ANSWERING = ("linear", "nme", "balanced")
 TOKEN_DROP = 0.2  # share of patches and words that token_drop takes, times --aug_p
 
 
@@ -127,7 +131,7 @@ class ExemplarMasking(VLMModel):
         add("--aug_p", type=fraction, default=0.5, help="probability of the augmentation")
         add("--kd_weight", type=non_negative, default=1.0, help="weight of the distillation")
         add("--kd_temperature", type=positive, default=2.0, help="temperature of the distillation")
-        add("--predict", choices=["linear", "nme"], default="linear", help="linear head, or nearest mean of exemplars")
+        add("--predict", choices=ANSWERING, default="linear", help="linear head, nearest mean, or balanced regression")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -155,7 +159,7 @@ class ExemplarMasking(VLMModel):
         clip.tokenizer = clip.preprocess = None
         self.memory = ExemplarMemory(args, self.net.patch_width, self.net.cells)
         self.teacher = None  # trained parameters of the previous network, by name
-        self.means = None  # (C, W) unit class means; None when the network has changed since then
+        self.rows = None  # unit features of the exemplars and their classes; None when the network has changed since
         self.order = None  # exemplars of an epoch
         self.measured: dict[str, list[float]] = {}
         self.opt = self.get_optimizer()
@@ -246,7 +250,7 @@ class ExemplarMasking(VLMModel):
         return self.order[step * len(self.order) // batches : (step + 1) * len(self.order) // batches]
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.means = None
+        self.rows = None
         fresh = self.tokens(inputs)
         parts, targets = [fresh], [labels]
         rows = self.rows_to_replay(len(labels))
@@ -276,28 +280,38 @@ class ExemplarMasking(VLMModel):
         for batches, label in batches_by_class(dataset.train_loader, first, end):
             parts = [self.tokens(images, as_bytes=True) for images in batches]
             if parts:
-                self.select_class(Tokens(*map(torch.cat, zip(*parts, strict=True))), label, end)
+                cells = self.object_cells(dataset.train_loader.dataset, label)
+                self.select_class(Tokens(*map(torch.cat, zip(*parts, strict=True))), label, end, cells)
         self.net.train()
         self.teacher = {name: p.detach().clone() for name, p in self.net.named_parameters() if p.requires_grad}
-        self.means = None
+        self.rows = None
 
-    def select_class(self, full: Tokens, label: int, n_seen: int):
+    def object_cells(self, split, label: int):
+        """(N, cells) of the object in each sample of a class, which --mask_rule oracle keeps."""
+        if self.args.mask_rule != "oracle":
+            return None
+        if getattr(split.samples, "object_cells", None) is None:
+            raise UserError("--mask_rule oracle: this stream does not tell where its objects are; mm-tiny does")
+        return split.samples.object_cells[split.rows[split.targets == label]]
+
+    def select_class(self, full: Tokens, label: int, n_seen: int, cells=None):
         """Features and masks of all samples of a class in one pass, then records in herding order within the budget."""
-        features, masks = self.features_and_masks(full)
+        features, masks = self.features_and_masks(full, cells)
         if self.args.herd_on == "masked":
             features, _ = self.features_and_masks(self.memory.masked(full, *masks[:2]))
         self.memory.add_class(
             full.to("cpu"), label, normalize(features.cpu(), dim=1), *(m.cpu() for m in masks), n_seen
         )
 
-    def features_and_masks(self, tokens: Tokens):
+    def features_and_masks(self, tokens: Tokens, cells=None):
         """Features (N, W), and of all samples: kept patches, kept words, attention of the patches, which are words."""
         features, masks = [], []
         for rows in torch.arange(len(tokens.ids), device=tokens.ids.device).split(ROWS):
             part = tokens.rows(rows)
             found, attention = self.attend(part)
             features.append(found)
-            masks.append((*self.memory.masks(attention, part), attention.image))
+            own = None if cells is None else cells[rows.cpu()].to(rows.device)
+            masks.append((*self.memory.masks(attention, part, own), attention.image))
         return torch.cat(features), [torch.cat(column) for column in zip(*masks, strict=True)]
 
     # inference
@@ -313,20 +327,21 @@ class ExemplarMasking(VLMModel):
         """Logits (B, C) of the classes seen."""
         if by == "linear":
             return self.net.classifier(features)[:, : max(self.n_seen_classes, 1)]
-        if self.means is None:
-            self.means = self.class_means()
+        rows, owners = self.rows = self.rows or self.exemplar_rows()
+        features = normalize(features, dim=1)
+        if by == "balanced":
+            return pad(features, (0, 1), value=1.0) @ balanced_head(rows, owners, self.n_seen_classes, BALANCED_RIDGE)
+        means = means_of(rows, owners, self.n_seen_classes)
         # not by a matrix product, which turns an infinitely distant class into NaN
-        return -torch.cdist(
-            normalize(features, dim=1), self.means, compute_mode="donot_use_mm_for_euclid_dist"
-        ).square()
+        return -torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     @torch.no_grad()
-    def class_means(self):
-        """(C, W) unit means of the stored exemplars' features under the current network; of training images for a
-        class without exemplars."""
+    def exemplar_rows(self):
+        """Unit features of the stored exemplars under the current network, and of training images for a class without
+        exemplars; their classes."""
         memory, every = self.memory.records, torch.arange(len(self.memory))
         parts = [self.features(memory.decode(rows).to(self.device)) for rows in every.split(ROWS) if len(rows)]
-        return nearest_means(
+        return unit_rows(
             torch.cat(parts) if parts else None,
             memory.labels[every].to(self.device),
             self.n_seen_classes,
@@ -338,16 +353,15 @@ class ExemplarMasking(VLMModel):
 
     @torch.no_grad()
     def end_eval(self, dataset, accs):
-        """Scores of the other head; of every task's exemplars: how many per class, bytes, kept shares and attention."""
-        other = "nme" if self.args.predict == "linear" else "linear"
-        scores = []
+        """Scores of the other heads; of every task's exemplars: number per class, bytes, kept shares and attention."""
+        scores = {head: [] for head in ANSWERING if head != self.args.predict}
         for loader in dataset.test_loaders:
-            found = [
-                (self.answer(self.features(self.tokens(batch[0].to(self.device))), other), batch[1]) for batch in loader
-            ]
-            right = [(logits.argmax(1).cpu() == labels).float() for logits, labels in found]
-            scores.append(100 * float(torch.cat(right).mean()))
-        self.measured = {other: scores, **self.memory.statistics([dataset.get_offsets(t) for t in range(len(scores))])}
+            found = [(self.features(self.tokens(batch[0].to(self.device))), batch[1]) for batch in loader]
+            features, labels = (torch.cat(column) for column in zip(*found, strict=True))
+            for head, values in scores.items():
+                right = self.answer(features, head).argmax(1).cpu() == labels
+                values.append(100 * float(right.float().mean()))
+        self.measured = {**scores, **self.memory.statistics([dataset.get_offsets(t) for t in range(len(scores))])}
         if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):
             self.memory.draw(self.run.folder / "exemplars.png", dataset, self.words_of)
 

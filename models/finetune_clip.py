@@ -3,9 +3,9 @@
 The "continual fine-tuning" row of Zheng et al., ICCV 2023, arXiv 2303.06628. Choices: see models/utils/clip_tuning.py;
 --avg_freq 100 adds the mean of weights within each task.
 
-Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
-    python main.py --model finetune-clip --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 \
-        --augment 0 --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
+Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
+    python main.py --model finetune-clip --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
+        --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_tuning_args

@@ -20,7 +20,7 @@ No table has a row of it; on the picture world:
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from backbone.clip import ClipImageEncoder
+from backbone.clip_encoder import ClipImageEncoder
 from models.utils.clip_distillation import HeldTuning, add_distillation_args
 from models.utils.clip_tuning import add_tuning_args
 from utils.distillation import soft_divergence

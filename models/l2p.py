@@ -12,9 +12,9 @@ images of a batch and is left out). On images with questions the sequence is the
 image's, as in the comparison of CluMo's authors, or with --query both the question's too. --prompt_range is the
 released uniform start; compared to a small network's normalized states ±1 is large.
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
-    python main.py --model l2p --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu --seed 0 \
-        --picture_seed 0
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
+    python main.py --model l2p --query both --kd_weight 1 --dataset clove-tiny-rules --factor kind --device cpu \
+        --seed 0 --picture_seed 0
 """
 
 import torch
@@ -77,7 +77,7 @@ class L2P(PromptModel):
     def observe(self, inputs, labels, not_aug_inputs, epoch=None, query=None):
         x, query = self.prepare(inputs, query)
         cosines, chosen = self.choose(query)
-        loss = self.answer_loss(self.head(self.states(x, chosen)), labels)
+        loss = self.head_loss(self.states(x, chosen), labels)
         if self.args.pull_constraint:
             loss = loss - self.args.pull_constraint_coeff * cosines.sum(1).mean()
         return self.step(loss)

@@ -6,7 +6,7 @@ it shows how much a linear head alone forgets when the encoder is frozen.
 Choices: unit features (--normalize 1) and C = 10 are ours; for raw features of norm r the equal C is 10 / r^2.
 Of images with texts it sees both and their product, or with --probe_input one of them: what each one alone achieves.
 
-Row of docs/cgil.md, by scripts/claims_cgil.sh, one seed:
+Row of docs/cgil.md, by scripts/claims/cgil.yaml, one seed:
     python main.py --model linear-probe --joint 1 --dataset seq-tiny --permute_classes 1 --seed 1992 \
         --picture_seed 1992
 """

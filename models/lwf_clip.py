@@ -9,8 +9,8 @@ distillation gradient (--kd_text student: the student's own). Two controls of me
 pretrained distills from the original CLIP instead of the previous model; --inter_alpha .8 merges weights after each
 task.
 
-Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
-    python main.py --model lwf-clip --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
+Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
+    python main.py --model lwf-clip --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
         --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 

@@ -6,9 +6,9 @@ whose names are replaced by 1,000 sentences of ten random tokens (--n_sentences,
 Choices: the sentences are drawn once by the seed; the teacher's features of them are used on both sides, so the text
 tower gets no distillation gradient; a shorter context than CLIP's shortens them.
 
-Arm of scripts/claims_mulki.sh (docs/mulki.md), no row yet, one seed:
-    python main.py --model lwf-vr --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
-        --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
+Arm of scripts/claims/mulki.yaml (docs/mulki.md), no row yet, one seed:
+    python main.py --model lwf-vr --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
+        --n_sentences 200 --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 from models.utils.clip_distillation import HeldTuning, add_distillation_args, random_sentences, two_way_divergence

@@ -30,16 +30,18 @@ Choices (all of them ours):
   then no gate, no label rule, and each step encodes a second batch.
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
 
-Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
-    python main.py --model mulki --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
+Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
+    python main.py --model mulki --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
+        --kd_gate 1 --text_bank current --bank_teacher both --cache_teacher 1 --avg_freq 10 --dataset mtil-tiny \
+        --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from backbone.clip import ClipImageEncoder
+from backbone.clip_encoder import ClipImageEncoder
 from models.utils.clip_tuning import ClipTuning, add_averaging_args, add_peft_args, add_tuning_args
-from models.utils.reference import reference_data
+from models.utils.reference import ReadsReference, reference_data
 from models.utils.teachers import Teachers
 from utils.class_means import class_means
 from utils.errors import UserError
@@ -116,7 +118,7 @@ def add_teacher_args(add) -> None:
     add("--l2", type=non_negative, default=0.0, help="weight of the squared distance from the task's start")
 
 
-class MulKI(ClipTuning):
+class MulKI(ReadsReference, ClipTuning):
     NAME = "mulki"
     TOY_ARGS = {
         "lr": 0.001,

@@ -35,8 +35,12 @@ class Ncm(VLMModel):
     def end_task(self, dataset):
         features, labels = self.image_features(dataset.train_loader.dataset)
         known = labels >= 0
-        self.sums.index_add_(0, labels[known], normalize(features[known], dim=1))
+        self.sums.index_add_(0, labels[known], self.rows(features[known]))
         self.counts.index_add_(0, labels[known], torch.ones_like(labels[known], dtype=torch.float))
+
+    def rows(self, features):
+        """What class means are of."""
+        return normalize(features, dim=1)
 
     def keys(self):
         """Unit prototypes (C, D); a class without images yet is represented by its text."""

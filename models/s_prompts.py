@@ -8,11 +8,12 @@ Wang, Huang & Hong, NeurIPS 2022, arXiv 2207.12819 (the form with prompts of the
 
 Choices: centers are made in mini-batches and before training, which makes no difference since features are frozen. On
 images with questions the sequence is the fused one, and centers are of the image's features, or with --query both
-of the question's too. Answers of other tasks do not get a logit.
+of the question's too. Answers of other tasks do not get a logit. --head shared, a control, trains one growing head over
+the tasks in place of a head for each; only that one can forget, and be distilled (--kd_weight).
 
-Row of docs/clumo.md, by scripts/claims_clumo.sh, one seed:
-    python main.py --model s-prompts --dataset clove-tiny-function --custom_task_order 4,2,1,0,5,3 --device cpu \
-        --seed 0 --picture_seed 0
+Row of docs/clumo.md, by scripts/claims/clumo.yaml, one seed:
+    python main.py --model s-prompts --query both --head shared --kd_weight 1 --dataset clove-tiny-rules --factor kind \
+        --device cpu --seed 0 --picture_seed 0
 """
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from backbone.fusion import TOY_FUSION, UNSEEN
 from models.utils.prompt_model import PromptModel, add_prompt_args
 from models.utils.vlm_model import EVAL_ROWS
+from utils.errors import UserError
 from utils.flags import positive, positive_int
 from utils.kmeans import distances, minibatch_kmeans
 from utils.randomness import generator
@@ -35,6 +37,7 @@ class SPrompts(PromptModel):
         "length": 2,
         "clip_grad": 0.5,
     }
+    NOT_TRIED = {"kd_weight": "needs --head shared; tests/test_head_distillation.py"}
 
     @staticmethod
     def get_parser(parser):
@@ -42,10 +45,13 @@ class SPrompts(PromptModel):
         add("--n_centroids", type=positive_int, default=5, help="k-means centers per task")
         add("--length", type=positive_int, default=10, help="prompt tokens per task")
         add("--prompt_range", type=positive, default=0.1, help="prompts are initialized uniformly in [-x, x]")
+        add("--head", choices=["task", "shared"], default="task", help="a head for each task, or one for all")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
+        if args.kd_weight and args.head == "task":
+            raise UserError("--kd_weight needs one head for all tasks: add --head shared, or leave it out")
         self.prompts, self.heads = nn.ParameterList(), nn.ParameterList()  # (L, W) and (C, W + 1) of each task
         self.register_buffer("centres", torch.zeros(0, args.n_centroids, self.query_dim, device=self.device))
         self.register_buffer("answered", torch.zeros(0, self.num_classes, dtype=torch.bool, device=self.device))
@@ -72,22 +78,33 @@ class SPrompts(PromptModel):
         )
         self.answered = torch.cat([self.answered, answers.to(self.device)])
         prompts = self.args.prompt_range * (2 * torch.rand(self.args.length, self.width) - 1)
+        self.prompts.append(nn.Parameter(prompts.to(self.device)))
+        if self.args.head == "shared":
+            return
         head = torch.cat(
             [(2 * torch.rand(self.num_classes, self.width) - 1) * self.width**-0.5, torch.zeros(self.num_classes, 1)], 1
         )
-        self.prompts.append(nn.Parameter(prompts.to(self.device)))
         self.heads.append(nn.Parameter(head.to(self.device)))
+
+    def states(self, x, pool):
+        """(B, W) by prompts of the tasks (B,)."""
+        return self.body(x, torch.stack(list(self.prompts))[pool])
 
     def logits(self, x, pool):
         """(B, C) by prompts and head of the tasks (B,)."""
-        states = self.body(x, torch.stack(list(self.prompts))[pool])
+        states = self.states(x, pool)
+        if self.args.head == "shared":
+            return self.head.spread(self.head(states))
         heads = torch.stack(list(self.heads))  # (T, C, W + 1)
         every = torch.einsum("bd,tcd->tbc", states, heads[..., :-1]) + heads[:, None, :, -1]
         return every[pool, torch.arange(len(pool), device=pool.device)].masked_fill(~self.answered[pool], UNSEEN)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None, query=None):
         x, _ = self.prepare(inputs, query)
-        return self.step(cross_entropy(self.logits(x, torch.full_like(labels, len(self.prompts) - 1)), labels))
+        pool = torch.full_like(labels, len(self.prompts) - 1)
+        if self.args.head == "shared":
+            return self.step(self.head_loss(self.states(x, pool), labels))
+        return self.step(cross_entropy(self.logits(x, pool), labels))
 
     @torch.no_grad()
     def answers(self, x, query):

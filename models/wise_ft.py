@@ -7,8 +7,8 @@ Wortsman et al., CVPR 2022, arXiv 2109.01903; the sequential form is that of Zhe
 Choices: the anchor is the model before the task, as in the released code of ZSCL; --inter_anchor pretrained takes the
 original CLIP, which is what WiSE-FT does for one task (there with halves).
 
-Arm of scripts/claims_mulki.sh (docs/mulki.md), no row yet, one seed:
-    python main.py --model wise-ft --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
+Arm of scripts/claims/mulki.yaml (docs/mulki.md), no row yet, one seed:
+    python main.py --model wise-ft --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
         --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
 """
 

@@ -15,17 +15,17 @@ Captions), `tiny` (images and captions that the embedded CLIP was pre-trained on
 sentences), `self` (the task's own batch and names). At most --n_reference images, and as many texts, are kept in memory
 and encoded by the teacher once.
 
-Row of docs/mulki.md, by scripts/claims_mulki.sh, one seed:
-    python main.py --model zscl --fitting_mode iters --n_iters 100 --batch_size 32 --lr 0.0002 --augment 0 \
-        --reference_batch 32 --avg_freq 10 --reference tiny --dataset mtil-tiny --mtil_order I --eval_future 1 \
-        --seed 1992 --picture_seed 1992
+Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
+    python main.py --model zscl --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
+        --reference tiny --reference_batch 32 --avg_freq 10 --l2 0 --dataset mtil-tiny --mtil_order I \
+        --eval_future 1 --seed 1992 --picture_seed 1992
 """
 
 import torch
 
 from models.utils.clip_distillation import HeldTuning, add_distillation_args, two_way_divergence
 from models.utils.clip_tuning import add_averaging_args, add_tuning_args
-from models.utils.reference import reference_data
+from models.utils.reference import ReadsReference, reference_data
 from utils.flags import non_negative, path, positive_int
 from utils.randomness import generator
 from utils.weights import squared_distance
@@ -33,7 +33,7 @@ from utils.weights import squared_distance
 ROWS = 256  # reference images that the teacher encodes at once
 
 
-class Zscl(HeldTuning):
+class Zscl(ReadsReference, HeldTuning):
     NAME = "zscl"
     TOY_ARGS = {"lr": 0.001, "n_epochs": 1, "avg_freq": 3, "n_reference": 8, "reference_batch": 4}
 

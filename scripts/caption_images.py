@@ -16,6 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import json_text
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 PROMPTS = {"instructblip": "Describe the image in detail.", "blip": ""}
 Captioner = Callable[[list[Image.Image]], list[str]]
@@ -35,7 +39,7 @@ def done_so_far(path: Path, model: str, prompt: str) -> set[str]:
     found = set()
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = json_text.parse(line)
             name, made_by = row["file"], (row["model"], row["prompt"])
         except (ValueError, KeyError, TypeError) as error:
             raise Problem(f"{path} line {number} is not a caption ({error}): fix or remove it") from None

@@ -1,59 +1,199 @@
-"""A table from records: mean over seeds of each arm (the --notes of a run), and paired differences to one of them."""
+"""Runs the arms of scripts/claims/NAME.yaml and writes its page: verdicts, one figure, tables.
+
+    python scripts/claims.py cgil                    all arms, worlds and seeds, then docs/claims/cgil.md
+    python scripts/claims.py cgil --quick            one seed and fewer arms; the page goes to the results
+    python scripts/claims.py cgil --jobs 0           runs nothing, writes the page of what is there
+
+Repeat the same command after it was stopped: finished runs are not started again, an unfinished one continues. The
+format of the table: scripts/claims_table.py; how a verdict is made: scripts/claims_page.py.
+"""
 
 import argparse
+import json
+import os
+import re
+import signal
+import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.records import arms_of, finished, markdown, spread
+from scripts import claims_page, claims_table, records
+from scripts.claims_table import Job, Table
+from utils.cli import shell
+from utils.engine.launch import git_commit
+from utils.errors import UserError, disk_errors
+from utils.escape import clean
 
-COLUMNS = {
-    "class_il_last": "last",
-    "class_il_avg": "average",
-    "ci_transfer": "ci-transfer",
-    "seen_all": "seen, all names",
-    "ci_harmonic": "harmonic",
-    "stored_bytes": "stored MiB",
-    "wall_s": "seconds",
-}
-
-VQA_COLUMNS = {
-    "vqa_last": "last",
-    "exact_match_last": "exact match",
-    "vqa_forgetting": "forgetting",
-    "route_acc_last": "routing accuracy",
-    "oracle_route_last": "true pool",
-    "stored_bytes": "stored MiB",
-    "wall_s": "seconds",
-}
+ROOT = Path(__file__).resolve().parent.parent
+LEDGER = "processes.jsonl"  # one line for each process that was started: its run, CPU seconds and exit code
+THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, help="a --results_path")
-    parser.add_argument("--reference", required=True, help="the arm that the others are compared with")
-    parser.add_argument("--vqa", action="store_true", help="columns for question answering")
-    args = parser.parse_args()
-    columns, last = (VQA_COLUMNS, "vqa_last") if args.vqa else (COLUMNS, "class_il_last")
-    arms = arms_of(finished(args.results))
-    head = ["arm", "seeds", *columns.values(), f"last: {args.reference} minus this, per seed", "mean ± 95 %"]
-    rows = []
-    for name, seeds in arms.items():
-        cells = []
-        for key in columns:
-            values = [s[key] / (2**20 if key.endswith("bytes") else 1) for s in seeds.values() if key in s]
-            cells.append(f"{np.mean(values):.1f}" if values else "")
-        reference = arms.get(args.reference, {})
-        gaps = [reference[s][last] - seeds[s][last] for s in seeds if last in reference.get(s, {}) and last in seeds[s]]
-        paired = (
-            [" ".join(f"{g:+.1f}" for g in gaps), spread(gaps, "+")] if gaps and name != args.reference else ["", ""]
-        )
-        rows.append([name, len(seeds), *cells, *paired])
-    print(markdown(head, rows), end="")
+class Launcher:
+    """Starts main.py once per job, some at a time; stopping it stops them."""
+
+    def __init__(self, results: Path, total: int):
+        self.results, self.total, self.done = results, total, 0
+        self.running: set[subprocess.Popen] = set()
+        self.lock, self.stopped = threading.Lock(), False
+
+    def run(self, job: Job) -> str | None:
+        """One run; the error in one line, or None."""
+        with tempfile.TemporaryFile() as errors, self.started(job, errors) as process:
+            if self.stopped:
+                process.terminate()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            with self.lock:
+                self.running.discard(process)
+            errors.seek(0)
+            told = errors.read().decode("utf-8", "replace").strip().splitlines()
+        cpu_s = usage.ru_utime + usage.ru_stime
+        failed = None if not process.returncode else clean(told[-1] if told else "it said nothing", 300)
+        row = {"config": job.config, "cpu_s": round(cpu_s, 2), "code": process.returncode, "error": failed}
+        row |= {"arm": job.arm, "world": job.world, "seed": job.seed, "commit": git_commit()}
+        with self.lock:
+            self.done += 1
+            with disk_errors(self.results), open(self.results / LEDGER, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            outcome = f"failed ({process.returncode}): {failed}" if process.returncode else f"{cpu_s:.0f} CPU s"
+            print(f"[{self.done}/{self.total}] {job}: {outcome}", flush=True)
+        return failed
+
+    def started(self, job: Job, errors) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "main.py"), *job.argv]
+        with self.lock:
+            process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, by `stop`
+                command,
+                cwd=ROOT,
+                env={**os.environ, **THREADS},
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+            self.running.add(process)
+        return process
+
+    def stop(self, number: int, frame: object) -> None:
+        self.stopped = True
+        for process in list(self.running):
+            process.send_signal(signal.SIGTERM)
+
+
+def launch(jobs: Sequence[Job], results: Path, at_once: int) -> int:
+    """Run the jobs; 0, 1 if some failed, 128 + signal if it was stopped."""
+    launcher = Launcher(results, len(jobs))
+    stops = [signal.SIGINT, signal.SIGTERM]
+    number = 0
+
+    def stop(got: int, frame: object) -> None:
+        nonlocal number
+        number = got
+        launcher.stop(got, frame)
+
+    before = {s: signal.signal(s, stop) for s in stops}
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            waiting = [pool.submit(lambda job=job: None if launcher.stopped else launcher.run(job)) for job in jobs]
+            failed = [told for told in (each.result() for each in waiting) if told]
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+    return 128 + number if number else int(bool(failed))
+
+
+def ledger(results: Path) -> list[dict]:
+    """The processes that were started so far; lines that are not ours are skipped."""
+    try:
+        lines = (results / LEDGER).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("config"), str) and type(row.get("cpu_s")) in (int, float):
+            found.append(row)
+    return found
+
+
+def finished(results: Path) -> dict[str, records.Run]:
+    """Configuration hash -> the latest finished run below a folder."""
+    return {run.start["config_hash"]: run for run in records.finished(results) if run.start.get("config_hash")}
+
+
+def chosen_arms(table: Table, pattern: str | None, quick: bool) -> list[str]:
+    if pattern is not None:
+        try:
+            found = [arm for arm in table.arms if re.search(pattern, arm)]
+        except re.error as error:
+            raise UserError(f"--arms {pattern}: {error}") from None
+        if not found:
+            raise UserError(f"--arms {pattern}: no arm of {table.name} matches; there are {', '.join(table.arms)}")
+        return found
+    if quick:
+        named = [arm for claim in table.claims for arm in (claim.better, *claim.worse)]
+        return list(table.quick.get("arms") or dict.fromkeys(named))
+    return list(table.arms)
+
+
+def plan(table: Table, args: argparse.Namespace, results: Path) -> tuple[list[Job], list[Job]]:
+    """What to run, and what the page is about."""
+    quick = table.quick if args.quick else {}
+    seeds = args.seeds or list(quick.get("seeds") or table.seeds[:1] if args.quick else table.seeds)
+    arms, more = chosen_arms(table, args.arms, args.quick), quick.get("more") or ""
+    jobs = claims_table.jobs_of(table, results, seeds, arms, quick.get("worlds"), more)
+    own = set(seeds) <= set(table.seeds) and not args.quick
+    shown = claims_table.jobs_of(
+        table, results, table.seeds if own else seeds, None if own else arms, quick.get("worlds"), more
+    )
+    return jobs, shown
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="a file of scripts/claims, without .yaml")
+    parser.add_argument("--quick", action="store_true", help="one seed, and the arms under `quick` in the table")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="run these; seeds outside the table get a page of their own"
+    )
+    parser.add_argument("--arms", help="a regular expression on the names of arms")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each; 0 only writes the page")
+    parser.add_argument("--results_path", type=Path, help="folder of the records (default runs/claims/NAME)")
+    parser.add_argument("--page", type=Path, help="default docs/claims/NAME.md, else NAME.md in the results")
+    args = parser.parse_args(argv)
+    try:
+        return work(args)
+    except UserError as error:
+        print("\n".join(f"error: {line}" for line in str(error).split("\n")), file=sys.stderr)
+        return 2
+
+
+def work(args: argparse.Namespace) -> int:
+    table = claims_table.read_table(args.name)
+    results = (args.results_path or ROOT / "runs" / "claims" / table.name).resolve()
+    jobs, shown = plan(table, args, results)
+    with disk_errors(results):
+        results.mkdir(parents=True, exist_ok=True)
+    done = finished(results)
+    waiting = [job for job in jobs if job.config not in done]
+    print(f"{table.name}: {len(jobs)} runs, {len(jobs) - len(waiting)} finished before", flush=True)
+    code = launch(waiting, results, args.jobs) if args.jobs > 0 and waiting else 0
+    own = {job.seed for job in shown} == set(table.seeds) and not args.quick
+    page = args.page or (ROOT / "docs" / "claims" if own else results) / f"{table.name}.md"
+    figure = (ROOT / "docs" / "img" if own and not args.page else page.parent) / f"claims_{table.name}.png"
+    claims_page.write(table, shown, finished(results), ledger(results), page, figure)
+    print(f"page: {page}")
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(shell.exits(main))

@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from datasets.tiny_world.streams import MM_EVIDENCE as EVIDENCE
 from utils.engine import launch, metrics, report
 from utils.engine.accounting import Stopwatch
 
@@ -45,11 +46,13 @@ START = {
     "class_names": "in the order of the stream",
     "templates_sha256": "of the prompt templates",
     "initial_sha256": "of parameters and buffers before training",
+    "reference_sha256": "of the reference images and texts of a method that reads some, or null",
     "files_sha256": "of files that flags name",
     "data": "what the dataset found out about its files",
     "class_order": "raw label of each class in the order of the stream, or null",
     "threads": "of torch",
     "weights_sha256": "of the pre-trained weights, or null",
+    "preset": "name and hash of `--protocol`, and the flags given against it; null without one",
     "plugins": "files from elsewhere that were imported, with sha256",
 }
 TASK = {
@@ -58,11 +61,14 @@ TASK = {
     "scores": "the rows R[t, :] of the matrices above, for this t",
     "per_class": None,
     "ece": None,
-    "seconds": "of this task by phase: begin_task, train, end_task, evaluate, save",
+    "test_images": "images in the test set of each task that was scored",
+    "seconds": "of this task by phase: begin_task, train, end_task, evaluate, probe, save",
     "wall_s": "seconds since the start, those of earlier processes of a resumed run included",
     "peak_bytes": "highest resident memory (`rss`) and, where a GPU is used, its memory (`gpu`)",
     "stored_bytes": "what the method keeps between tasks besides its network, by attribute",
     "parameters": "of the network: `trainable` now and `total`",
+    "probes": "with `--probe`: percent on each probe after this task",
+    "probes_untouched": "with `--probe`: the same of the model before the first task",
     "image_forwards": "images that went through the network or a copy of it so far",
     "question_forwards": "the same for questions, if the stream has them",
 }
@@ -92,6 +98,9 @@ MATRICES = {
     "all_names": ("accuracy among all names of the dataset, by `future_forward`", "all, with `--eval_future`"),
     "unseen_names": ("accuracy among the names not trained yet", "j > t, with `--eval_future`"),
     "exact_match": ("percent of predictions that are the first of a question's answers", "j <= t, questions"),
+    "image_only": ("`class_il` where the image alone tells the class", "j <= t; streams that know, `mm-tiny`"),
+    "caption_only": ("`class_il` where the caption alone tells the class", "j <= t; `mm-tiny`"),
+    "both": ("`class_il` where both tell the class", "j <= t; `mm-tiny`"),
     "mixed_class_il": ("`class_il` from batches that mix the test sets", "j <= t, with `--mixed_batches`"),
     "mixed_task_il": ("`task_il` from mixed batches", "as `task_il`, with `--mixed_batches`"),
     "mixed_all_names": ("`all_names` from mixed batches", "as `all_names`, with `--mixed_batches`"),
@@ -109,8 +118,11 @@ OWN = {  # scores that one method adds
     "route_acc": ("routing accuracy: percent of samples sent to their own task's prompt pool", "`clumo`"),
     "oracle_route": ("`class_il` with the true task's pool, where `--route key` is used", "`clumo`"),
     "key_route": ("`class_il` with the pool of the nearest keys, where `--route oracle` is used", "`clumo`"),
-    "nme": ("`class_il` by the nearest mean of exemplars, where the head is linear", "`exemplar-masking`"),
-    "linear": ("`class_il` by the linear head, where `--predict nme` is used", "`exemplar-masking`"),
+    "nmi_visual": ("normalized mutual information of visual keys and the stream's groups, percent", "`clumo`"),
+    "nmi_text": ("the same of textual keys and wordings", "`clumo`"),
+    "nme": ("`class_il` by the nearest mean of exemplars, unless `--predict nme` answers", "`exemplar-masking`"),
+    "linear": ("`class_il` by the linear head, where another head answers (`--predict`)", "`exemplar-masking`"),
+    "balanced": ("`class_il` by a class-balanced ridge regression on the exemplars", "`exemplar-masking`"),
     "exemplars": ("exemplars kept for each class of the task", "`exemplar-masking`"),
     "exemplar_bytes": ("bytes of an exemplar of the task", "`exemplar-masking`"),
     "kept_patches": ("percent of the patches of an exemplar that are kept", "`exemplar-masking`"),
@@ -178,7 +190,9 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
         "matrices": {name: named(name) for name in MATRICES},
         "untrained": named("untrained")[0],
         "ece": 0.5,
+        "counts": named("test_images")[0],
         "final_test": [0.5],
+        "probes": {"x": [0.5]},
     }
     if not mtil:
         for name in [n for n in MATRICES if n.startswith("mixed_")]:
@@ -187,6 +201,7 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
     forwards = {"image_forwards": 0.5, "question_forwards": 0.5}
     run = Namespace(rows=rows, forwards=lambda: forwards, wall_s=0.5, watch=Stopwatch())
     model = Namespace(
+        reference_sha256=lambda: None,
         device=torch.device("cpu"),
         stored_bytes=lambda: {"buffer": 1},
         extra_scores=lambda: dict.fromkeys(OWN, []),
@@ -195,6 +210,7 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
     )
     dataset = Namespace(
         **{"N_TASKS": 3, "N_CLASSES": 3, "N_CLASSES_PER_TASK": 1, "SETTING": setting, "MTIL": mtil, "VQA": vqa},
+        EVIDENCE=EVIDENCE,
         **{"SIZE": (1, 1), "task_order": [0, 1, 2], "fingerprint": lambda: "", "facts": lambda: {}},
         **{"get_class_names": lambda: [], "class_templates": lambda: []},
     )
@@ -283,6 +299,11 @@ The flat scores of the `end` line. *Of* is the matrix R (or the scores) that the
 A score that is NaN is left out of the summary. When that happens, and other remarks:
 
 {table(["metric", ""], missing)}
+
+With `--probe`, for each probe and for each retrieval score of a folder with captions (`i2t`: images find captions,
+`t2i`: captions find images; `r1`, `r5`, `r10`: a right one among the first so many, ties counted against):
+`probe_<name>_last`, percent after the last task, and `probe_<name>_drop`, the percent of the untouched model minus the
+lowest after any task, negative if it only rose.
 
 ## Score matrices
 

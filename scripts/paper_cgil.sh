@@ -34,5 +34,5 @@ run "$ablated" "CGIL, g(t_c) only" --model cgil --model_config best --combo_cont
 run "$ablated" "no replay (sequential CoOp)" --model coop --csc 1 --n_ctx 1 --eval_future 1
 for dataset in $datasets; do
     echo "== $dataset"
-    .venv/bin/python scripts/claims.py "$results/$dataset" --reference "CGIL, VAE"
+    .venv/bin/python scripts/report.py "$results/$dataset"
 done

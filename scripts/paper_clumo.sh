@@ -56,6 +56,6 @@ for stream in $streams; do
     run "$stream" "$first" "CluMo, random keys" --model clumo --keys random
     for order in ${orders[$stream]}; do
         echo "== $stream $order"
-        .venv/bin/python scripts/claims.py "$results/$stream/$order" --reference CluMo --vqa
+        .venv/bin/python scripts/report.py "$results/$stream/$order"
     done
 done

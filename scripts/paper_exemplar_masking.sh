@@ -22,4 +22,4 @@ for seed in ${1:-1993}; do
         one --seed "$seed" --phases 10 --buffer_bytes_per_class "${worth}x" --exemplar_codec raw --exemplar_aug none --notes "full, ${worth}x"
     done
 done
-.venv/bin/python scripts/claims.py "$results" --reference "full, L = 10"
+.venv/bin/python scripts/report.py "$results"

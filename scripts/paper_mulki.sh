@@ -52,5 +52,5 @@ off="--lambda_E 0 --lambda_A 0"
     run I "mulki, low rank (rate ours)" --model mulki $steps --peft lora --lr 0.0005 --domain_lr aircraft=0.0005
 }
 for order in I II; do
-    .venv/bin/python scripts/claims_mulki.py "$results/$order" --reference mulki
+    .venv/bin/python scripts/report.py "$results/$order"
 done

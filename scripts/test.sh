@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up and runs the tests; arguments are passed to pytest (for example -k buffer, or -m slow).
 # bash scripts/test.sh mutants [--only PATTERN] [--jobs N] runs every fault of tests/mutants: do the tests detect it?
+# bash scripts/test.sh kills [--only NAME ...] kills every method at named moments: does it go on with the same numbers?
 # MAMMOTH_PATH=<checkout> bash scripts/test.sh mammoth [--only NAME ...] tries every method file of a
 # checkout of Mammoth.
 set -euo pipefail
@@ -14,5 +15,9 @@ fi
 if [[ "${1:-}" == mutants ]]; then
     shift
     exec .venv/bin/python tests/mutants/run.py "$@"
+fi
+if [[ "${1:-}" == kills ]]; then
+    shift
+    exec .venv/bin/python tests/faults/run.py "$@"
 fi
 exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal "$@"

@@ -28,6 +28,10 @@ from backbone.clip_files import TINY_DIR, sha256_file  # noqa: E402
 from datasets import get_dataset  # noqa: E402
 from datasets.tiny_world.captions import QUESTION_KINDS  # noqa: E402
 from datasets.utils.stream_cache import sources_digest  # noqa: E402
+from scripts.tiny_world_far import draw as far_sheet  # noqa: E402
+from scripts.tiny_world_far import rows_of_far  # noqa: E402
+from scripts.tiny_world_masks import rows_of_masks  # noqa: E402
+from scripts.tiny_world_questions import rows_of_rules  # noqa: E402
 from scripts.tiny_world_sheet import stream_sheets, world_sheets  # noqa: E402
 from utils.engine.record import read_record  # noqa: E402
 
@@ -200,7 +204,9 @@ def rows_of_questions(args: Namespace) -> list[list[str]]:
 
 def table(args: Namespace) -> str:
     head = ["stream", "rung", "target", f"percent, mean of {args.seeds} seeds ± half the 95 % interval", "flags"]
-    rows = [*rows_of_runs(args), *rows_of_domains(args), *rows_of_questions(args)]
+    far = rows_of_far(args, record_of, over_seeds, text)
+    rows = [*rows_of_runs(args), *far, *rows_of_masks(args.seeds), *rows_of_domains(args), *rows_of_questions(args)]
+    rows += rows_of_rules(args, record_of, over_seeds, text)
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     command = f"python scripts/tiny_world.py --seeds {args.seeds} --write docs/tiny_world.md --sheets docs/img"
     return "\n".join([BEGIN, "## The streams through main.py", "", f"`{command}`", "", *lines, END])
@@ -227,6 +233,7 @@ def main() -> None:
         args.sheets.mkdir(parents=True, exist_ok=True)
         world_sheets(args.sheets)
         stream_sheets(args.sheets)
+        far_sheet(args.sheets)
     found = table(args)
     if args.write:
         write(args.write, found)

@@ -1,6 +1,7 @@
 """Pre-train the small CLIP of backbone/assets/tiny_clip on the procedural picture world from scratch.
 
 python scripts/train_tiny_clip.py --out backbone/assets/tiny_clip            # the shipped weights, CPU
+python scripts/train_tiny_clip.py --world cluttered --steps STEPS --out backbone/assets/tiny_clip_cluttered
 python scripts/train_tiny_clip.py --size nano --steps 600 --out /tmp/nano    # a toy in a minute or two
 """
 
@@ -10,7 +11,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -28,11 +28,14 @@ from backbone.tiny_tokenizer import TinyTokenizer, build_pieces
 from datasets.tiny_world import captions as words
 from datasets.tiny_world import world
 from datasets.tiny_world.render import render
+from scripts import tiny_lessons
+from scripts.tiny_training import build_optimisers, load_checkpoint, save_checkpoint
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
 CONTEXT = 32
 TRAIN_SEED, CHECK_SEED = 1, 2
+HOW = ("out", "checkpoint", "save_every", "check_every", "threads", "device")  # flags that do not change the weights
 SIZES = {
     "wide": dict(embed_dim=128, vision_layers=4, vision_width=192, transformer_width=128, transformer_layers=2),
     "small": dict(embed_dim=128, vision_layers=4, vision_width=128, transformer_width=128, transformer_layers=2),
@@ -51,10 +54,10 @@ HEADS = {  # auxiliary targets read off the class token: classes and weight
 }
 
 
-def build_model(size: str, vocab_size: int) -> tuple[nn.Module, dict]:
+def build_model(size: str, vocab_size: int, side: int = 48, context: int = CONTEXT) -> tuple[nn.Module, dict]:
     from clip.model import CLIP
 
-    shape = dict(SIZES[size], image_resolution=48, vision_patch_size=8, context_length=CONTEXT, vocab_size=vocab_size)
+    shape = dict(SIZES[size], image_resolution=side, vision_patch_size=8, context_length=context, vocab_size=vocab_size)
     shape["transformer_heads"] = max(shape["transformer_width"] // 64, 1)
     model = CLIP(**shape).float()
     with torch.no_grad():
@@ -145,46 +148,6 @@ def contrastive(image: torch.Tensor, text: torch.Tensor, tokens: torch.Tensor, s
     return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is brought near to an orthogonal matrix by Newton-Schulz steps (for weight matrices)."""
-
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["velocity"] = torch.zeros_like(p)
-                velocity = state["velocity"].lerp_(p.grad, 1 - group["momentum"])
-                update = _orthogonal(p.grad.lerp(velocity, group["momentum"]))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))  # rms of an AdamW update
-
-
-def _orthogonal(m: torch.Tensor) -> torch.Tensor:
-    """Singular values pushed towards 1 by five quintic steps."""
-    tall = m.shape[0] > m.shape[1]
-    x = (m.T if tall else m) / (m.norm() + 1e-7)
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.T if tall else x
-
-
-def build_optimisers(model: nn.Module, heads: nn.Module, lr: float, matrices: str) -> list[torch.optim.Optimizer]:
-    """Matrices of the blocks by Muon or AdamW, everything else by AdamW; weight decay on matrices only."""
-    blocks, decayed, plain = [], [], []
-    for name, p in [*model.named_parameters(), *heads.named_parameters()]:
-        inside = "resblocks" in name and p.ndim == 2 and matrices == "muon"
-        (blocks if inside else decayed if p.ndim >= 2 and "embedding" not in name else plain).append(p)
-    groups = [dict(params=decayed, weight_decay=0.1), dict(params=plain, weight_decay=0.0)]
-    out = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))]
-    return out + ([Muon(blocks, lr=lr)] if blocks else [])
-
-
 def rate(step: int, steps: int) -> float:
     """Warm-up over 100 steps, then flat, then linear to zero. A run can thus be stopped before the fall and resumed
     with another length: the steps so far are the same."""
@@ -203,28 +166,39 @@ def batch_indices(step: int, steps: int, batch: int) -> np.ndarray:
     return np.arange(start, start + (batch // 2 if step < fall(steps) else batch))
 
 
-@torch.no_grad()
-def check(model: nn.Module, tokenizer: TinyTokenizer, n: int = 480, strength: float = 0.5) -> dict[str, float]:
-    """Zero-shot accuracy among the 60 never-captioned pairs (flat and stitched) and the 40 kinds, in percent."""
+def checks(seed: int, n: int, strength: float) -> dict[str, tuple]:
+    """Images, names and answers: the 60 never-captioned pairs (flat and stitched) and the 40 kinds."""
     pairs = world.held_out_patterns()
     pick = np.arange(n) % len(pairs)
     names = [f"{world.PATTERNS[p]} {words.NAMES[k]}" for k, p in pairs]
-    out, device = {}, model.logit_scale.device
+    out = {}
     for label, style, texts, truth in (
         ("pairs", 0, names, pick),
         ("stitched", 8, names, pick),
         ("kinds", 0, words.NAMES, pairs[pick, 0]),
     ):
         spec = world.sample(
-            CHECK_SEED,
+            seed,
             np.arange(n),
-            bank_seed=CHECK_SEED,
+            bank_seed=seed,
             layout=world.SINGLE,
             style=style,
             kind=pairs[pick, 0],
             pattern=pairs[pick, 1],
         )
-        pictures = normalise(render(spec, strength=strength).to(device))
+        out[label] = render(spec, strength=strength), texts, truth
+    return out
+
+
+@torch.no_grad()
+def check(
+    model: nn.Module, tokenizer: TinyTokenizer, n: int = 480, strength: float = 0.5, cluttered: bool = False
+) -> dict[str, float]:
+    """Zero-shot accuracy in percent on the world's checks."""
+    out, device = {}, model.logit_scale.device
+    sets = tiny_lessons.checks(CHECK_SEED, n) if cluttered else checks(CHECK_SEED, n, strength)
+    for label, (pictures, texts, truth) in sets.items():
+        pictures = normalise(pictures.to(device))
         image = torch.cat([image_features(model, part)[1] for part in pictures.split(128)])
         text = sum(
             F.normalize(
@@ -245,36 +219,7 @@ def vocabulary() -> list[str]:
     return build_pieces(texts)
 
 
-def save_checkpoint(path: Path, model: nn.Module, heads: nn.Module, optimisers: list, step: int) -> None:
-    """Model, heads and optimizer state in one safetensors file, renamed into place."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"heads.{k}": v for k, v in heads.state_dict().items()}
-    for i, optimiser in enumerate(optimisers):
-        for j, p in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            tensors |= {f"opt.{i}.{j}.{k}": torch.as_tensor(v) for k, v in optimiser.state[p].items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step)})
-    os.replace(temporary, path)
-
-
-def load_checkpoint(path: Path, model: nn.Module, heads: nn.Module, optimisers: list) -> int:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-    tensors = load_file(path)
-    for prefix, module in (("model.", model), ("heads.", heads)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    for i, optimiser in enumerate(optimisers):
-        for j, p in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            prefix = f"opt.{i}.{j}."
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            optimiser.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
-    return step
-
-
-def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -> None:
+def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer, told: dict) -> None:
     """The shipped files: fp16 weights with OpenAI's key names, config, vocabulary."""
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
@@ -288,6 +233,7 @@ def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -
         "image_std": STD,
         "templates": TEMPLATES,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "training": told,
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -295,6 +241,10 @@ def export(out: Path, model: nn.Module, shape: dict, tokenizer: TinyTokenizer) -
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished weights")
+    parser.add_argument(
+        "--world", choices=("plain", "cluttered"), default="plain", help="cluttered: scripts/tiny_lessons.py"
+    )
+    parser.add_argument("--init", type=Path, help="folder of a finished CLIP of the same widths to start from")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, default=4800)
     parser.add_argument(
@@ -309,6 +259,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="GPU recipe, not run: --device cuda --size wide --steps 40000 --batch 512 --keep 1",
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--products", choices=("fp32", "bf16"), default="fp32", help="bf16: on cores with AVX-512 bf16")
     parser.add_argument("--checkpoint", type=Path, help="written every --save_every steps; resumed from if present")
     parser.add_argument("--save_every", type=int, default=200)
     parser.add_argument("--check_every", type=int, default=200)
@@ -318,33 +269,55 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def loss_of(model, heads, tokenizer, args, step: int) -> torch.Tensor:
     """Total loss on the step-th batch; all its random numbers follow from the step."""
-    spec = world.sample(TRAIN_SEED, batch_indices(step, args.steps, args.batch))
-    images = normalise(render(spec).to(args.device))
-    tokens = tokenizer.tokenize(words.captions(spec), CONTEXT).to(args.device)
+    index = batch_indices(step, args.steps, args.batch)
+    if args.world == "cluttered":
+        images, texts, labels = tiny_lessons.lesson(TRAIN_SEED, index, step)
+    else:
+        spec = world.sample(TRAIN_SEED, index)
+        images, texts, labels = render(spec), words.captions(spec), targets(spec)
+    images = normalise(images.to(args.device))
+    tokens = tokenizer.tokenize(texts, lesson_of(args)[1]).to(args.device)
     keep = None
     if args.keep < 1 and step < 0.85 * args.steps:
         n = model.visual.positional_embedding.shape[0] - 1
         noise = torch.rand(len(images), n, generator=torch.Generator().manual_seed(step))
         keep = noise.argsort(1)[:, : round(args.keep * n)].to(args.device)
     state, image = image_features(model, images, keep)
-    total = contrastive(image, text_features(model, tokens), tokens, model.logit_scale)
-    for name, label in targets(spec).items():
+    text = text_features(model, tokens)
+    total = contrastive(image, text, tokens, model.logit_scale)
+    weights = lesson_of(args)[2]
+    for name, label in labels.items():
         label = label.to(args.device)
         picked = (label >= 0).sum().clamp(min=1)
-        loss = F.cross_entropy(heads[name](state), label, ignore_index=-1, reduction="sum") / picked
-        total = total + HEADS[name][1] * loss
+        read = text if name in tiny_lessons.TEXT_HEADS else state
+        loss = F.cross_entropy(heads[name](read), label, ignore_index=-1, reduction="sum") / picked
+        total = total + weights[name][1] * loss
     return total
+
+
+def lesson_of(args: argparse.Namespace) -> tuple[int, int, dict[str, tuple[int, float]]]:
+    """Side of the images, context length and auxiliary heads of the world."""
+    lessons = tiny_lessons
+    if args.world == "cluttered":
+        return lessons.SIDE, lessons.CONTEXT, lessons.HEADS | lessons.TEXT_HEADS
+    return 48, CONTEXT, HEADS
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.init_seed)
-    tokenizer = TinyTokenizer(vocabulary())
-    model, shape = build_model(args.size, tokenizer.vocab_size)
-    heads = nn.ModuleDict({k: nn.Linear(shape["vision_width"], n) for k, (n, _) in HEADS.items()})
+    side, context, aux = lesson_of(args)
+    cluttered = args.world == "cluttered"
+    tokenizer = TinyTokenizer(tiny_lessons.vocabulary(TRAIN_SEED) if cluttered else vocabulary())
+    model, shape = build_model(args.size, tokenizer.vocab_size, side, context)
+    width = {name: shape["embed_dim"] for name in tiny_lessons.TEXT_HEADS}
+    heads = nn.ModuleDict({k: nn.Linear(width.get(k, shape["vision_width"]), n) for k, (n, _) in aux.items()})
+    if args.init:
+        tiny_lessons.start_from(args.init, model, tokenizer)
     model.to(args.device), heads.to(args.device)
-    optimisers = build_optimisers(model, heads, args.lr, args.matrices)
+    dtype = torch.bfloat16 if args.products == "bf16" else torch.float32
+    optimisers = build_optimisers(model, heads, args.lr, args.matrices, dtype)
     parameters = [*model.parameters(), *heads.parameters()]
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {tokenizer.vocab_size} token ids, fp32")
     start = 0
@@ -356,7 +329,8 @@ def main(argv: list[str] | None = None) -> None:
     for step in bar:
         for group in (g for o in optimisers for g in o.param_groups):
             group["lr"] = args.lr * rate(step, args.steps)
-        loss = loss_of(model, heads, tokenizer, args, step)
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.products == "bf16"):
+            loss = loss_of(model, heads, tokenizer, args, step)
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()
@@ -367,12 +341,13 @@ def main(argv: list[str] | None = None) -> None:
         if args.checkpoint and (done % args.save_every == 0 or done == args.steps):
             save_checkpoint(args.checkpoint, model, heads, optimisers, done)
         if done % args.check_every == 0 or done == args.steps:
-            scores = {k: round(v, 1) for k, v in check(model, tokenizer).items()}
+            scores = {k: round(v, 1) for k, v in check(model, tokenizer, cluttered=cluttered).items()}
             bar.write(
                 f"step {done} loss {float(loss.detach()):.3f} wall_s {time.time() - began:.0f} "
                 f"cpu_s {time.process_time() - cpu:.0f} {scores}"
             )
-    export(args.out, model, shape, tokenizer)
+    told = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items() if name not in HOW}
+    export(args.out, model, shape, tokenizer, told | {"cpu_s": round(time.process_time()), "from_step": start})
     print(f"wrote {args.out}")
 
 

@@ -183,8 +183,13 @@ def sample_value(action: Action) -> str | None:
     return BY_TYPE.get(getattr(action.type, "__name__", "str"))
 
 
+def usual_clip() -> str:
+    """The CLIP of toy runs; the contract puts a smaller one here."""
+    return "tiny"
+
+
 def argv_of(name: str, stream: str) -> list[str]:
-    """The command line of a toy run: the flags that the model requires, and the embedded CLIP for a CLIP method."""
+    """The command line of a toy run: the flags that the model requires, and a CLIP for a CLIP method."""
     argv = [
         "--model",
         name,
@@ -199,9 +204,11 @@ def argv_of(name: str, stream: str) -> list[str]:
         "--disable_log",
         "1",
     ]
-    for action in own_actions(name):
-        if action.dest == "clip_backbone":
-            argv += ["--clip_backbone", "tiny"]
+    actions = own_actions(name)
+    flags = {action.dest for action in actions}
+    for action in actions:
+        if action.dest == "clip_backbone":  # the fusion weights belong to the embedded CLIP
+            argv += ["--clip_backbone", "tiny" if "fusion_weights" in flags else usual_clip()]
         elif action.required or action.dest in REQUIRED:
             argv += [action.option_strings[0], sample_value(action)]
     argv += [word for root in plugins._roots for word in ("--plugins", str(root))]
@@ -334,7 +341,19 @@ FABRICATORS: dict[str, Callable] = {
     "mnist-360": lambda base: fabricate.mnist(base, 240, 60) and {},
     "seq-cifar10": lambda base: fabricate.cifar10(base, 100, 40) and {},
     "seq-cifar100": lambda base: fabricate.cifar100(base, 200, 100) and {},
-    **dict.fromkeys(("seq-tiny", "mtil-tiny", "mm-tiny", "clove-tiny-scene", "clove-tiny-function"), lambda base: {}),
+    **dict.fromkeys(
+        (
+            "seq-tiny",
+            "seq-tiny-far",
+            "seq-tiny-mixed",
+            "mtil-tiny",
+            "mm-tiny",
+            "clove-tiny-scene",
+            "clove-tiny-function",
+            "clove-tiny-rules",
+        ),
+        lambda base: {},
+    ),
     "seq-folder": lambda base: {
         "folder_path": str(fabricate.image_folder(base / "pictures", ["ant", "bee", "cow"])),
         "n_tasks": 2,

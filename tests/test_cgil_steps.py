@@ -260,3 +260,29 @@ def test_a_step_copies_nothing_to_the_device(build, chunk, monkeypatch):  # noqa
     with Watch():
         model.align_step(x, y)
     assert not found
+
+
+@pytest.mark.parametrize("replay", ["all", "current"])
+def test_replay_of_the_task_alone_takes_as_many_samples(replay, build):  # noqa: F811
+    model, dataset = build(g_models="gauss", num_epochs_alignment=0, replay=replay)
+    train(model, dataset, 2)
+    far_apart(model)
+    past = model.n_past_classes
+    own = [c for c in range(model.n_seen_classes) if replay == "all" or c >= past]
+    features, found = model.replay()
+    assert found.unique().tolist() == own and len(found) == len(features)
+    assert abs(len(found) - 256 * model.n_seen_classes) < len(own)
+    assert torch.equal(features.argmax(1), found)  # each sample lies on the axis of its own class
+
+
+def test_real_features_are_drawn_as_they_are(build):  # noqa: F811
+    """Of classes with different numbers of images: every image of the class, about equally often, and no padding."""
+    model, dataset = build(g_models="real", num_epochs_alignment=0)
+    train(model, dataset, 2)
+    drawn = model.generator.sample(torch.arange(5), 2000)
+    for c in range(5):
+        place = model.generator.row_class.index(c)
+        n = model.generator.row_count[place]
+        kept = model.generator.rows["mean"][place][:n]
+        counts = (drawn[c][:, None] == kept[None]).all(2).sum(0)
+        assert counts.sum() == 2000 and (counts - 2000 / n).abs().max() < 5 * (2000 / n) ** 0.5

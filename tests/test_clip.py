@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backbone.clip import ClipImageEncoder, add_clip_args, causal_mask, load_clip
+from backbone.clip import add_clip_args, causal_mask, load_clip
+from backbone.clip_encoder import ClipImageEncoder
 from tests.clip_weights import TEXTS, openai_state, random_clip
 from utils.errors import UserError
 from utils.features import FeatureStore
@@ -194,7 +195,7 @@ def test_a_tuned_tower_has_its_own_key(backbone):
     with pytest.raises(UserError, match="trained after"):
         encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert ClipImageEncoder(tuned).key != encoder.key
-    with pytest.raises(UserError, match="pooled or tokens"):
+    with pytest.raises(UserError, match="pooled, unprojected or tokens"):
         ClipImageEncoder(backbone, "middle")
 
 

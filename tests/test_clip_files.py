@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from backbone import clip_files
-from backbone.clip import ClipImageEncoder, load_clip, network_sizes
+from backbone.clip import load_clip, network_sizes
+from backbone.clip_encoder import ClipImageEncoder
 from backbone.clip_files import sha256_file
 from tests.clip_weights import SIZES, TEXTS, Archive, openai_state, random_clip, write_tiny
 from utils.errors import UserError

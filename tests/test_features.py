@@ -1,6 +1,7 @@
 """FeatureStore: every row encoded once, three modes agree, damaged files and concurrency are handled."""
 
 import multiprocessing
+import os
 import resource
 import warnings
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from datasets.utils.samples import ArraySamples, FileSamples
-from utils import features
+from utils import content, features
 from utils.errors import UserError
 from utils.features import FeatureStore
 
@@ -455,3 +456,72 @@ def test_rows_asked_for_are_told_of_tables_that_are_not_open(tmp_path):
     again.load_asked(first.asked())
     assert again.asked() == first.asked()
     assert list(features.unpacked(*first.asked().values(), N)) == [True] * (N - 1) + [False]
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the segments whose bytes were hashed when they were opened."""
+    seen, real = [], features.checksum
+
+    def checksum(records):
+        seen.append(real(records))
+        return seen[-1]
+
+    monkeypatch.setattr(features, "checksum", checksum)
+    return seen
+
+
+def aged(folder, monkeypatch):
+    """As if the files had been written long before: nothing is recent."""
+    monkeypatch.setattr(content, "RECENT_NS", -(10**12))
+
+
+def test_a_segment_is_hashed_once_while_its_file_stays(tmp_path, hashed, monkeypatch):
+    rows = torch.arange(N)
+    FeatureStore(tmp_path).rows(Samples(), rows, Encoder())
+    aged(tmp_path, monkeypatch)
+    for opened, wanted in ((1, 1), (2, 0), (3, 0)):
+        hashed.clear()
+        assert torch.equal(FeatureStore(tmp_path).rows(Samples(), rows, Encoder()), expected(rows))
+        assert len(hashed) == wanted, f"opened {opened} times"
+    hashed.clear()
+    FeatureStore(tmp_path, "verify").rows(Samples(), rows, Encoder())
+    assert len(hashed) == 2, "--features verify trusts no earlier reading; the second is what it computed itself"
+
+
+def test_a_recent_segment_is_hashed_again(tmp_path, hashed):
+    rows = torch.arange(N)
+    for _ in range(3):
+        hashed.clear()
+        FeatureStore(tmp_path).rows(Samples(), rows, Encoder())
+    assert len(hashed) == 1
+
+
+@pytest.mark.parametrize("keep_times", [True, False])
+def test_a_segment_that_changed_is_hashed_again(tmp_path, hashed, monkeypatch, keep_times):
+    rows = torch.arange(N)
+    FeatureStore(tmp_path).rows(Samples(), rows, Encoder())
+    aged(tmp_path, monkeypatch)
+    FeatureStore(tmp_path).rows(Samples(), rows, Encoder())
+    (path,) = tmp_path.rglob("*.rows")
+    data, stat = bytearray(path.read_bytes()), path.stat()
+    data[-3] ^= 64
+    path.write_bytes(data)
+    if keep_times:  # the time of the change itself cannot be set
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.warns(UserWarning, match="damaged"):
+        assert torch.equal(FeatureStore(tmp_path).rows(Samples(), rows, Encoder()), expected(rows))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[]", '{"x": 1}', "[" * 10**5, '{"%s": [1, 2, 3, 4, "x"]}', '{"%s": [0, 0, 0, 0, 9e99]}']
+)
+def test_a_damaged_list_of_readings_is_as_none(text, tmp_path, hashed, monkeypatch):
+    rows = torch.arange(N)
+    FeatureStore(tmp_path).rows(Samples(), rows, Encoder())
+    aged(tmp_path, monkeypatch)
+    FeatureStore(tmp_path).rows(Samples(), rows, Encoder())
+    (path,), (index,) = tmp_path.rglob("*.rows"), tmp_path.rglob(features.READ)
+    index.write_text(text.replace("%s", path.stem))
+    hashed.clear()
+    assert torch.equal(FeatureStore(tmp_path).rows(Samples(), rows, Encoder()), expected(rows)) and len(hashed) == 1

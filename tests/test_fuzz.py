@@ -1,219 +1,98 @@
-"""Random input with fixed seeds: only a value or a UserError with one line per fact, in bounded time.
+"""Random input: only success or a UserError with one line per fact, in bounded time.
 
-560 cases in the suite, ten times as many with `-m slow`. A case that failed is found by its seed in the test's name.
+About 2,000 cases in the suite, 50,000 with `-m slow`. Hypothesis makes them, the same ones each time, and shrinks
+one that fails; nothing is written beside the tests.
 """
 
+import functools
+import hashlib
 import json
-import random
+import shutil
+import tempfile
 import time
+import warnings
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, configuration, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.seq_folder import SequentialFolder, read_list
-from models import get_model_names
-from tests import contract
+from datasets.utils import clove_files, mm_files
+from scripts import prepare_data, records
+from tests import fuzz_input as make
+from tests import test_features as kept
 from utils import cli
-from utils.cli import configs
+from utils.cli import configs, registry
 from utils.cli import parser as cli_parser
+from utils.engine import checkpoint
 from utils.errors import UserError
+from utils.features import FeatureStore
 from utils.flags import Arguments
 
-CASES = 20  # of one seed
 SECONDS = 10  # for one case, on a busy machine
-WORDS = [
-    "",
-    " ",
-    "0",
-    "1",
-    "-1",
-    "2",
-    "0.5",
-    "1e-3",
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "9" * 30,
-    "9" * 5000,
-    "true",
-    "no",
-    "None",
-    "null",
-    "{}",
-    "{",
-    "{0}",
-    "{x}",
-    "%s",
-    "%",
-    "a b",
-    "a,b",
-    "0,1",
-    "1-0",
-    "--lr",
-    "-",
-    "--",
-    "=",
-    "../..",
-    "/",
-    "/dev/null",
-    "~",
-    "~nobody-x",
-    "\0",
-    "\n",
-    "\x1b[2J",
-    "é",
-    "\u202e",
-    "\ud800",
-    "\udcff",
-    "x" * 300,
-    "x" * 10**5,
-    "cpu",
-    "cuda:99",
-    "all",
-    "tiny",
-    "[]",
-    "[1]",
-    "&a",
-    "*a",
-    "!!python/name:os",
-    "<script>",
-    "$x^$",
-    "0x10",
-    "1_000",
-    "٣",
-    "1.",
-    ".",
-    "1,",
-    ",",
-    "２",
-]
-SUITE = [*range(7), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(7, 77))]
+TIERS = [pytest.param(1, id="suite"), pytest.param(25, id="long", marks=pytest.mark.slow)]
+tier = pytest.mark.parametrize("times", TIERS)
+configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # its tables of characters
 
 
-def told(error: UserError) -> None:
-    """As main prints it."""
-    lines = str(error).splitlines()
-    assert lines and all(0 < len(line) < 2500 for line in lines), lines
+def hunt(cases: int, check, allowed: type[Exception] = UserError) -> dict[str, int]:
+    """Call `check(draw)` for so many cases; how many ended well and how many were refused."""
+    ended = {"well": 0, "refused": 0}
 
-
-def bounded(function) -> None:
-    begun = time.monotonic()
-    try:
-        function()
-    except UserError as error:
-        told(error)
-    assert time.monotonic() - begun < SECONDS
-
-
-def command_line(draw: random.Random) -> list[str]:
-    """A command of a random method and stream, with random flags that the two know and values of which few fit."""
-    model, dataset = (
-        draw.choice(get_model_names()),
-        draw.choice(["seq-mnist", "seq-tiny", "seq-folder", "mtil-tiny", "mnist-360"]),
+    @settings(
+        max_examples=cases,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
-    parser = cli.new_parser()
-    cli.add_model_args(parser, contract.model_class(model))
-    argv = ["--model", model, "--dataset", dataset]
-    for action in draw.sample(parser._actions, draw.randint(0, 6)):
-        if not action.option_strings or action.dest in {"model", "dataset", "plugins"} and draw.random() < 0.8:
-            continue
-        option = draw.choice(action.option_strings)
-        fits = [contract.sample_value(action)] if draw.random() < 0.5 else []
-        values = [
-            value
-            for value in fits or [draw.choice(WORDS) for _ in range(draw.choice([0, 1, 1, 1, 1, 3]))]
-            if value is not None
-        ]
-        argv += [f"{option}={values[0]}"] if values and draw.random() < 0.2 else [option, *values]
-    for _ in range(draw.choice([0, 0, 1])):
-        argv.insert(draw.randrange(len(argv) + 1), draw.choice(WORDS))
-    return argv
+    @given(st.randoms(use_true_random=False))
+    def case(draw):
+        begun = time.monotonic()
+        try:
+            check(draw)
+            ended["well"] += 1
+        except allowed as error:
+            lines = str(error).splitlines()  # as main prints it
+            assert lines and all(0 < len(line) < 2500 for line in lines), lines
+            ended["refused"] += 1
+        assert time.monotonic() - begun < SECONDS
+
+    case()
+    assert ended["well"] > 0 < ended["refused"], f"input of one kind alone tests little: {ended}"
+    return ended
 
 
-@pytest.mark.parametrize("seed", SUITE)
-def test_command_lines(seed, capsys):
-    draw = random.Random(f"command lines {seed}")
-    for _ in range(CASES):
-        argv = command_line(draw)
-        bounded(lambda argv=argv: cli.parse(argv))
+@tier
+def test_command_lines(times, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "_scan_file", functools.cache(registry._scan_file))  # the files stay as they are
+    hunt(120 * times, lambda draw: cli.parse(make.command_line(draw)))
 
 
-def yaml_text(draw: random.Random) -> str:
-    """Lines of flags with values, some of them broken by hand."""
-    names = [action.dest for action in cli.new_parser()._actions] + ["", "no_flag", "? x", "1", "null", "[a]"]
-    lines = []
-    for _ in range(draw.randint(0, 6)):
-        value = (
-            draw.choice(WORDS)
-            if draw.random() < 0.8
-            else f"{{{draw.choice(WORDS)}: [{draw.choice(WORDS)}, {draw.choice(WORDS)}]}}"
-        )
-        lines.append(f"{draw.choice(names)}{draw.choice([': ', ': ', ': ', ':', ' '])}{value}")
-    text = draw.choice(["\n", "\n", "\n", "\n\t"]).join(lines)
-    cut = draw.randrange(len(text) + 1)
-    return text if draw.random() < 0.7 else text[:cut] + draw.choice(WORDS) + text[cut:]
+@tier
+def test_yaml(times, tmp_path):
+    path = tmp_path / "some.yaml"
 
-
-@pytest.mark.parametrize("seed", SUITE)
-def test_yaml(seed, tmp_path):
-    draw = random.Random(f"yaml {seed}")
-
-    def read(path):
-        content = configs.read_yaml(path)
+    def read(draw):
+        path.write_bytes(make.yaml_text(draw).encode(errors="surrogatepass"))
         parser = cli.new_parser()
-        cli_parser.apply_layers(parser, [(path.name, content)], set())
+        cli_parser.apply_layers(parser, [(path.name, configs.read_yaml(path))], set())
         parser.parse_args([], Arguments())
 
-    for case in range(CASES):
-        path = tmp_path / f"{case}.yaml"
-        path.write_bytes(yaml_text(draw).encode(errors="surrogatepass"))
-        bounded(lambda path=path: read(path))
+    hunt(300 * times, read)
 
 
-def cell(draw: random.Random):
-    return draw.choice(
-        [*WORDS, "i.png", "i.png", "i.png", "a", "b", "train", "test", "val", 1, None, [1], {"a": 1}, 1e300, True]
-    )
+@tier
+@pytest.mark.parametrize("write", [make.jsonl, make.csv], ids=["jsonl", "csv"])
+def test_lists(times, write, tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "i.png")
+    path = tmp_path / f"l.{write.__name__}"
 
-
-def jsonl(draw: random.Random) -> bytes:
-    rows = []
-    for _ in range(draw.randint(0, 6)):
-        good = {"path": "i.png", "label": draw.choice("ab"), "split": draw.choice(["train", "test"])}
-        bad = {name: cell(draw) for name in draw.sample(["path", "label", "split", "more"], draw.randint(0, 2))}
-        line = json.dumps(draw.choice([good, good | bad]))
-        rows.append(line if draw.random() < 0.9 else line[: draw.randrange(len(line))] + draw.choice(WORDS))
-    return "\n".join(rows).encode(errors="surrogatepass")
-
-
-def csv(draw: random.Random) -> bytes:
-    rows = [
-        draw.choice(
-            ["path,label,split"] * 8 + ["label,path,split", "path,label", "", "path,path,split", '"path,label,split']
-        )
-    ]
-    for _ in range(draw.randint(0, 6)):
-        row = ["i.png", draw.choice("ab"), draw.choice(["train", "test"])]
-        row[draw.randrange(3)] = str(cell(draw)) if draw.random() < 0.4 else row[0]
-        rows.append(",".join(row) + draw.choice(["", "", "", ",", '"', "\r"]))
-    return draw.choice(["\n", "\n", "\r\n", "\r"]).join(rows).encode(errors="surrogatepass")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lists")
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "i.png")
-    return folder
-
-
-@pytest.mark.parametrize("write", [jsonl, csv], ids=["jsonl", "csv"])
-@pytest.mark.parametrize("seed", SUITE)
-def test_lists(seed, write, images):
-    draw = random.Random(f"lists {seed}")
-
-    def read(path):
+    def read(draw):
+        path.write_bytes(write(draw))
         read_list(path)
         stream = SequentialFolder(
             Arguments(seed=0, joint=0), folder_path=str(path), n_tasks=draw.randint(1, 3), image_size=8
@@ -221,28 +100,132 @@ def test_lists(seed, write, images):
         stream.check_samples()
         stream.get_data_loaders()
 
-    for _ in range(CASES):
-        path = images / f"l.{write.__name__}"
-        path.write_bytes(write(draw))
-        bounded(lambda path=path: read(path))
+    hunt(200 * times, read)
 
 
-def test_the_generators_make_good_input_too(images, capsys):
-    """Fuzz input that is refused by the first check does not test the later ones."""
-    draw, good = random.Random("share"), {"lines": 0, "yaml": 0, "jsonl": 0, "csv": 0}
-    for kind, tried in (("lines", 40), ("yaml", 100), ("jsonl", 100), ("csv", 100)):
-        for _ in range(tried):
-            try:
-                if kind == "lines":
-                    cli.parse(command_line(draw))
-                elif kind == "yaml":
-                    (images / "f.yaml").write_bytes(yaml_text(draw).encode(errors="surrogatepass"))
-                    configs.read_yaml(images / "f.yaml")
-                else:
-                    path = images / f"m.{kind}"
-                    path.write_bytes({"jsonl": jsonl, "csv": csv}[kind](draw))
-                    read_list(path)
-                good[kind] += 1
-            except UserError:
-                pass
-    assert all(good.values()) and sum(good.values()) > 20, good
+@tier
+def test_records(times, tmp_path):
+    path = tmp_path / "record.jsonl"
+
+    def read(draw):
+        path.write_bytes(make.record(draw))
+        found = records.read(path)
+        assert found.args["model"] and all(task["scores"] is not None for task in found.tasks)
+
+    hunt(400 * times, read)
+
+
+def state_of_a_run() -> dict:
+    weights = {"w": torch.arange(12.0).view(3, 4), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    return {
+        "position": {"task": 1, "phase": "train", "epoch": 0, "batch": 3},
+        "model": {"weights": weights, "seen": {1, 2}, "more": (1, 2.5, None, b"x", np.arange(3))},
+        "rng": checkpoint.rng_state(),
+        "rows": {"matrices": {"class_il": np.full((2, 2), np.nan)}},
+        "loop": {},
+        "wall_s": 1.0,
+        "record_bytes": 10,
+        "forwards": {"image_forwards": 5},
+    }
+
+
+def with_other_structure(data: bytes, draw) -> bytes:
+    """A checkpoint whose JSON says something else, with the right lengths around it."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    values = [*make.VALUES, {"tensor": {"entry": "state.model.weights.w"}}, {"range": [0, 1, 0]}, {"float": "nan"}]
+    if draw.random() < 0.7:
+        structure = make.replaced(json.loads(header["__metadata__"]["state"]), draw, values)
+        header["__metadata__"]["state"] = draw.choice([json.dumps(structure)] * 9 + [make.DEEP])
+    else:
+        header = make.replaced(header, draw, values)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+@tier
+def test_checkpoints(times, tmp_path):
+    path = tmp_path / "some.safetensors"
+    checkpoint.save(path, state_of_a_run(), model="toy")
+    whole = path.read_bytes()
+
+    def read(draw):
+        change = with_other_structure if draw.random() < 0.6 else make.mutated
+        path.write_bytes(change(whole, draw))
+        assert isinstance(checkpoint.load_run(path, model="toy"), dict)
+
+    hunt(300 * times, read)
+
+
+@tier
+def test_segments(times, tmp_path):
+    """A damaged segment is computed again; one with other content under its right checksum gives finite features."""
+    rows = torch.arange(kept.N)
+    FeatureStore(tmp_path / "whole").rows(kept.Samples(), rows, kept.Encoder())
+    (segment,) = (tmp_path / "whole").rglob("*.rows")
+    whole, folder = segment.read_bytes(), tmp_path / "tried"
+    counts = {"damaged": 0}
+
+    def read(draw):
+        shutil.rmtree(folder, ignore_errors=True)
+        place = folder / segment.parent.name
+        place.mkdir(parents=True)
+        data = make.mutated(whole, draw)
+        renamed = draw.random() < 0.4
+        name = f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.rows" if renamed else segment.name
+        (place / name).write_bytes(data)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = FeatureStore(folder).rows(kept.Samples(), rows, kept.Encoder())
+        counts["damaged"] += bool(told)
+        assert found.isfinite().all() if renamed else torch.equal(found, kept.expected(rows))
+        if draw.random() < 0.5:
+            raise UserError("counted as refused")  # nothing here is
+
+    hunt(180 * times, read)
+    assert counts["damaged"] > 20
+
+
+@tier
+def test_questions(times, tmp_path):
+    path = tmp_path / "questions.json"
+
+    def read(draw):
+        path.write_bytes(make.questions(draw))
+
+        def broken(where, reason):
+            return UserError(f"{where} is damaged: {reason}")
+
+        assert clove_files.read_questions(path, lambda source, image: tmp_path / f"{image}.jpg", broken)
+
+    hunt(150 * times, read)
+
+
+@tier
+def test_captions(times, tmp_path):
+    path = tmp_path / "captions.jsonl"
+
+    def read(draw):
+        path.write_bytes(make.captions(draw))
+        found = mm_files.read_captions(path)
+        assert all(isinstance(text, str) for pair in found.items() for text in pair)
+
+    hunt(150 * times, read)
+
+
+@tier
+def test_archives(times, tmp_path):
+    folder = tmp_path / "here"
+
+    def read(draw):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        name, data = make.archive(draw)
+        (folder / name).write_bytes(data)
+        try:
+            prepare_data.unpack(folder / name, folder / "to")
+        finally:
+            assert {p.name for p in folder.iterdir()} <= {name, "to"}
+            assert all(p.is_dir() or p.is_file() and not p.is_symlink() for p in folder.rglob("*"))
+
+    hunt(150 * times, read, OSError)

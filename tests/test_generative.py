@@ -20,6 +20,7 @@ SMALL = {
     "gauss": {},
     "diffusion": {"hidden_dim": 10, "n_iters": 12, "batch_size": 16, "n_steps": 8},
     "full_gauss": {},
+    "real": {},
 }
 KINDS = sorted(SMALL)
 SIZES = {7: 33, 2: 54, 11: 17, 4: 16, 5: 3}  # at batch 16: a last batch of one row (7, 11), no ragged batch (4)
@@ -44,7 +45,11 @@ def fitted(kind: str, data, seed: int = 1, **options):
 
 
 def row(generator, c: int) -> dict[str, torch.Tensor]:
-    return {k: v[generator.row_class.index(c)] for k, v in generator.rows.items()}
+    place = generator.row_class.index(c)
+    found = {k: v[place] for k, v in generator.rows.items()}
+    if generator.kind == "real":  # without the rows that pad a class to the size of the largest
+        found["mean"] = found["mean"][: found["count"]]
+    return found
 
 
 def worst_gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

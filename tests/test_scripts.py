@@ -12,9 +12,7 @@ import pytest
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(
-    p.name for p in (ROOT / "scripts").glob("*.sh") if p.name.startswith(("claims_", "paper_", "classics"))
-)
+SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.sh") if p.name.startswith(("paper_", "classics")))
 OF_A_SEED = ("--seed", "--picture_seed", "--custom_task_order")
 RECORDER = """#!/usr/bin/env bash
 if [ "$1" = -c ]; then exec {python} "$@"; fi
@@ -57,17 +55,3 @@ def test_what_a_script_runs_is_understood(name, tmp_path):
         assert cli.parse(argv) is not None, argv
     for script, *words in (c for c in found if c[0] != "main.py"):
         assert all(word in help_of(script) for word in words if word.startswith("--")), (script, words)
-
-
-def test_arms_of_a_claims_script_have_names_of_their_own(tmp_path):
-    """Tables are made from names: two settings under one name would be taken for seeds of one arm."""
-    for name in (n for n in SCRIPTS if n.startswith("claims_")):
-        folder = tmp_path / name
-        folder.mkdir()
-        runs = [
-            without(c, "--results_path", "--phases", "--dataset", "--mtil_order")
-            for c in commands(name, folder)
-            if c[0] == "main.py"
-        ]
-        kinds = {tuple(without(c, *OF_A_SEED)) for c in runs}
-        assert len({c[c.index("--notes") + 1] for c in kinds}) == len(kinds), name

@@ -157,11 +157,12 @@ def test_annotators_disagree_but_the_majority_is_right():
     given = streams.annotators(answers, 0, np.arange(200))
     right = np.array([g.count(a) for g, a in zip(given, answers, strict=True)])
     assert all(len(g) == streams.N_ANNOTATORS for g in given)
-    assert right.min() == 6 and right.max() == 10
+    assert right.min() == 8 and right.max() == 10
+    assert max(n for g in given for n in (g.count(x) for x in set(g)) if n < 8) <= 2  # who agrees on a mistake
     mistakes = [next((x for x in g if x != a), a) for g, a in zip(given, answers, strict=True)]
     soft = np.mean([min(g.count(m) / 3, 1) for g, m in zip(given, mistakes, strict=True)])
     exact = np.mean([m == a for m, a in zip(mistakes, answers, strict=True)])
-    assert soft > exact + 0.2  # always giving the likely mistake earns soft credit
+    assert exact + 0.25 < soft < exact + 0.45  # always giving the likely mistake earns some soft credit
 
 
 # ---- streams

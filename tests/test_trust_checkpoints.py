@@ -284,7 +284,12 @@ BAD_RUNS = {
         {"task": 0, "phase": "x", "epoch": 0, "batch": 0},
     ],
     "model": [None, []],
-    "rng": [None, {}, {"python": 1, "numpy": 2, "torch": 3, "cuda": 4}],
+    "rng": [
+        None,
+        {},
+        {"python": 1, "numpy": 2, "torch": 3, "cuda": 4},
+        RUN["rng"] | {"python": (3, (-1,) * 625, None)},
+    ],
     "rows": [None, {}, {"matrices": 3}],
     "loop": [None],
     "wall_s": ["long", None, float("nan")],

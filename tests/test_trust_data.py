@@ -366,6 +366,48 @@ def test_foreign_samples_are_known_by_content(tmp_path):
     assert ForeignSamples(Foreign(paths)).fingerprint != found[0]
 
 
+ZSCL = (
+    "zscl",
+    "--clip_backbone",
+    "tiny",
+    "--batch_size",
+    "8",
+    "--lr",
+    "0.001",
+    "--fitting_mode",
+    "iters",
+    "--n_iters",
+    "2",
+)
+
+
+@pytest.mark.parametrize("what", ["image", "text"])
+def test_other_reference_data_is_refused(what, start, tmp_path):
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    for k, shade in enumerate((10, 200)):
+        Image.fromarray(np.full((40, 40, 3), shade, np.uint8)).save(folder / f"{k}.png")
+    (folder / "captions.txt").write_text("a red cup\na blue fish\n")
+    model = (*ZSCL, "--reference", str(folder))
+    assert start(model=model)[0] == 0
+    code, out, _ = start("--resume", "auto", model=model)
+    assert code == 0 and out[0].startswith("already finished")
+    if what == "image":
+        Image.fromarray(np.full((40, 40, 3), 11, np.uint8)).save(folder / "0.png")
+    else:
+        (folder / "captions.txt").write_text("a red cup\na green fish\n")
+    assert refused_for(start("--resume", "auto", model=model), "reference images or texts")
+
+
+def test_a_record_without_a_fact_is_not_compared_by_it(tmp_path):
+    """A record of before the reference data was noted goes on."""
+    found = results.RunRecord(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    found.start({k: v for k, v in FACTS.items() if k != "reference_sha256"})
+    found.close()
+    unchanged.check(found, FACTS, Namespace(resume="auto"))
+
+
 def test_comparable_rows_of_a_killed_and_continued_run(start, tmp_path):
     """The check of inputs does not stop a run whose inputs are unchanged."""
     from tests.test_resume import killed_at
@@ -400,6 +442,7 @@ FACTS = {
     "protocol": {"n_tasks": 2, "setting": "class-il"},
     "weights_sha256": "w",
     "initial_sha256": "i",
+    "reference_sha256": "r",
     "files_sha256": {"loadcheck": "f"},
     "data": {"coverage": float("nan")},
 }
@@ -411,6 +454,7 @@ OTHERS = {
     "weights_sha256": None,
     "protocol": {"n_tasks": 3, "setting": "class-il"},
     "initial_sha256": "j",
+    "reference_sha256": None,
     "files_sha256": {},
     "data": {"coverage": 1.0},
 }

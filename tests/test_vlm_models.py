@@ -37,6 +37,7 @@ VALUES = {
     "text_weight": 0.0,
     "shrinkage": 0.05,
     "prior": "empirical",
+    "cov": "shared",
     "normalize": True,
     "ridge": 0.1,
     "C": 10.0,

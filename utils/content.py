@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils import json_text
+
 RECENT_NS = 2 * 10**9  # a file changed so shortly before it was read may have changed again within one clock tick
 READERS = 8  # files read at once
 
@@ -39,8 +41,8 @@ def content_digests(paths: Sequence[Path], folder: Path | None = None, trust_tim
     names = "\n".join(map(os.fspath, paths)).encode(errors="surrogateescape")
     index = None if folder is None else folder / f"{digest_of(names)[:16].hex()}.json"
     kept = _read_index(index, len(paths)) if trust_times else [None] * len(paths)
-    stats = [_stat(path) for path in paths]
-    stale = [k for k, (stat, entry) in enumerate(zip(stats, kept, strict=True)) if not _believed(stat, entry)]
+    stats = [stat_of(path) for path in paths]
+    stale = [k for k, (stat, entry) in enumerate(zip(stats, kept, strict=True)) if not unchanged_since(stat, entry)]
     taken = time.time_ns()
     with ThreadPoolExecutor(READERS) as readers:
         found = readers.map(lambda k: file_digest(paths[k]), stale)
@@ -52,13 +54,14 @@ def content_digests(paths: Sequence[Path], folder: Path | None = None, trust_tim
     return np.frombuffer(bytes.fromhex(joined), dtype=np.uint8).reshape(len(paths), 32)
 
 
-def _stat(path: Path) -> list[int]:
+def stat_of(path: Path) -> list[int]:
     """What changes when a file is written: ctime (the second time) even if a program resets mtime."""
     stat = os.stat(path)
     return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _believed(stat: list[int], entry: list | None) -> bool:
+def unchanged_since(stat: list[int], entry: list | None) -> bool:
+    """Whether a file is as it was when `entry` was made: its `stat_of` then, and the time of reading."""
     return entry is not None and entry[:4] == stat and max(stat[2:]) + RECENT_NS < entry[4]
 
 
@@ -68,8 +71,8 @@ def _read_index(index: Path | None, count: int) -> list:
     if index is None:
         return nothing
     try:
-        entries = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        entries = json_text.parse(index.read_bytes())
+    except (OSError, json.JSONDecodeError):
         return nothing
     whole = isinstance(entries, list) and len(entries) == count and all(map(_well_formed, entries))
     return entries if whole else nothing

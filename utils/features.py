@@ -7,6 +7,7 @@ temporary name and renamed, so readers see all of it or nothing, and writers do 
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 import warnings
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils import json_text
+from utils.content import stat_of, unchanged_since
 from utils.errors import UserError, disk_errors
 
 FULL, HALF = "<f4", "<f2"  # numpy types of stored numbers
@@ -27,13 +30,23 @@ SEGMENT_BYTES = 2**28  # a segment is closed at this size ...
 SEGMENT_S = 60.0  # ... or after this time, so that interrupted encoding loses at most a minute
 MAX_SMALL_SEGMENTS = 32  # if there are more segments below SEGMENT_BYTES, they are merged
 VERIFIED = 1e-2  # cached features may differ by this fraction of their norm: batches and devices round differently
+READ = "read.json"  # of a table: when each segment was found sound, and its file's size, inode and times then
 STALE_S = 3600.0  # temporary files older than this were left by a killed process
 
 
-class Table:
-    """The known rows of one (encoder, samples): where each one is. `folder` None keeps the segments in memory."""
+def checksum(records: np.ndarray) -> str:
+    """The name of a segment."""
+    return hashlib.blake2b(records.view(np.uint8).reshape(-1), digest_size=16).hexdigest()
 
-    def __init__(self, n_rows: int, dim: int, folder: Path | None, precision: str = FULL):
+
+class Table:
+    """The known rows of one (encoder, samples): where each one is. `folder` None keeps the segments in memory.
+
+    A file is hashed when it is first opened, and again if it may have changed since; always without `trust`.
+    """
+
+    def __init__(self, n_rows: int, dim: int, folder: Path | None, precision: str = FULL, trust: bool = True):
+        self.trust = trust
         self.record = np.dtype([("row", "<i8"), ("x", precision, (dim,))])
         self.folder = folder
         self.segments: dict[str, np.ndarray] = {}  # name -> records; insertion order is the segment number
@@ -50,19 +63,22 @@ class Table:
         """Open the segments that other processes or earlier runs have written to the folder."""
         if self.folder is None or not self.folder.is_dir():
             return
-        unknown = self.segment_of < 0
+        unknown, readings = self.segment_of < 0, self._readings() if self.trust else {}
+        before = dict(readings)
         for path in sorted(self.folder.iterdir()):
             try:
                 if path.name.startswith("tmp-") and time.time() - path.stat().st_mtime > STALE_S:
                     path.unlink()
                 elif path.suffix == ".rows" and path.stem not in self.segments:
-                    self._open(path)
+                    self._open(path, readings)
             except FileNotFoundError:  # merged by another process after the listing: its rows are simply not known here
                 continue
             except OSError as error:
                 warnings.warn(
                     f"features in {path} cannot be read ({error.strerror}); they are recomputed", stacklevel=2
                 )
+        if readings != before:
+            self._note(readings)
         self.free |= unknown & (self.segment_of >= 0) & ~self.asked
         self._merge()
 
@@ -91,7 +107,7 @@ class Table:
     def _write(self, records: np.ndarray) -> tuple[str, np.ndarray]:
         """Name and records of a new segment; on disk the records come back as a memory map."""
         data = records.view(np.uint8).reshape(-1)
-        name = hashlib.blake2b(data, digest_size=16).hexdigest()
+        name = checksum(records)
         if self.folder is None:
             return name, records
         path, temporary = self.folder / f"{name}.rows", self.folder / f"tmp-{name}-{os.getpid()}"
@@ -112,25 +128,47 @@ class Table:
             ) from None
         return name, mapped
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path, readings: dict) -> None:
         """Map one file; a damaged one is reported in a warning and removed, so its rows are recomputed."""
-        size = path.stat().st_size
-        if size and size % self.record.itemsize == 0:
+        stat, taken = stat_of(path), time.time_ns()
+        if stat[0] and stat[0] % self.record.itemsize == 0:
             records = np.memmap(path, dtype=self.record, mode="r")
-            if hashlib.blake2b(records.view(np.uint8), digest_size=16).hexdigest() == path.stem and self._sound(
-                records
-            ):
+            known = unchanged_since(stat, readings.get(path.stem))
+            if self._rows_exist(records) and (known or self._sound(records, path.stem)):
+                if not known:
+                    readings[path.stem] = [*stat, taken]
                 self.earlier[records["row"][self.segment_of[records["row"]] < 0]] = True
                 self._add(path.stem, records)
                 return
         warnings.warn(f"features in {path} are damaged; they are removed and recomputed", stacklevel=2)
         path.unlink(missing_ok=True)
 
-    def _sound(self, records: np.ndarray) -> bool:
-        """Whether the records are of existing rows, each once, with finite numbers."""
+    def _readings(self) -> dict[str, list]:
+        """When each segment was found sound; {} if the list cannot be read."""
+        try:
+            found = json_text.parse((self.folder / READ).read_bytes())
+        except (OSError, json.JSONDecodeError):
+            return {}
+        fits = isinstance(found, dict) and all(isinstance(entry, list) and len(entry) == 5 for entry in found.values())
+        return found if fits and all(type(n) is int for entry in found.values() for n in entry) else {}
+
+    def _note(self, readings: dict[str, list]) -> None:
+        """Replace the list of readings; if that fails, segments are hashed again next time."""
+        temporary = self.folder / f"tmp-{READ}-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps({name: readings[name] for name in self.segments if name in readings}))
+            os.replace(temporary, self.folder / READ)
+
+    def _rows_exist(self, records: np.ndarray) -> bool:
+        """Whether the records are of existing rows, each once."""
         rows = records["row"]
-        inside = 0 <= rows.min() and rows.max() < len(self.segment_of) and len(np.unique(rows)) == len(rows)
-        return bool(inside and np.isfinite(records["x"]).all())
+        inside = 0 <= rows.min() and rows.max() < len(self.segment_of)
+        return bool(inside and len(np.unique(rows)) == len(rows))
+
+    @staticmethod
+    def _sound(records: np.ndarray, name: str) -> bool:
+        """Whether the records are those that were written, with finite numbers."""
+        return checksum(records) == name and bool(np.isfinite(records["x"]).all())
 
     def drop(self) -> None:
         """Forget all segments, and remove their files."""
@@ -258,7 +296,7 @@ class FeatureStore:
         key = hashlib.sha256(f"{encoder.key}\n{encoder.dim}\n{samples.fingerprint}{wide}".encode()).hexdigest()
         if key not in self.tables:
             folder = self.root / key[:32] if self.mode in ("disk", "verify") else None
-            table = self.tables[key] = Table(len(samples), encoder.dim, folder, precision)
+            table = self.tables[key] = Table(len(samples), encoder.dim, folder, precision, self.mode != "verify")
             self._note(key, table)
             table.before = unpacked(self.asked_before.get(key, b""), len(samples))
             table.asked = table.before.copy()

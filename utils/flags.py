@@ -128,6 +128,7 @@ def add_first_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to run")
     group.add_argument("--model", type=custom_str_underscore, help="method to train (--list models)")
     group.add_argument("--dataset", type=custom_str_underscore, help="stream of tasks (--list datasets)")
+    group.add_argument("--protocol", help="published protocol whose flags are the defaults (--list protocols)")
     group.add_argument("--backbone", help="network (--list backbones; timm:<name> for any timm model)")
     group.add_argument(
         "--dataset_config", help="yaml in datasets/configs/<dataset>/ (default.yaml is used automatically)"
@@ -151,8 +152,8 @@ def add_first_args(parser: argparse.ArgumentParser) -> None:
         "--list",
         nargs="*",
         metavar="WORD",
-        help="list models, datasets, backbones or all, one per line, and exit; further words are name patterns, "
-        "for example models 'l*'",
+        help="list models, datasets, backbones, protocols or all, one per line, and exit; further words are name "
+        "patterns, for example models 'l*'",
     )
     group.add_argument("--show_config", action="store_true", help="print every value with its origin, and exit")
     group.add_argument(

@@ -121,3 +121,14 @@ def revive(centres: Tensor, counts: Tensor, batch: Tensor) -> tuple[Tensor, Tens
     far = batch[alive.argsort(descending=True)]
     order = (dead.cumsum(0) - 1).clamp(0, len(batch) - 1)  # the n-th dead center takes the n-th farthest point
     return torch.where(dead[:, None], far[order], centres), torch.where(dead, torch.ones_like(counts), counts)
+
+
+def mutual_information(a: Tensor, b: Tensor) -> float:
+    """Normalized mutual information of two labelings (N,), I(a; b) / ((H(a) + H(b)) / 2): 0 if independent, 1 if equal
+    up to names; 0 where either is constant."""
+    joint = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64)
+    joint.index_put_((a.cpu(), b.cpu()), torch.ones((), dtype=torch.float64), accumulate=True)
+    p = joint / joint.sum()
+    entropies = [-torch.xlogy(q, q).sum() for q in (p.sum(1), p.sum(0), p)]
+    shared, mean = entropies[0] + entropies[1] - entropies[2], (entropies[0] + entropies[1]) / 2
+    return float(shared / mean) if min(entropies[:2]) > 1e-12 else 0.0

@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 from datasets.tiny_world import shapes
+from datasets.tiny_world.clutter import SHAPE_DRAWINGS
 from datasets.tiny_world.rng import uniform
 from datasets.tiny_world.shapes import N_VARIANTS, X, Y, around, box, disc, ellipse, line, poly, ring
 
@@ -192,13 +193,16 @@ def _packed(body: np.ndarray, detail: np.ndarray, factor: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def mask_bank(seed: int) -> np.ndarray:
-    """All masks drawn from `seed`: int32 of (N_ENTRIES * N_VARIANTS, CELL**2 + (CELL/2)**2), fine then coarse."""
+    """All masks drawn from `seed`: int32 of ((N_ENTRIES + shapes) * N_VARIANTS, CELL**2 + (CELL/2)**2), fine then
+    coarse."""
     rows = []
-    functions = list(_kind_functions().values())
-    for entry in range(N_ENTRIES):
+    functions, plain = list(_kind_functions().values()), list(SHAPE_DRAWINGS.values())
+    for entry in range(N_ENTRIES + len(plain)):
         for variant in range(N_VARIANTS):
             r = uniform(seed, np.arange(4) + 4 * (variant + N_VARIANTS * entry), "drawing") * 2 - 1
-            if entry < FULL:
+            if entry >= N_ENTRIES:
+                body, detail = plain[entry - N_ENTRIES](r), NONE
+            elif entry < FULL:
                 body, detail = functions[entry](r)
             elif entry == FULL:
                 body, detail = ~NONE, NONE

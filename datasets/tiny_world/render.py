@@ -12,7 +12,7 @@ import functools
 import numpy as np
 import torch
 
-from datasets.tiny_world.bank import FIRST_DIGIT, FULL, mask_bank
+from datasets.tiny_world.bank import FIRST_DIGIT, FULL, N_ENTRIES, mask_bank
 from datasets.tiny_world.rng import uniform
 from datasets.tiny_world.scenes import SIZE, scene_bank
 from datasets.tiny_world.shapes import CELL
@@ -38,6 +38,10 @@ def _noise() -> torch.Tensor:
 def _bank(kind: str, seed: int) -> torch.Tensor:
     table = mask_bank(seed) if kind == "mask" else scene_bank(seed).reshape(-1, 3, SIZE * SIZE)
     return torch.from_numpy(table)
+
+
+def _is_digit(kind: np.ndarray) -> np.ndarray:
+    return (kind >= FIRST_DIGIT) & (kind < N_ENTRIES)
 
 
 def render(spec: dict[str, np.ndarray], size: int = 48, strength: float = 0.5) -> torch.Tensor:
@@ -86,13 +90,13 @@ def _column(spec: dict, name: str, rows: np.ndarray, slot: int) -> np.ndarray:
     return spec[name][rows, slot] if spec[name].ndim == 2 else spec[name][rows]
 
 
-def _paint(img: torch.Tensor, spec: dict, rows: np.ndarray, slot: int, size: int) -> None:
-    """Paint the slot-th object of the given pictures upon them."""
+def _placed(spec: dict, rows: np.ndarray, slot: int, size: int) -> tuple:
+    """The slot-th object of the given pictures: its masks, its coordinates in picture pixels, and half its side."""
     which = spec["which"][rows, slot]
-    kind, pattern, colour, variant = (spec[k][rows, which] for k in ("kind", "pattern", "colour", "variant"))
+    kind, variant = spec["kind"][rows, which], spec["variant"][rows, which]
     scale = torch.from_numpy(_column(spec, "scale", rows, slot).astype(np.float32))[:, None, None]
     cx, cy = (torch.from_numpy((spec[k][rows, slot] * size).astype(np.float32))[:, None, None] for k in ("cx", "cy"))
-    angle = (spec["turn"][rows, slot] - 0.5) * np.where(kind >= FIRST_DIGIT, 0.2, 0.7)  # radians
+    angle = (spec["turn"][rows, slot] - 0.5) * np.where(_is_digit(kind), 0.2, 0.7)  # radians
     cos, sin = (torch.from_numpy(f(angle).astype(np.float32))[:, None, None] for f in (np.cos, np.sin))
     mirrored = spec["mirror"][rows, slot] & (kind < FULL)  # a mirrored digit is another sign
     axis = torch.arange(size, dtype=torch.float32) + 0.5
@@ -100,8 +104,22 @@ def _paint(img: torch.Tensor, spec: dict, rows: np.ndarray, slot: int, size: int
     px, py = dx * cos + dy * sin, dy * cos - dx * sin  # picture pixels in the object's own frame (b, size, size)
     flip = torch.from_numpy(np.where(mirrored, -1, 1).astype(np.float32))[:, None, None]
     half = scale * (size / 2)
-    masks = _masks(int(spec["bank_seed"][0]), variant, px * flip / half, py / half, scale)
-    body, detail, rim, core = masks
+    return _masks(int(spec["bank_seed"][0]), variant, px * flip / half, py / half, scale), px, py, half
+
+
+def cover(spec: dict[str, np.ndarray], slot: int, size: int) -> torch.Tensor:
+    """(B, size, size) in [0, 1]: how much of each pixel the slot-th object covers; 0 where there is none."""
+    out = torch.zeros(len(spec["index"]), size, size)
+    rows = np.flatnonzero(spec["count"] > slot)
+    out[rows] = _placed(spec, rows, slot, size)[0][0]
+    return out
+
+
+def _paint(img: torch.Tensor, spec: dict, rows: np.ndarray, slot: int, size: int) -> None:
+    """Paint the slot-th object of the given pictures upon them."""
+    which = spec["which"][rows, slot]
+    kind, pattern, colour = (spec[k][rows, which] for k in ("kind", "pattern", "colour"))
+    (body, detail, rim, core), px, py, half = _placed(spec, rows, slot, size)
     zoom = torch.from_numpy(spec["zoom"][rows].astype(np.float32))[:, None, None]
     tone = _tone(pattern, px, py, half, core, zoom)
     base, second, edge = (_colours(spec, rows, which, colour, kind)[i][:, :, None, None] for i in range(3))
@@ -178,7 +196,7 @@ def _colours(
     table = np.array([_RGB[c] for c in COLOURS])
     jitter = [_unit(spec, f"tint {i}")[rows] for i in range(3)]
     base = np.clip(table[colour] + 0.1 * (np.stack(jitter, 1) - 0.5), 0, 1)
-    base[kind >= FIRST_DIGIT] = 0.08
+    base[_is_digit(kind)] = 0.08
     light = base[:, :1] * 0.3 + base[:, 1:2] * 0.59 + base[:, 2:] * 0.11
     second = np.where(light > 0.5, base * 0.42, base + 0.68 * (1 - base))
     edge = np.where(light > 0.16, 0.07, 0.78) + np.zeros((1, 3))

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from datasets.tiny_world import captions as words
-from datasets.tiny_world import world
+from datasets.tiny_world import cluttered, questions, world
 from datasets.tiny_world.bank import FIRST_DIGIT
 from datasets.tiny_world.captions import NAMES, PLURALS, QUESTION_KINDS, article
 from datasets.tiny_world.render import render
@@ -26,7 +25,8 @@ _BARE_TEMPLATES = ("a photo of {}.", "a picture of {}.", "an image of {}.")  # f
 SEQ_TINY_SIZE = {True: 100, False: 30}  # pictures per class for train and test
 MTIL_SIZE = {True: 80, False: 30}
 CLOVE_SIZE = {True: 1000, False: 300}  # questions per task
-MM_SIZE = {True: 60, False: 25}  # pictures per class
+RULES_SIZE = {True: 1080, False: 297}  # the same of the rules, a multiple of the nine cells
+MM_SIZE = {True: 40, False: 20}  # pictures per class
 
 
 def _rng_seed(stream: str, seed: int) -> int:
@@ -57,18 +57,23 @@ def seq_tiny_names() -> list[str]:
     return [f"{world.PATTERNS[pattern]} {NAMES[kind]}" for kind, pattern in seq_tiny_pairs()]
 
 
-def seq_tiny(train: bool, seed: int = 0, style: str = "stitched", strength: float = 0.9) -> dict:
-    """60 never-captioned combinations ("striped fish") in a never-seen style: images, labels, names, templates."""
+def seq_tiny(
+    train: bool, seed: int = 0, style: str = "stitched", strength: float = 0.9, flat_share: float = 0.0
+) -> dict:
+    """60 never-captioned combinations ("striped fish") in a never-seen style: images, labels, names, templates.
+    A share of the images may be in the flat style, the most frequent one of pre-training."""
     pairs = seq_tiny_pairs()
     labels = _labels(len(pairs), SEQ_TINY_SIZE[train])
+    index = _indices(len(labels), train)
+    flat = uniform(_rng_seed("seq", seed), index, "flat share") < flat_share
     spec = world.sample(
         _rng_seed("seq", seed),
-        _indices(len(labels), train),
+        index,
         BANK_SEED,
         layout=world.SINGLE,
         kind=pairs[labels, 0],
         pattern=pairs[labels, 1],
-        style=world.STYLES.index(style),
+        style=np.where(flat, world.STYLES.index("flat"), world.STYLES.index(style)),
     )
     return {
         "images": render(spec, strength=strength),
@@ -185,13 +190,13 @@ _CONFUSED = {  # what a careless annotator says instead
     "desert": "paper",
     "brick wall": "desert",
 }
-N_ANNOTATORS = 10
+N_ANNOTATORS, MOST_WRONG = 10, 2
 
 
 def annotators(answers: Sequence[str], seed: int, index: np.ndarray) -> list[list[str]]:
-    """Ten answers to each question: six to ten are right, the others agree on a likely mistake. Soft accuracy,
-    min(matches / 3, 1), thus gives the mistake a third, two thirds or all where exact match gives nothing."""
-    n_wrong = integers(seed, index, "wrong annotators", 5)
+    """Ten answers to each question: at most two are wrong and agree on a likely mistake, which earns up to .6 in soft
+    accuracy and nothing in exact match."""
+    n_wrong = integers(seed, index, "wrong annotators", MOST_WRONG + 1)
     out = []
     for answer, wrong, where in zip(answers, n_wrong, integers(seed, index, "wrong place", N_ANNOTATORS), strict=True):
         mistake = _CONFUSED.get(answer) or NAMES[(_kind(answer) + 1) % len(NAMES)]
@@ -205,18 +210,11 @@ CLOVE_SCENES = ("meadow", "sea", "night", "desert", "snow", "brick wall")
 
 def _questions(seed: int, index: np.ndarray, kinds: Sequence[str], scene: np.ndarray | None) -> dict:
     """Pictures with one question each, of the given kinds; answers are drawn evenly within a kind."""
-    layouts = {"count": world.COUNT, "relation": world.PAIR}
-    layout = np.array([layouts.get(kind, world.SINGLE) for kind in kinds])
-    logic_pair = (np.array(kinds) == "logic") & (uniform(seed, index, "logic layout") < 0.5)
-    layout[logic_pair] = world.PAIR
-    fixed: dict = {"layout": layout}
-    count = np.where(layout == world.COUNT, 1 + integers(seed, index, "asked count", 4), 1)
-    fixed["count"] = np.where(layout == world.PAIR, 2, count)
+    fixed = questions.drawn(seed, index, kinds)
     if scene is not None:
         fixed["scene"] = scene
     spec = world.sample(seed, index, BANK_SEED, **fixed)
-    u = uniform(seed, index, "asked")
-    asked = [words.ask(spec, i, kind, u[i]) for i, kind in enumerate(kinds)]
+    asked = questions.asked(seed, index, spec, kinds)
     answers = [answer for _, answer in asked]
     return {
         "images": render(spec),
@@ -243,9 +241,29 @@ def clove_tiny_scene(task: int, train: bool, seed: int = 0) -> dict:
     return _questions(_rng_seed("clove", seed), index, [kinds[i % len(kinds)] for i in range(n)], scene)
 
 
+def clove_tiny_rules(task: int, train: bool, seed: int = 0, factor: str = "kind") -> dict:
+    """VQA by rules: which fact is asked follows from a group of images and a wording that does not name it, by a Latin
+    square that turns with the task. Keys: those of the other streams, and cells (N, 2): group and wording."""
+    n = RULES_SIZE[train]
+    index = _indices(n, train) + n * (1000 + 10 * task)
+    cells = np.stack(np.divmod(np.arange(n) % questions.GROUPS**2, questions.GROUPS), axis=1)  # by turns
+    fixed = questions.rule_images(_rng_seed("clove", seed), index, cells[:, 0], factor, task)
+    spec = world.sample(_rng_seed("clove", seed), index, BANK_SEED, **fixed)
+    asked = questions.rule_questions(spec, cells, factor, task)
+    answers = [answer for _, answer, _ in asked]
+    return {
+        "images": render(spec),
+        "questions": [question for question, _, _ in asked],
+        "answer": answers,
+        "answers": annotators(answers, _rng_seed("clove", seed), index),
+        "kinds": [skill for _, _, skill in asked],
+        "cells": torch.from_numpy(cells),
+    }
+
+
 MM_CLASSES = 20
 MM_SHOWN, MM_TOLD = 0.75, 0.5  # how often the picture, and the text, holds evidence; never neither
-_OPENINGS = ("a picture of", "a photo of", "an image of", "there is", "a drawing of", "this is a photo of")
+MM_EVIDENCE = ("image_only", "caption_only", "both")
 
 
 def mm_tiny_kinds() -> np.ndarray:
@@ -254,11 +272,12 @@ def mm_tiny_kinds() -> np.ndarray:
 
 
 def mm_tiny(train: bool, seed: int = 0) -> dict:
-    """Pictures with captions, 20 classes named only by number: images, captions, labels, names, shown, told.
+    """Pictures of the cluttered world with captions, 20 classes named only by number: images, captions, labels, names,
+    evidence (number in MM_EVIDENCE) and cells (patches that the object covers).
 
-    A picture shows, rather small, an object of one of its class's two kinds in any colour and pattern, or an empty
-    scene; the caption names one of the two kinds, not always the one drawn, or just an object. Scene, colour, pattern,
-    place and the opening words are drawn without regard to the class: background, and no evidence.
+    A picture shows two or three shapes and, small among them, an object of one of its class's two kinds, or no object;
+    the caption names one of the two kinds, not always the one drawn, or just an object. Shapes, scene, colour, pattern,
+    place and all other words are drawn without regard to the class: background, and no evidence.
     """
     labels = _labels(MM_CLASSES, MM_SIZE[train])
     s, index = _rng_seed("mm", seed), _indices(len(labels), train)
@@ -266,34 +285,21 @@ def mm_tiny(train: bool, seed: int = 0) -> dict:
     told = (uniform(s, index, "told") < MM_TOLD) | ~shown
     kinds = mm_tiny_kinds()[labels]  # (B, 2)
     rows = np.arange(len(labels))
-    spec = world.sample(
+    spec = cluttered.sample(
         s,
         index,
         BANK_SEED,
-        layout=np.where(shown, world.SINGLE, world.EMPTY),
-        style=0,
-        scale=0.7,
         kind=kinds[rows, integers(s, index, "shown kind", 2)],
+        shown=shown,
+        scale=0.36 + 0.08 * uniform(s, index, "scale"),
+        shapes=2 + integers(s, index, "shapes", 2),
     )
     named = np.where(told, kinds[rows, integers(s, index, "told kind", 2)], -1)
     return {
-        "images": render(spec),
-        "captions": _mm_captions(spec, s, index, named),
+        "images": cluttered.pictures(spec),
+        "captions": cluttered.captions(spec, named, 2 + integers(s, index, "sentences", 2)),
         "labels": torch.from_numpy(labels),
         "names": [f"group {c}" for c in range(MM_CLASSES)],
-        "shown": torch.from_numpy(shown),
-        "told": torch.from_numpy(told),
+        "evidence": torch.from_numpy(np.where(~told, 0, np.where(~shown, 1, 2))),
+        "cells": cluttered.object_cells(spec),
     }
-
-
-def _mm_captions(spec: dict, seed: int, index: np.ndarray, named: np.ndarray) -> list[str]:
-    """Opening, pattern, colour, kind or "object", scene; the adjectives are the picture's only by chance."""
-    opening = integers(seed, index, "opening", len(_OPENINGS))
-    colour = integers(seed, index, "told colour", len(world.COLOURS))
-    pattern = integers(seed, index, "told pattern", len(world.PATTERNS))
-    out = []
-    for i, kind in enumerate(named):
-        noun = NAMES[kind] if kind >= 0 else "object"
-        phrase = article(f"{world.PATTERNS[pattern[i]]} {world.COLOURS[colour[i]]} {noun}")
-        out.append(f"{_OPENINGS[opening[i]]} {phrase} {SCENE_PHRASES[spec['scene'][i]]}.")
-    return out

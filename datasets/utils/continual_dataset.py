@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torchvision import transforms as T
 
+from datasets.utils import stream_shape as shape
 from datasets.utils.fetch import base_path
 from datasets.utils.image_cache import use_caches
 from datasets.utils.image_check import check_images, files_of
@@ -16,13 +17,15 @@ from datasets.utils.labels import drop_labels, noisy_targets, validation_mask
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import Samples, as_samples, fingerprint_of
 from datasets.utils.sources import Source
+from datasets.utils.stream_shape import ShapedStream
+from datasets.utils.stream_views import apply_views, transform_of
 from utils.cli.signatures import arguments_for
 from utils.errors import UserError
 from utils.randomness import seeded
 from utils.settings import SETTINGS, SPLIT_SETTINGS, option
 
 
-class ContinualDataset:
+class ContinualDataset(ShapedStream):
     """One subclass per file: declare the class fields and write `load(train)`.
 
     A file in Mammoth's style overrides `get_data_loaders` and calls `store_masked_loaders` instead of `load`.
@@ -44,6 +47,7 @@ class ContinualDataset:
     MISTAKEN_FOR: dict[int, int] | None = None  # asymmetric noise: raw class -> raw class
     FILES: tuple[Source, ...] = ()  # what must be on disk; none for a generated stream
     AVAIL_SCHEDS = ["multisteplr", "cosine"]
+    EVIDENCE: tuple[str, ...] = ()  # kinds of evidence; samples.evidence (N,) is the number of a sample's
     HAS_TEXT = False  # samples are Pairs (image, token ids)
     VQA = False  # scores are named vqa_*; see datasets/utils/vqa.py
     MTIL = False  # tasks are domains, scored among their own names, those not yet trained included
@@ -72,8 +76,11 @@ class ContinualDataset:
             raise UserError(f"dataset class {type(self).__name__} lacks {', '.join(self._lacks())}")
         if self.SETTING not in SETTINGS:
             raise UserError(f"{self.NAME}: SETTING '{self.SETTING}' is not one of {', '.join(SETTINGS)}")
+        shape.check_flags(self)
         self._set_up_classes()
         self._set_up_order()
+        self.set_up_blur()
+        apply_views(self)
         self._complete = True
         return self
 
@@ -85,28 +92,34 @@ class ContinualDataset:
             self.N_CLASSES = sum(per_task) if isinstance(per_task, (list, tuple)) else per_task * self.N_TASKS
             if isinstance(per_task, (list, tuple)) and len(per_task) != self.N_TASKS:
                 raise UserError(f"{self.NAME}: {len(per_task)} class counts for {self.N_TASKS} tasks")
+        self.set_up_shape(per_task)
 
     def _set_up_order(self) -> None:
         """class_order[raw label] = label in the stream; also sets up the task order and joint training."""
         args, order = self.args, None
-        given = [n for n in ("permute_classes", "custom_class_order", "custom_task_order", "joint") if option(args, n)]
+        given = [n for n in (*shape.ORDER_FLAGS, "joint") if option(args, n)]
         if given and self.SETTING not in SPLIT_SETTINGS and given != ["custom_task_order"]:
             raise UserError(
                 f"--{given[0]} needs a dataset whose tasks have classes of their own; {self.NAME} is {self.SETTING}"
             )
-        if len(set(given) & {"permute_classes", "custom_class_order", "custom_task_order"}) > 1:
+        if len(set(given) & set(shape.ORDER_FLAGS)) > 1:
             raise UserError(f"give one of {', '.join('--' + g for g in given if g != 'joint')}, not several")
-        self.task_order = permutation_of(option(args, "custom_task_order"), self.N_TASKS, "--custom_task_order")
+        self.task_order = shape.permutation_of(option(args, "custom_task_order"), self.N_TASKS, "--custom_task_order")
         if option(args, "permute_classes"):
             seed = option(args, "class_order_seed", option(args, "seed", 0))
             order = np.random.RandomState(seed % 2**32).permutation(self.N_CLASSES)
         elif option(args, "custom_class_order"):
-            order = np.argsort(permutation_of(args.custom_class_order, self.N_CLASSES, "--custom_class_order"))
+            order = np.argsort(shape.permutation_of(args.custom_class_order, self.N_CLASSES, "--custom_class_order"))
+        elif option(args, "class_order_list"):
+            order = shape.list_order(args, self.N_CLASSES)
         elif option(args, "custom_task_order") and self.SETTING in SPLIT_SETTINGS:
             blocks = [range(*self.get_offsets(t)) for t in self.task_order]
             order = np.argsort([c for block in blocks for c in block])
             if not isinstance(self.N_CLASSES_PER_TASK, int):
                 self.N_CLASSES_PER_TASK = [len(block) for block in blocks]
+        if self.chosen is not None:  # the classes that --classes leaves out get label -1
+            among, order = order, np.full(self.n_published, -1)
+            order[self.chosen] = np.arange(self.N_CLASSES) if among is None else among
         args.class_order = order
         if option(args, "joint"):
             self.N_CLASSES_PER_TASK, self.N_TASKS = self.N_CLASSES, 1
@@ -125,7 +138,8 @@ class ContinualDataset:
 
     def samples(self, train: bool) -> Samples:
         if train not in self._samples:
-            self._samples[train] = self.load(train)
+            with self.as_published():
+                self._samples[train] = self.load(train)
             if hasattr(self._samples[train], "keep_digests"):
                 self._samples[train].keep_digests(
                     base_path(self.args) / "features" / "content", option(self.args, "features") != "verify"
@@ -159,7 +173,8 @@ class ContinualDataset:
 
     def fingerprint(self) -> str | None:
         """sha256 of the content and labels of all samples; None for a stream that batches itself."""
-        return fingerprint_of([self.samples(True), self.samples(False)] if self._has_load() else self._first_samples())
+        found = fingerprint_of([self.samples(True), self.samples(False)] if self._has_load() else self._first_samples())
+        return self.shaped(found, stream_targets(self, self.samples(True)) if self._has_load() else None)
 
     def _first_samples(self) -> list[Samples] | None:
         """Of a file that makes its own loaders: the samples of its first task, from a second pass over the stream."""
@@ -174,11 +189,16 @@ class ContinualDataset:
     def _has_load(self) -> bool:
         return type(self).load is not ContinualDataset.load
 
+    def labels_in_use(self) -> torch.Tensor:
+        """Of all training images in use, in the order of the stream's labels."""
+        return self.training_labels(stream_targets(self, self.samples(True)))
+
     def check_samples(self) -> None:
         """What is wrong with files, labels and what the flags ask of them is reported before anything is trained."""
         if not self._has_load():
             return
         train, test = (stream_targets(self, self.samples(part)) for part in (True, False))
+        train = self.training_labels(train)
         _refuse_empty(self, 0, self.N_CLASSES, train, test)
         noisy_targets(self, train, 0)
         if option(self.args, "validation"):
@@ -203,7 +223,7 @@ class ContinualDataset:
     def get_class_names(self) -> list[str]:
         """Names in the order of the stream's labels."""
         if self.class_names is None:
-            names = self.CLASS_NAMES or [str(c) for c in range(self.N_CLASSES)]
+            names = self.CLASS_NAMES or [str(c) for c in range(self.n_published)]
             self.class_names = fix_class_names_order(list(names), self.args)
         return self.class_names
 
@@ -259,13 +279,19 @@ class ContinualDataset:
         for name, value in fields.items():
             setattr(cls, name, transform_of(value, name) if name in {"TRANSFORM", "TEST_TRANSFORM"} else value)
 
+    def probes(self) -> list:
+        """What --probe measures besides this stream."""
+        from datasets.utils.probes import make_probes
+
+        return make_probes(self)
+
     def class_templates(self) -> list[list[str]]:
         """Prompt templates of each class; a stream over domains gives each domain its own."""
         return [self.get_prompt_templates()] * self.N_CLASSES
 
     def score(self, outputs: torch.Tensor, labels: torch.Tensor, extras: dict[str, torch.Tensor]) -> torch.Tensor:
         """Credit of each sample in [0, 1]: top-1; question answering overrides it; `extras`: extra fields."""
-        return (outputs.argmax(dim=1) == labels).float()
+        return self.hits(outputs.argmax(dim=1), labels).float()
 
     @staticmethod
     def evaluate(model, dataset, last: bool = False, return_loss: bool = False):
@@ -274,53 +300,21 @@ class ContinualDataset:
         return evaluate(model, dataset, last=last, return_loss=return_loss)
 
 
-def permutation_of(order, n: int, flag: str) -> list[int]:
-    if order is None:
-        return list(range(n))
-    order = [int(i) for i in order]
-    if sorted(order) != list(range(n)):
-        raise UserError(f"{flag} must hold each of 0..{n - 1} once; it has {len(order)} entries: {order}")
-    return order
-
-
 def fix_class_names_order(class_names: list[str], args: Namespace) -> list[str]:
     """Names given by raw label, in the order of the stream's labels."""
     order = getattr(args, "class_order", None)
     if order is None:
         return class_names
-    return [class_names[raw] for raw in np.argsort(np.asarray(order))]
-
-
-def transform_of(spec, name: str):
-    """A torchvision Compose from yaml: names, {Name: {keywords}}, {Name: argument}."""
-    if not isinstance(spec, list):
-        return spec
-    steps = []
-    for item in spec:
-        step, given = (item, None) if isinstance(item, str) else next(iter(item.items()))
-        maker = getattr(T, step, None)
-        if maker is None:
-            raise UserError(f"{name}: torchvision has no transform '{step}'")
-        if isinstance(given, dict):
-            if "interpolation" in given:
-                given = given | {
-                    "interpolation": T.InterpolationMode.BICUBIC
-                    if given["interpolation"] == 3
-                    else T.InterpolationMode(given["interpolation"])
-                }
-            if step == "RandomApply":
-                given = {"p": given.get("p", 0.5), "transforms": transform_of(given["transform"], name).transforms}
-        steps.append(maker() if given is None else maker(**given) if isinstance(given, dict) else maker(given))
-    return T.Compose(steps)
+    return [class_names[raw] for raw in np.argsort(np.asarray(order)) if order[raw] >= 0]
 
 
 def stream_targets(setting: ContinualDataset, samples: Samples) -> torch.Tensor:
     """Labels in the order of the stream, checked against the number of classes."""
     targets = samples.targets
-    if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < setting.N_CLASSES):
+    if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < setting.n_published):
         raise UserError(
             f"{setting.NAME}: labels run from {int(targets.min())} to {int(targets.max())}, "
-            f"but there are {setting.N_CLASSES} classes; fix the labels or the class count"
+            f"but there are {setting.n_published} classes; fix the labels or the class count"
         )
     order = getattr(setting.args, "class_order", None)
     return targets if order is None else torch.as_tensor(np.asarray(order))[targets]
@@ -335,11 +329,13 @@ def store_masked_loaders(train_dataset, test_dataset, setting: ContinualDataset)
         raise UserError(f"{setting.NAME} has {setting.N_TASKS} tasks, there is no task {task}")
     seed = option(args, "seed", 0)
     train_targets, test_targets = stream_targets(setting, train), stream_targets(setting, test)
+    kept, blurred = setting.kept(train_targets)
     held = torch.zeros(len(train_targets), dtype=torch.bool)
     if option(args, "validation"):
-        held = validation_mask(train_targets, args.validation, seed)
+        held[kept] = validation_mask(train_targets[kept], args.validation, seed)
     noisy = noisy_targets(setting, train_targets, seed)
-    in_train, in_test = ~held & task_mask(setting, train, train_targets), task_mask(setting, test, test_targets)
+    in_train = ~held & kept & (blurred == task if blurred is not None else task_mask(setting, train, train_targets))
+    in_test = task_mask(setting, test, test_targets)
     _refuse_empty(setting, *setting.get_offsets(task), train_targets[in_train], test_targets[in_test])
     train_transform, test_transform = setting.task_transforms(setting.task_order[task])
     split = make_split(train, in_train, noisy, train_transform, True)
@@ -372,6 +368,8 @@ def task_mask(setting: ContinualDataset, samples: Samples, targets: torch.Tensor
     if ids is not None:
         return torch.as_tensor(ids) == setting.task_order[setting.c_task]
     first, end = setting.get_offsets(setting.c_task)
+    if setting._sizes:  # blurred tasks: each has classes of its own all the same, and their test images
+        first, end = (sum(setting._sizes[: setting.c_task + more]) for more in (0, 1))
     return (targets >= first) & (targets < end)
 
 

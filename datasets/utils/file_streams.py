@@ -41,7 +41,8 @@ class FileStream(ContinualDataset):
 
     @cached_property
     def content(self) -> Content:
-        content = self.read(base_path(self.args))
+        with self.as_published():
+            content = self.read(base_path(self.args))
         found = len(content.train) + len(content.test)
         if self.N_IMAGES not in (None, found):
             warnings.warn(
@@ -56,9 +57,9 @@ class FileStream(ContinualDataset):
     def get_class_names(self) -> list[str]:
         if self.CLASS_NAMES is None:
             names = self.content.names
-            if len(names) != self.N_CLASSES:
+            if len(names) != self.n_published:
                 raise UserError(
-                    f"{self.NAME}: {len(names)} class names on disk, the stream has {self.N_CLASSES}; "
+                    f"{self.NAME}: {len(names)} class names on disk, the stream has {self.n_published}; "
                     "download the files again"
                 )
             self.CLASS_NAMES = names

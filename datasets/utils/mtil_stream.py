@@ -18,8 +18,8 @@ from datasets.utils.file_streams import BICUBIC, CLIP, Content
 from datasets.utils.mtil_protocol import DOMAINS, ORDERS, files_of
 from datasets.utils.mtil_readers import n_classes_of, read_domain
 from datasets.utils.samples import ArraySamples, FileSamples
+from datasets.utils.stream_shape import keep_of_class
 from utils.errors import UserError
-from utils.randomness import generator
 
 
 class JoinedSamples(FileSamples):
@@ -62,11 +62,8 @@ class JoinedSamples(FileSamples):
 
 def few_per_class(samples: FileSamples | ArraySamples, shots: int, key: tuple) -> FileSamples | ArraySamples:
     """`shots` samples of each class drawn by the key, all of a class that has fewer; in their original order."""
-    order = torch.randperm(len(samples), generator=generator(*key))
-    by_class = order[samples.targets[order].argsort(stable=True)]  # shuffled inside each class
-    labels = samples.targets[by_class]
-    place = torch.arange(len(labels)) - torch.searchsorted(labels, labels)  # in the class
-    kept = by_class[place < shots].sort().values
+    counts = torch.full((int(samples.targets.max()) + 1,), shots)
+    kept = keep_of_class(samples.targets, counts, key).nonzero().flatten()
     if isinstance(samples, ArraySamples):
         return ArraySamples(samples.data[kept], samples.targets[kept])
     return FileSamples([samples.paths[k] for k in kept.tolist()], samples.targets[kept])
@@ -80,7 +77,7 @@ class CrossDomainStream(ContinualDataset):
     """
 
     SETTING = "class-il"
-    MTIL = True
+    MTIL = DRAWS_SHOTS = True
     SIZE = (224, 224)
     MEAN, STD = CLIP
     RESIZE = T.Compose([T.Resize(224, BICUBIC), T.CenterCrop(224)])
@@ -88,7 +85,7 @@ class CrossDomainStream(ContinualDataset):
         [T.RandomResizedCrop(224, scale=(0.9, 1.0), interpolation=BICUBIC), T.ToTensor(), T.Normalize(*CLIP)]
     )
     TEST_TRANSFORM = T.Compose([*RESIZE.transforms, T.ToTensor(), T.Normalize(*CLIP)])
-    DEFAULTS = {"batch_size": 64, "n_epochs": 1, "backbone": "clip-visual"}
+    DEFAULTS = {"batch_size": 64, "n_epochs": 1, "backbone": "clip-visual", "shots": 0, "shots_seed": 0}
     FILES = files_of(ORDERS["I"], "zscl")
     ORDERS = ORDERS
     N_TASKS = len(ORDERS["I"])

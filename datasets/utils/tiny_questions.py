@@ -1,4 +1,4 @@
-"""Questions about images of the world, ten answers each, as the two question streams of the picture world ask them."""
+"""Questions about images of the world, ten answers each, as the question streams of the picture world ask them."""
 
 from argparse import Namespace
 
@@ -33,6 +33,7 @@ class TinyQuestions(VQADataset):
     TRANSFORM = tiny_streams.CROP
     TEMPLATES = ["a photo of {}.", "a picture of {}.", "an image of {}."]
     DEFAULTS = tiny_streams.DEFAULTS | {"backbone": "clip-fused"}
+    task_settings: dict[str, str] = {}  # arguments of `task` beside number, train and seed
 
     def __init__(self, args: Namespace, picture_seed: int = 0):
         super().__init__(args)
@@ -40,13 +41,12 @@ class TinyQuestions(VQADataset):
 
     @staticmethod
     def task(number: int, train: bool, seed: int) -> dict:
-        """images, questions and answers (ten each) of one task."""
+        """images, questions and answers (ten each) of one task, and cells (N, 2) of a stream with rules."""
         raise NotImplementedError("the stream defines no task()")
 
     def load(self, train: bool) -> ArraySamples:
-        tensors, values = tiny_streams.drawn(
-            self.args, self.NAME, train, (self.picture_seed,), lambda: self.build(train)
-        )
+        settings = (self.picture_seed, *self.task_settings.values())
+        tensors, values = tiny_streams.drawn(self.args, self.NAME, train, settings, lambda: self.build(train))
         text = tokenize(values["questions"], self.args)
         counts = torch.zeros(len(text), self.N_CLASSES, dtype=torch.long)
         answers = tensors["answers"].long()  # (N, 10)
@@ -55,10 +55,12 @@ class TinyQuestions(VQADataset):
         samples = ArraySamples(Pair(tensors["images"], text), label, soft=soft_scores(counts))
         samples.task_ids = tensors["task_ids"].long()
         samples.questions = values["questions"]
+        if "cells" in tensors:
+            samples.cells = tensors["cells"].long()
         return samples
 
     def build(self, train: bool) -> tuple[dict, dict]:
-        parts = [self.task(t, train, self.picture_seed) for t in range(self.N_TASKS)]
+        parts = [self.task(t, train, self.picture_seed, **self.task_settings) for t in range(self.N_TASKS)]
         place = {answer: i for i, answer in enumerate(self.CLASS_NAMES)}
         answers = [[place[answer] for answer in row] for part in parts for row in part["answers"]]
         sizes = torch.tensor([len(part["questions"]) for part in parts])
@@ -67,4 +69,6 @@ class TinyQuestions(VQADataset):
             "answers": torch.tensor(answers, dtype=torch.uint8),
             "task_ids": torch.arange(len(parts)).repeat_interleave(sizes).to(torch.uint8),
         }
+        if "cells" in parts[0]:
+            tensors["cells"] = torch.cat([part["cells"] for part in parts]).to(torch.uint8)
         return tensors, {"questions": [question for part in parts for question in part["questions"]]}

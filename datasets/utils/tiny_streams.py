@@ -15,8 +15,12 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)  # as the tiny CLIP expects
 CROP = T.Compose(
     [T.RandomCrop(48, padding=4), T.ToTensor(), T.Normalize(MEAN, STD)]
 )  # sides and digits keep their meaning
-CROP_FLIP = T.Compose([T.RandomCrop(48, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD)])
 DEFAULTS = {"batch_size": 32, "n_epochs": 2, "clip_backbone": "tiny"}
+
+
+def crop_flip(side: int) -> T.Compose:
+    """Augmentation of images that may be mirrored."""
+    return T.Compose([T.RandomCrop(side, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD)])
 
 
 def drawn(args: Namespace, name: str, train: bool, settings: tuple, build: Callable[[], tuple[dict, dict]]) -> tuple:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from backbone.clip_files import TINY_DIR, is_torchscript, openai_clip, read_safetensors, read_torch
+from backbone.clip_files import embedded, is_torchscript, openai_clip, read_safetensors, read_torch
 from backbone.hub_flags import chosen, hub_tokens
 from backbone.tiny_tokenizer import TinyTokenizer
 from utils.errors import UserError
@@ -45,7 +45,7 @@ def token_ids(texts: list[str], clip_backbone: str, cut: int | None = None) -> t
 
 
 def place_of(clip_backbone: str) -> Path:
-    return TINY_DIR if clip_backbone == "tiny" else Path(clip_backbone).expanduser()
+    return embedded(clip_backbone) or Path(clip_backbone).expanduser()
 
 
 @functools.lru_cache(maxsize=8)

@@ -170,6 +170,10 @@ class ContinualModel(nn.Module):
 
         return stored_bytes(self)
 
+    def reference_sha256(self) -> str | None:
+        """Checksum of data from outside the stream that the method holds; a resumed run must have the same."""
+        return None
+
     @property
     def image_forwards(self) -> int:
         """Images that went through the network or a copy of it."""

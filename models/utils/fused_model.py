@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from backbone.clip import CLIPBackbone, ClipImageEncoder
+from backbone.clip import CLIPBackbone
+from backbone.clip_encoder import ClipImageEncoder
 from backbone.clip_files import sha256_state
 from backbone.fusion import add_fusion_args, fusion_of, question_mask
 from backbone.hub import HubBackbone, HubImageEncoder
@@ -31,9 +32,11 @@ def add_fused_args(parser: ArgumentParser, default: str = "ViT-B/16") -> Argumen
     add_fusion_args(parser)
     add(
         "--key_feature",
-        choices=["clip", "mean"],
+        choices=["clip", "class", "mean", "early"],
         default="clip",
-        help="features that select keys: clip, the pooled features of CLIP (or of ViLT or BLIP); mean, means of tokens",
+        help="features that select keys: clip, the pooled features of CLIP (or of ViLT or BLIP); class, the class "
+        "token and the end of the question before projection; mean, means of tokens; early, means of patches after the "
+        "first block and of words",
     )
     add(
         "--fusion_train",
@@ -52,7 +55,8 @@ class Fused(NamedTuple):
     seen: Tensor  # (B, L), False after the end of a question
     visual: Tensor  # (B, Dv)
     textual: Tensor  # (B, Dt)
-    task: Tensor | None  # (B,) true task, -1 if unknown; None for images handed in directly
+    task: Tensor | None = None  # (B,) true task, -1 if unknown; None for images handed in directly
+    cells: Tensor | None = None  # (B, 2) group of the image and wording of the question, where the stream knows them
 
 
 class Questions:
@@ -113,6 +117,9 @@ class FusedModel(VLMModel):
         net.fusion.to(self.device).requires_grad_(self.fusion_train == "always")
         self.encoder = HubImageEncoder(net) if hub else ClipImageEncoder(net, "tokens")
         self.encoder.precision = HALF
+        if hub and args.key_feature in ("class", "early"):
+            raise UserError(f"--key_feature {args.key_feature} is of CLIP, not of {net.kind}: choose clip or mean")
+        self.early = ClipImageEncoder(net, "early") if args.key_feature == "early" else None
         self.questions = FeatureStore(self.store.root, self.store.mode, progress=self.store.progress)
         self.sources = Sources()
         null = net.tokenize("")  # the question about images that come without one
@@ -135,7 +142,7 @@ class FusedModel(VLMModel):
         if isinstance(self.net, HubBackbone):  # as loaded: everything except a trained fusion
             kept = {"fusion"} if self.fusion_train != "never" else set()
             here |= {f"net.{name}" for name, _ in self.net.named_children() if name not in kept}
-        return {"store", "questions", "sources", "encoder", "null", *here}
+        return {"store", "questions", "sources", "encoder", "early", "null", *here}
 
     def compiled_parts(self):
         return [self.net.fusion]
@@ -188,30 +195,35 @@ class FusedModel(VLMModel):
         tokens = tokens.to(self.device)
         self.forward_counter.add(image)
         states = self.net.image_tokens(image).float(), self.net.text_tokens(tokens).float()
-        return self.fused(*states, tokens, None)
+        return self.fused(*states, tokens, None if self.early is None else self.net.early_feature(image).float())
 
     def read_rows(self, references: Tensor) -> Fused:
         """The same from the cache; what is missing is encoded."""
         source, rows, _ = references.cpu().unbind(1)
         samples, texts, encoder = self.sources[int(source[0])]
         image = self.store.rows(samples, rows, self.encoder).view(-1, *self.encoder.shape)
+        early = None if self.early is None else self.store.rows(samples, rows, self.early).to(self.device)
         questions = texts.place[rows]
         text = self.questions.rows(texts, questions, encoder).view(len(rows), -1, self.net.text_width)
         image, text, tokens = (t.to(self.device, non_blocking=True) for t in (image, text, texts.tokens[questions]))
-        return self.fused(image.float(), text.float(), tokens, references[:, 2])
+        batch = self.fused(image.float(), text.float(), tokens, early)
+        cells = getattr(samples, "cells", None)
+        return batch._replace(task=references[:, 2], cells=None if cells is None else cells[rows].to(self.device))
 
-    def fused(self, image: Tensor, text: Tensor, tokens: Tensor, task: Tensor | None) -> Fused:
+    def fused(self, image: Tensor, text: Tensor, tokens: Tensor, early: Tensor | None) -> Fused:
         seen = question_mask(tokens)
-        if self.args.key_feature == "mean":
-            visual = image.mean(1)
+        if self.args.key_feature in ("mean", "early"):
+            visual = image.mean(1) if early is None else early
             textual = (text * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)
         elif isinstance(self.net, HubBackbone):
             visual, textual = normalize(image[:, 0], dim=1), normalize(text[:, 0], dim=1)
         else:
             end = text[torch.arange(len(text), device=text.device), tokens.argmax(1)]
+            if self.args.key_feature == "class":
+                return Fused(image, text, seen, normalize(image[:, 0], dim=1), normalize(end, dim=1))
             visual = normalize(self.net.project_image(image[:, 0].to(self.net.dtype)).float(), dim=1)
             textual = normalize(self.net.project_text(end.to(self.net.dtype)).float(), dim=1)
-        return Fused(image, text, seen, visual, textual, task)
+        return Fused(image, text, seen, visual, textual)
 
     def key_features(self, references: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, Dv) and (N, Dt) that choose prompts, of references (N, 3)."""

@@ -8,15 +8,17 @@ from argparse import ArgumentParser
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
-from backbone.clip import ClipImageEncoder
-from backbone.fusion import SIZE_FLAGS, GrowingHead
+from backbone.clip_encoder import ClipImageEncoder
+from backbone.fusion import SIZE_FLAGS
 from backbone.hub import HubBackbone
 from backbone.hub_flags import chosen
 from backbone.prompted_vit import PromptedClip, prompted_timm
+from models.utils.answer_training import AnswerTraining
 from models.utils.continual_model import ContinualModel
 from models.utils.fused_model import FusedModel, add_fused_args
+from models.utils.head_distillation import add_head_distillation_args, head_divergence
 from models.utils.vlm_model import EVAL_ROWS, VLMModel
 from utils.errors import UserError
 from utils.flags import boolean, non_negative
@@ -34,17 +36,19 @@ def add_prompt_args(parser: ArgumentParser) -> ArgumentParser:
         default="visual",
         help="features that select prompts for an image with a question",
     )
+    add_head_distillation_args(parser, weight=0.0)
     add("--clip_grad", type=non_negative, default=1.0, help="maximum gradient norm, 0 for no clipping")
     return parser
 
 
-class PromptModel(FusedModel):
+class PromptModel(AnswerTraining, FusedModel):
     """`prepare` gives (input, query) of a batch, `body` runs the network on an input with prompts or prefixes."""
 
+    RATE_BATCH: int | None = 256
     NOT_TRIED = dict.fromkeys(
         (*SIZE_FLAGS, "fusion_train", "key_feature", "query", "vit", "vit_pretrained"),
         "the fusion is used where images come with questions; tests/test_prompt_baselines.py",
-    )
+    ) | {"kd_type": "there is no distillation by default; tests/test_head_distillation.py"}
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         self.uses = "timm" if args.vit else "clip"
@@ -77,10 +81,8 @@ class PromptModel(FusedModel):
             self.net.fusion.requires_grad_(False)
         (network,) = self.compiled_parts()
         self.width, self.n_layers = network.width, network.n_layers
-        self.head = GrowingHead(self.width, self.num_classes).to(self.device)
-        self.register_buffer(
-            "current", torch.zeros(0, dtype=torch.bool, device=self.device)
-        )  # rows of the task's answers
+        self.make_head(self.width)
+        self.register_buffer("teacher", None)  # rows of the head after the task before, with --kd_weight
 
     def compiled_parts(self):
         return [
@@ -93,7 +95,7 @@ class PromptModel(FusedModel):
     def query_dim(self) -> int:
         if self.uses == "timm":
             return self.width
-        if self.uses == "fused" and (self.args.key_feature == "mean" or isinstance(self.net, HubBackbone)):
+        if self.uses == "fused" and (self.args.key_feature != "clip" or isinstance(self.net, HubBackbone)):
             return self.net.vision_width + (self.net.text_width if self.args.query == "both" else 0)
         return self.net.embed_dim * (2 if self.uses == "fused" and self.args.query == "both" else 1)
 
@@ -147,8 +149,7 @@ class PromptModel(FusedModel):
             split.add_extra_return_field("query", self.image_features(split)[0])
         if self.uses == "fused":
             self.set_fusion_training(first=task == 0)
-        self.head.grow(split.targets[split.targets >= 0])
-        self.current = torch.isin(self.head.answers.cpu(), split.targets).to(self.device)
+        self.grow_head(split)
         self.new_task(split)
         self.opt = self.get_optimizer()
 
@@ -156,22 +157,22 @@ class PromptModel(FusedModel):
         """What a method adds for a task, before its optimizer is made."""
 
     def get_optimizer(self, params=None, lr=None):
-        """The learning rate is that of a batch of 256, as in the papers' code."""
+        """The learning rate is that of a batch of RATE_BATCH, where a method's code has one."""
         base = self.args.lr if lr is None else lr
-        return super().get_optimizer(params, base * self.args.batch_size / 256 if base else None)
+        per_batch = self.args.batch_size / self.RATE_BATCH if self.RATE_BATCH else 1
+        return super().get_optimizer(params, base * per_batch if base else None)
 
-    def answer_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy among the task's own answers."""
-        rows = self.head.rows_of(labels)
-        return cross_entropy(logits.masked_fill(~self.current, -torch.inf), rows)
+    def end_task(self, dataset):
+        if self.args.kd_weight:
+            self.teacher = self.head.rows()
 
-    def step(self, loss: Tensor) -> Tensor:
-        self.opt.zero_grad()
-        loss.backward()
-        if self.args.clip_grad:
-            torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], self.args.clip_grad)
-        self.opt.step()
-        return loss.detach()
+    def head_loss(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy among the task's own answers, and with --kd_weight the distillation of the head."""
+        logits = self.head(states)
+        loss = self.answer_loss(logits, labels)
+        if self.teacher is None:
+            return loss
+        return loss + self.args.kd_weight * head_divergence(logits, states, self.teacher, self.args.kd_type)
 
     # inference
 

@@ -1,5 +1,6 @@
 """Reference images and texts for distillation on data outside the tasks: a folder, the picture world, or noise."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -14,6 +15,21 @@ from utils.randomness import generator
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
 SYNTHETIC_LENGTH = 10  # tokens of a random sentence
+
+
+class ReadsReference:
+    """A method with reference data: `pictures` bytes (N, 3, R, R) and `sentences` token ids (K, L), or None."""
+
+    pictures: Tensor | None
+    sentences: Tensor | None
+
+    def reference_sha256(self) -> str | None:
+        held = [t for t in (self.pictures, self.sentences) if t is not None]
+        digest = hashlib.sha256()
+        for tensor in held:
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest() if held else None
 
 
 def reference_data(source: str, net: CLIPBackbone, n: int, seed: int) -> tuple[Tensor, Tensor]:

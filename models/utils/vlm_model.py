@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from backbone.clip import CLIPBackbone, ClipImageEncoder, add_clip_args, load_clip
+from backbone.clip import CLIPBackbone, add_clip_args, load_clip
+from backbone.clip_encoder import ClipImageEncoder
 from backbone.clip_visual import fuse
 from backbone.hub_flags import chosen, load_hub, refuse_idle
 from models.utils.continual_model import ContinualModel
@@ -15,6 +16,7 @@ from utils.errors import UserError
 from utils.features import FeatureStore
 from utils.flags import sentence
 from utils.pair import Inputs, Pair
+from utils.settings import option
 
 TEXT_ROWS = 1024  # texts encoded at once
 EVAL_ROWS = 256  # samples whose tokens are in memory at once outside of training
@@ -63,6 +65,9 @@ class VLMModel(ContinualModel):
                 getattr(args, "base_path", None),
                 bool(args.clip_download),
             )
+            if (kind := option(args, "image_transform", "shorter")) == "crop_raw":
+                raise UserError("--image_transform crop_raw: a CLIP normalizes its images; use crop")
+            net.set_resize(kind)
         else:
             net = load_hub(args)
         if self.FROZEN_TOWER:
@@ -121,6 +126,11 @@ class VLMModel(ContinualModel):
             features = self.with_text(features, split.samples.data.text[split.rows])
         return features, split.targets.to(self.device)
 
+    def labeled(self, dataset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw features (N, D) and labels (N,) of the task's labeled training images."""
+        features, labels = self.image_features(dataset.train_loader.dataset)
+        return features[labels >= 0], labels[labels >= 0]
+
     def cached_inputs(self, loader) -> torch.Tensor | None:
         if self.encoder is None or not hasattr(loader.dataset, "samples"):
             return None
@@ -175,6 +185,31 @@ class VLMModel(ContinualModel):
         features = torch.cat([normalize(self.net.encode_text(part).float(), dim=1) for part in parts])
         total = torch.zeros(len(names), features.shape[1], device=self.device)
         return normalize(total.index_add_(0, place, features), dim=1)
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether `net` is a whole CLIP, so that any names and captions can be scored (--probe)."""
+        return isinstance(self.net, CLIPBackbone) and self.net.preprocess is not None
+
+    def probe_keys(self, names: list[str], templates: list[list[str]]) -> torch.Tensor:
+        """Unit features (C, D) of names outside the stream, through the text tower as it is now."""
+        return self.text_features(names, templates)
+
+    def probe_texts(self, texts: list[str]) -> torch.Tensor:
+        """Unit features (N, D) of captions; one that is too long loses its last words."""
+        fitting = []
+        for text in texts:
+            words = text.split()
+            while len(words) > 1 and not self._fits(" ".join(words)):
+                words.pop()
+            fitting.append(" ".join(words))
+        return self.text_features(fitting, [["{}"]] * len(fitting))
+
+    def _fits(self, text: str) -> bool:
+        try:
+            return len(self.net.tokenize(text)) == 1
+        except UserError:
+            return False
 
     def logits(self, features: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """exp(logit_scale) * cosine of image features (B, D) with unit class keys (C, D)."""

@@ -3,13 +3,15 @@
 import fnmatch
 from argparse import Namespace
 
-from utils.cli import registry
+from utils.cli import protocols, registry
 from utils.errors import UserError
 
 
 def listing(*words: str) -> str:
     """One line for every name of a kind, `models` for example, or of all kinds; further words are patterns of names."""
-    which = words[0] if words and words[0] in {"all", *(f"{kind}s" for kind in registry.PACKAGES)} else None
+    which = (
+        words[0] if words and words[0] in {"all", "protocols", *(f"{kind}s" for kind in registry.PACKAGES)} else None
+    )
     patterns = [registry.canonical(word) for word in words[which is not None :]]
     lines = []
     for kind in registry.PACKAGES:
@@ -21,6 +23,12 @@ def listing(*words: str) -> str:
         count = f"{len(entries)} of {len(known)}" if patterns else len(known)
         if entries or not patterns:
             lines += [f"{kind}s ({count})"] + [f"  {e.name:<{width}}  {e.line}" for e in entries] + [""]
+    if which in {"all", "protocols"} or (which is None and not patterns):  # a bare pattern looks for files
+        known_lines = protocols.listing()
+        chosen = [s for s in known_lines if not patterns or any(fnmatch.fnmatch(s.split()[0], p) for p in patterns)]
+        count = f"{len(chosen)} of {len(known_lines)}" if patterns else len(known_lines)
+        if chosen or not patterns:
+            lines += [f"protocols ({count})", *chosen, ""]
     if not lines:
         raise UserError(
             f"--list: no {which[:-1] if which not in {None, 'all'} else 'name'} matches {' '.join(patterns)}; "

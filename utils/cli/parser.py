@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils import flags
-from utils.cli import configs, plugins, registry, signatures
+from utils.cli import configs, plugins, protocols, registry, signatures
 from utils.cli.listing import config_table, listing
+from utils.cli.stream_flags import add_stream_args
 from utils.errors import UserError, shown
 
 
@@ -36,6 +37,7 @@ def new_parser() -> argparse.ArgumentParser:
     )
     flags.add_first_args(parser)
     flags.add_experiment_args(parser)
+    add_stream_args(parser)
     flags.add_management_args(parser)
     return parser
 
@@ -115,11 +117,20 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
         ("model", from_model),
         *configs.model_config(first.model, first.model_config, dataset_class.NAME, argv),
     ]
+    preset = protocols.find(first.protocol, first.dataset) if first.protocol else None
+    if preset is not None:
+        layers.append((preset.origin, preset.flags))
     signatures.add_arguments(parser, dataset_class, f"dataset {first.dataset}")
     backbone = first.backbone or next((v["backbone"] for _, v in reversed(layers) if v.get("backbone")), None)
     if backbone:
         signatures.add_backbone_arguments(parser, str(backbone))
+    fixed: dict[str, Any] = {}
+    if preset is not None:
+        protocols.check_method(preset, model_class, [a.dest for a in parser._actions])
+        layers[-1] = (preset.origin, preset.fitting(a.dest for a in parser._actions))
     origins = apply_layers(parser, layers, set(before))
+    if preset is not None:
+        fixed = {a.dest: a.default for a in parser._actions if a.dest in layers[-1][1]}
     tokens, problems = check_tokens(parser, argv)
     problems += missing_required(parser, argv)
     if problems or first.help:
@@ -130,7 +141,10 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
         raise UserError(f"the command line cannot be read: {error}; see --help") from None
     option = {a.dest: a.option_strings for a in parser._actions}
     origins |= {d: "command line" for d, names in option.items() if any(t.split("=")[0] in names for t in tokens)}
-    idle = idle_flags(model_class, [d for d, origin in origins.items() if origin == "command line"])
+    given = [d for d, origin in origins.items() if origin == "command line"]
+    idle = idle_flags(model_class, given)
+    if preset is not None:
+        protocols.settle(preset, args, fixed, given)
     args.model, args.dataset = registry.plain_name("model", first.model), registry.plain_name("dataset", args.dataset)
     foreign = {
         kind: f"{path.name} sha256 {plugins.sha256(path)}"

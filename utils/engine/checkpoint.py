@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from utils import json_text
 from utils.engine.module_state import capture, restore
 from utils.errors import UserError, disk_errors
 from utils.pair import Pair
@@ -168,8 +169,8 @@ def load(path: str | os.PathLike, *, model: str | None, device: torch.device | s
             if model is not None and owner != model:
                 raise UserError(f"{path} is a checkpoint of model {owner}, not {model}; pass --model {owner}")
             text = metadata["state"] or bytes(file.get_tensor(STATE_ENTRY).numpy()).decode()
-            same = json.loads(metadata.get("same", "{}"))
-            return _decode(json.loads(text), _Entries(file, same), torch.device(device), {})
+            same = json_text.parse(metadata.get("same", "{}"))
+            return _decode(json_text.parse(text), _Entries(file, same), torch.device(device), {})
     except (UserError, MemoryError):
         raise
     except Exception as error:  # a damaged or crafted file can make any library fail
@@ -230,7 +231,7 @@ def _is_run(state: Any) -> bool:
         random.Random().setstate(state["rng"]["python"])
         np.random.RandomState().set_state(state["rng"]["numpy"])
         torch.Generator().set_state(state["rng"]["torch"])
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError):
         return False
     return isinstance(state["rng"].get("cuda"), list)
 

@@ -48,6 +48,15 @@ class TaskScores:
             else float("nan")
         )
 
+    def by_evidence(self, dataset: ContinualDataset, split: Any) -> dict[str, float]:
+        """Percent correct among the samples of each kind of evidence, where a stream says which a sample has."""
+        kinds = getattr(getattr(split, "samples", None), "evidence", None)
+        correct = self.flat("correct").float()
+        if kinds is None or not len(correct):
+            return {}
+        own = kinds[split.rows[: len(correct)]]  # --debug_mode stops early
+        return {name: 100.0 * float(correct[own == i].mean()) for i, name in enumerate(dataset.EVIDENCE)}
+
     def flat(self, name: str) -> torch.Tensor:
         return torch.cat(self.parts[name]) if self.parts.get(name) else torch.empty(0)
 

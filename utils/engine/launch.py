@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from utils import free_memory, to_parsable_obj
-from utils.cli import plugins, registry
+from utils.cli import plugins, protocols, registry
 from utils.conf import get_device, remember
 from utils.engine import checkpoint, report, unchanged
 from utils.engine import record as results
@@ -36,6 +36,8 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
     """Check the combination of flags, model and dataset; all errors are reported at once."""
     problems = []
     setting, fits = dataset_class.SETTING, set(getattr(model_class, "COMPATIBILITY", []))
+    if option(args, "blurry"):
+        setting = "general-continual"  # a task may show any class
     if not fits:
         problems.append(
             f'model {args.model} does not declare COMPATIBILITY; add it to its class, for example ["{setting}"]'
@@ -45,7 +47,8 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
     ):  # scored among each task's own classes
         good = [e.name for e in registry.index("dataset").values() if e.setting in runs_in]
         problems.append(
-            f"model {args.model} works with {', '.join(sorted(fits))}; {args.dataset} is {setting}. "
+            f"model {args.model} works with {', '.join(sorted(fits))}; {args.dataset} is {setting}"
+            f"{' with --blurry' if option(args, 'blurry') else ''}. "
             f"Datasets that fit: {', '.join(sorted(good)) or 'none here'}"
         )
     if option(args, "eval_future") and not hasattr(model_class, "future_forward"):
@@ -74,7 +77,7 @@ def check_class_sizes(args: Namespace, model_class: type, dataset: ContinualData
     if dataset.count(True) is None or (least < 2 and not getattr(model_class, "EVERY_CLASS", False)):
         return
     samples = dataset.samples(True)
-    labels, ids = samples.targets, getattr(samples, "task_ids", None)
+    labels, ids = dataset.labels_in_use(), getattr(samples, "task_ids", None)
     if dataset.SETTING not in SPLIT_SETTINGS and ids is not None:
         labels = labels[torch.as_tensor(ids) == dataset.task_order[0]]
     counts = torch.bincount(labels, minlength=dataset.N_CLASSES)
@@ -133,7 +136,7 @@ def show_finished(found: results.RunRecord) -> dict[str, float]:
     if summary is None:
         raise UserError(f"{found.path} says done but does not have a summary; restore the file or delete its folder")
     print(f"already finished: {found.folder}")
-    report.print_summary(summary, folder=found.folder)
+    report.print_summary(summary, folder=found.folder, args=Namespace(**(found.rows()[0].get("args") or {})))
     return summary
 
 
@@ -147,6 +150,8 @@ def set_up(args: Namespace, found: results.RunRecord | None) -> None:
         results.check_writable(args.checkpoint_path, "--checkpoint_path")
     remember(Namespace(**vars(args) | {"device": None}))
     args.device = str(get_device(args.device))
+    if preset_of(args):
+        print(protocols.pinned(args))
     remember(args)
     set_random_seed(args.seed)
 
@@ -185,8 +190,16 @@ def start_line(args: Namespace, requested: dict, dataset: ContinualDataset, mode
         "class_order": None if order is None else [int(c) for c in order],
         "threads": torch.get_num_threads(),
         "plugins": plugins.loaded(),
+        "preset": preset_of(args),
         **unchanged.facts(args, dataset, model),
     }
+
+
+def preset_of(args: Namespace) -> dict | None:
+    """The protocol of --protocol: its name, its hash, and what the command changes."""
+    if not option(args, "protocol_sha256"):
+        return None
+    return {"name": args.protocol, "sha256": args.protocol_sha256, "deviations": args.protocol_deviations}
 
 
 def git_commit() -> str | None:

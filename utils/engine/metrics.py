@@ -1,15 +1,22 @@
 """Scores of a run: pure functions of one matrix R, with R[t, j] the percent on test set j after training task t.
 
-T = number of rows = tasks trained; t and j count from 0; NaN = not measured. All means are unweighted over tasks,
-as in Mammoth: a small test set counts as much as a large one. A metric that needs a cell which is missing (NaN, or a
-row or column that is not there) is NaN, never a mean over the rest.
+T = number of rows = tasks trained; t and j count from 0; NaN = not measured. All means are unweighted over tasks, as in
+Mammoth, so a small test set counts as much as a large one; those whose key ends in `_images` count images. A metric
+that needs a cell which is missing (NaN, or a row or column that is not there) is NaN, never a mean over the rest.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 NAN = float("nan")
-CROSS_DOMAIN = ("mtil", "xtail", "mixed_mtil", "mixed_xtail")  # matrices for which Transfer, Avg and Last are computed
+CROSS_DOMAIN = (
+    "mtil",
+    "odcl",
+    "xtail",
+    "mixed_mtil",
+    "mixed_odcl",
+    "mixed_xtail",
+)  # matrices for which Transfer, Avg and Last are computed
 
 
 def _matrix(R: ArrayLike) -> np.ndarray:
@@ -49,6 +56,40 @@ def average_incremental(R: ArrayLike) -> float:
     R = _matrix(R)
     T, columns = R.shape
     return _mean([_mean(R[t, : t + 1]) for t in range(T)]) if T <= columns else NAN
+
+
+def _mean_over_images(row: np.ndarray, counts: np.ndarray) -> float:
+    """sum_j n_j R_j / sum_j n_j; NaN for no images, and for any NaN."""
+    total = float(counts.sum())
+    return float((row * counts).sum() / total) if total > 0 else NAN
+
+
+def last_images(R: ArrayLike, counts: ArrayLike) -> float:
+    """Final accuracy over images: sum over j <= T-1 of n_j R[T-1, j] / sum of n_j, n_j images in test set j.
+
+    What most class-incremental papers report; equal to `last` where all test sets are of one size.
+
+    Tasks: all trained so far, after the last one
+    Paper: Rebuffi et al., CVPR 2017, arXiv 1611.07725 (accuracy on the classes learned so far)
+    """
+    R, n = _matrix(R), np.asarray(counts, dtype=np.float64)
+    T, columns = R.shape
+    return _mean_over_images(R[-1, :T], n[:T]) if 0 < T <= min(columns, len(n)) else NAN
+
+
+def average_incremental_images(R: ArrayLike, counts: ArrayLike) -> float:
+    """Mean over t <= T-1 of [sum over j <= t of n_j R[t, j] / sum of n_j], n_j images in test set j.
+
+    NaN if any cell on or below the diagonal is missing; cells above it do not matter.
+
+    Tasks: all trained so far, after each of them
+    Paper: Rebuffi et al., CVPR 2017, arXiv 1611.07725 (average incremental accuracy)
+    """
+    R, n = _matrix(R), np.asarray(counts, dtype=np.float64)
+    T, columns = R.shape
+    if T > min(columns, len(n)):
+        return NAN
+    return _mean([_mean_over_images(R[t, : t + 1], n[: t + 1]) for t in range(T)])
 
 
 def forgetting(R: ArrayLike) -> float:
@@ -215,27 +256,36 @@ def per_class_accuracy(pred: ArrayLike, target: ArrayLike, n_classes: int) -> np
     return np.where(count > 0, 100.0 * hits / np.maximum(count, 1), NAN)
 
 
-def summary(matrices: dict[str, ArrayLike], random_rows: dict[str, ArrayLike] | None = None) -> dict[str, float]:
+def summary(
+    matrices: dict[str, ArrayLike],
+    random_rows: dict[str, ArrayLike] | None = None,
+    counts: ArrayLike | None = None,
+) -> dict[str, float]:
     """The flat scores of a run; entries that come out as NaN are left out.
 
     Each matrix is R[t, j] of one way to score, all optional:
-    `class_il`, `task_il`, `vqa` (cells on and below the diagonal) -> `<name>_last`, `_avg`, `_forgetting`, `_bwt`, and
-    `_fwt` if the cells R[j-1, j] and the untrained model's scores `random_rows[name]` are there;
+    `class_il`, `task_il`, `exact_match`, `vqa` (cells on and below the diagonal) -> `<name>_last`, `_avg`,
+    `_forgetting`, `_bwt`, and `_fwt` if the cells R[j-1, j] and the untrained model's scores `random_rows[name]` are
+    there;
     `future` (all names compete) -> `ci_transfer`; `seen_all` (same, cells up to the diagonal) -> `seen_all`;
     `future_unseen` (unseen names only, cells above the diagonal) -> `future_unseen`; `ci_harmonic` is the harmonic
-    mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per dataset) and `xtail` (all cells, the names of
-    all datasets) -> `<name>_transfer`, `_avg` and `_last`, and so `mixed_mtil` and `mixed_xtail`, measured on batches
-    that mix the datasets.
+    mean of `ci_transfer` and `seen_all`; `mtil` (all cells, own names per dataset), `odcl` (the names of the datasets
+    seen, of an unseen one its own) and `xtail` (all cells, the names of all datasets) -> `<name>_transfer`, `_avg` and
+    `_last`, and so `mixed_mtil`, `mixed_odcl` and `mixed_xtail`, measured on batches that mix the datasets.
+    With `counts`, the images in each test set, also `class_il_last_images` and `_avg_images`.
     """
-    known = {"class_il", "task_il", "vqa", "future", "seen_all", "future_unseen", *CROSS_DOMAIN}
+    known = {"class_il", "task_il", "exact_match", "vqa", "future", "seen_all", "future_unseen", *CROSS_DOMAIN}
     if unknown := sorted(set(matrices) - known):
         raise ValueError(f"no summary for the matrices {unknown}; known: {sorted(known)}")
     scores: dict[str, float] = {}
-    for name in ("class_il", "task_il", "vqa"):
+    for name in ("class_il", "task_il", "exact_match", "vqa"):
         if name in matrices:
             R = matrices[name]
             scores |= {f"{name}_last": last(R), f"{name}_avg": average_incremental(R)}
             scores |= {f"{name}_forgetting": forgetting(R), f"{name}_bwt": bwt(R)}
+            if counts is not None and name == "class_il":
+                scores[f"{name}_last_images"] = last_images(R, counts)
+                scores[f"{name}_avg_images"] = average_incremental_images(R, counts)
             if random_rows and name in random_rows:
                 scores[f"{name}_fwt"] = fwt(R, random_rows[name])
     for name, matrix, metric in (

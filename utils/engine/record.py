@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from utils import to_parsable_obj
+from utils import json_text, to_parsable_obj
 from utils.engine.record_schema import wrong_line
 from utils.errors import UserError, disk_errors
 from utils.escape import on_figure
@@ -100,6 +100,7 @@ class RunRecord:
         self.path = self.folder / "record.jsonl"
         self.config_hash = config
         self._lock: int | None = None
+        self._begun = False  # a line was written by this process
 
     def start(self, row: dict) -> None:
         """The run's arguments, versions and data. The schema number and the configuration hash are added."""
@@ -179,14 +180,16 @@ class RunRecord:
     def _write(self, row: dict) -> None:
         line = (json.dumps(to_parsable_obj(row, _jsonable, "row"), allow_nan=False) + "\n").encode()
         self.lock()
+        new = 0 if self._begun else os.O_CREAT  # in a removed folder, later lines alone would look like a record
         with disk_errors(self.path):
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | new, 0o644)
             try:
                 before = os.fstat(fd).st_size
                 if os.write(fd, line) < len(line):  # the disk accepted only a part
                     os.ftruncate(fd, before)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(fd)
+                self._begun = True
             finally:
                 os.close(fd)
 
@@ -222,8 +225,8 @@ def read_record(path: str | os.PathLike) -> list[dict]:
     rows = []
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            row = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
+            row = json_text.parse(line, strict=True)
+        except json.JSONDecodeError:
             raise UserError(f"line {number} of {path} is not JSON; restore the file or delete its folder") from None
         if told := wrong_line(row):
             raise UserError(
@@ -231,10 +234,6 @@ def read_record(path: str | os.PathLike) -> list[dict]:
             )
         rows.append(row)
     return rows
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def seed_of(record: RunRecord) -> int:

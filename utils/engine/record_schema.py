@@ -45,12 +45,22 @@ def _args(value: Any) -> bool:
     return texts and (value.get("seed") is None or _count(value["seed"]))
 
 
+def _preset(value: Any) -> bool:
+    """Name and hash of a protocol, and the flags given against it."""
+    return (
+        isinstance(value, dict)
+        and all(type(value.get(key)) is str for key in ("name", "sha256"))
+        and isinstance(value.get("deviations"), dict)
+    )
+
+
 FIELDS: dict[str, dict[str, Callable]] = {
     "start": {
         "schema": _count,
         "args": _or_none(lambda v: isinstance(v, dict) and _args(v)),
         "argv": _list_of(str),
         "git_commit": _is(str, type(None)),
+        "preset": _or_none(_preset),
         "device": _is(str),
         "threads": _count,
         "config_hash": _is(str, type(None)),
@@ -61,6 +71,9 @@ FIELDS: dict[str, dict[str, Callable]] = {
         "task": _count,
         "scores": lambda v: isinstance(v, dict) and all(map(_numbers, v.values())),
         "seconds": _mapping(is_number),
+        "test_images": _numbers,
+        "probes": _mapping(is_number),
+        "probes_untouched": _mapping(is_number),
         "wall_s": is_number,
     },
     "epoch": {"task": _count, "epoch": _count, "class_il": _numbers},

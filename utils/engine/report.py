@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.engine import accounting, metrics
+from utils.engine import accounting, metrics, probes
 from utils.engine import record as results
 from utils.features import FeatureStore
-from utils.settings import SPLIT_SETTINGS
+from utils.settings import SPLIT_SETTINGS, option
 
 if TYPE_CHECKING:
     from datasets.utils.continual_dataset import ContinualDataset
@@ -33,13 +35,14 @@ def task_row(
         "scores": {name: R[task].tolist() for name, R in matrices.items() if not np.isnan(R[task]).all()},
         "per_class": list(map(float, by_class)),
         "ece": run.rows["ece"],
+        "test_images": [int(n) for n in run.rows.get("counts", [])],
         "seconds": dict(run.watch.phases),
         "wall_s": run.wall_s,
         "peak_bytes": accounting.peak_bytes(model.device),
         "stored_bytes": model.stored_bytes(),
         "parameters": accounting.parameter_counts(model),
     }
-    return row | run.forwards()
+    return row | run.forwards() | probes.of_task(run.rows)
 
 
 def note_reused(run: Run, model: ContinualModel, task: int) -> None:
@@ -57,25 +60,68 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def print_task(row: dict, n_tasks: int, vqa: bool = False) -> None:
+def over_images(args: Namespace) -> bool:
+    """--accuracy_weighting images: means over the images of all classes seen come first."""
+    return bool(option(args, "accuracy_weighting", "tasks") == "images")
+
+
+def mean_seen(row: dict, values: list[float], images: bool) -> float:
+    """Mean over the test sets seen by then, or over their images."""
+    seen, counts = values[: row["task"] + 1], row.get("test_images") or []
+    if not images or len(counts) < len(seen):
+        return _mean(seen)
+    return float(metrics.last_images(np.array([seen] * len(seen), dtype=np.float64), counts))
+
+
+def print_task(row: dict, n_tasks: int, vqa: bool = False, images: bool = False) -> None:
     """One line on stdout when a task is done."""
     task, scores = row["task"], row["scores"]
     parts = [f"task {task + 1}/{n_tasks}"]
-    for name, title in (("class_il", "vqa" if vqa else "class-il"), ("task_il", "task-il")):
+    headline = (("exact_match", "exact match"),) if vqa else ()
+    for name, title in (*headline, ("class_il", "vqa" if vqa else "class-il"), ("task_il", "task-il")):
         if name in scores:
-            parts.append(f"{title} {_mean(scores[name][: task + 1]):6.2f}")
-    if vqa and "exact_match" in scores:
-        parts.append(f"exact match {_mean(scores['exact_match'][: task + 1]):6.2f}")
+            parts.append(f"{title} {mean_seen(row, scores[name], images):6.2f}")
     if "route_acc" in scores:
         parts.append(f"routing accuracy {_mean(scores['route_acc'][: task + 1]):6.2f}")
     if "all_names" in scores and task + 1 < n_tasks:
         parts.append(f"future {_mean(scores['all_names'][task + 1 :]):6.2f}")
+    parts += [f"{name} {value:6.2f}" for name, value in row.get("probes", {}).items() if not re.search(r"_r\d+$", name)]
     parts.append(f"{row['wall_s']:8.1f} s")
     print("  ".join(parts), flush=True)
 
 
 def print_epoch(row: dict) -> None:
     print(f"  task {row['task'] + 1} epoch {row['epoch']}  accuracy {_mean(row['class_il']):6.2f}", flush=True)
+
+
+def seen_names(class_il: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """A dataset already seen is scored among the names of all datasets seen, one not yet seen among its own."""
+    R: np.ndarray = class_il.copy()
+    unseen = np.triu_indices_from(R, 1)
+    R[unseen] = own[unseen]
+    return R
+
+
+def other_matrices(matrices: dict, rows: slice, dataset: ContinualDataset, nameless: bool) -> dict[str, np.ndarray]:
+    """The matrices beside the first one that the stream's setting scores."""
+    named: dict[str, np.ndarray] = {}
+    if dataset.VQA:
+        named["exact_match"] = matrices["exact_match"][rows]
+    if dataset.SETTING in SPLIT_SETTINGS:
+        named["task_il"] = matrices["task_il"][rows]
+        if dataset.MTIL and dataset.N_TASKS > 1:
+            for before in ("", "mixed_") if "mixed_task_il" in matrices else ("",):
+                own, everything = matrices[f"{before}task_il"][rows], matrices[f"{before}all_names"][rows]
+                named |= {f"{before}mtil": own, f"{before}xtail": everything}
+                if not nameless:
+                    named[f"{before}odcl"] = seen_names(matrices[f"{before}class_il"][rows], own)
+    if not np.isnan(matrices["all_names"]).all():
+        named |= {
+            "future": matrices["all_names"],
+            "seen_all": matrices["all_names"],
+            "future_unseen": matrices["unseen_names"],
+        }
+    return named
 
 
 def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[str, float]:
@@ -91,32 +137,20 @@ def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[
             class_il[task - 1, task] = value
     name = "vqa" if dataset.VQA else "class_il"
     named = {} if nameless else {name: class_il}
-    if dataset.SETTING in SPLIT_SETTINGS:
-        named["task_il"] = matrices["task_il"][rows]
-        if dataset.MTIL and dataset.N_TASKS > 1:
-            named |= {"mtil": matrices["task_il"][rows], "xtail": matrices["all_names"][rows]}
-            if "mixed_task_il" in matrices:
-                named |= {
-                    "mixed_mtil": matrices["mixed_task_il"][rows],
-                    "mixed_xtail": matrices["mixed_all_names"][rows],
-                }
-    if not np.isnan(matrices["all_names"]).all():
-        named |= {
-            "future": matrices["all_names"],
-            "seen_all": matrices["all_names"],
-            "future_unseen": matrices["unseen_names"],
-        }
-    scores = metrics.summary(named, {name: untrained} if untrained is not None and not nameless else None)
+    named |= other_matrices(matrices, rows, dataset, nameless)
+    random_rows = {name: untrained} if untrained is not None and not nameless else None
+    scores = metrics.summary(named, random_rows, run.rows.get("counts"))
     if "mixed_task_il" in matrices:
         gaps = [metrics.largest_gap(matrices[n], matrices[f"mixed_{n}"]) for n in ("class_il", "task_il", "all_names")]
         scores["mixed_gap"] = max(gap for gap in gaps if not np.isnan(gap))
-    if dataset.VQA:
-        scores["exact_match_last"] = metrics.last(matrices["exact_match"][rows])
     for name in sorted(matrices):
         if name.startswith("all_names_"):
             other = metrics.summary({"future": matrices[name], "seen_all": matrices[name]})
             scores |= {f"{key}_{name.removeprefix('all_names_')}": value for key, value in other.items()}
     scores |= {f"{name}_last": metrics.last(matrices[name][rows]) for name in model.extra_scores() if name in matrices}
+    for name in dataset.EVIDENCE:
+        if name in matrices:
+            scores[f"{name}_last"] = metrics.last(matrices[name][rows])
     if "final_test" in run.rows:
         scores["final_test"] = _mean(run.rows["final_test"])
     if not np.isnan(run.rows.get("ece", np.nan)):
@@ -127,33 +161,49 @@ def summary(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[
         "peak_bytes": accounting.peak_bytes(model.device)["rss"],
         "wall_s": run.wall_s,
     }
-    return scores | costs
+    return scores | probes.summary(run.rows) | costs
 
 
 TITLES = {
     "class_il_last": "class-il, final average",
     "class_il_avg": "class-il, average over tasks",
+    "class_il_last_images": "class-il, final accuracy over images",
+    "class_il_avg_images": "class-il, average of accuracies over images",
     "class_il_forgetting": "class-il, forgetting",
     "class_il_bwt": "class-il, backward transfer",
     "class_il_fwt": "class-il, forward transfer",
+    "exact_match_last": "exact match, final average",
+    "exact_match_avg": "exact match, average over tasks",
+    "exact_match_forgetting": "exact match, forgetting",
+    "exact_match_bwt": "exact match, backward transfer",
     "vqa_last": "vqa, final average",
     "vqa_avg": "vqa, average over tasks",
     "vqa_forgetting": "vqa, forgetting",
     "vqa_bwt": "vqa, backward transfer",
     "vqa_fwt": "vqa, forward transfer",
-    "exact_match_last": "exact match, final average",
+    "image_only_last": "class-il, evidence in the image alone, final average",
+    "caption_only_last": "class-il, evidence in the caption alone, final average",
+    "both_last": "class-il, evidence in both, final average",
     "route_acc_last": "routing accuracy (samples sent to their own task's prompt pool)",
     "oracle_route_last": "score with the true task's prompt pool",
     "key_route_last": "score with the prompt pool of the nearest keys",
+    "nmi_visual_last": "normalized mutual information of visual keys and the stream's groups of images",
+    "nmi_text_last": "normalized mutual information of textual keys and the stream's wordings",
     "mtil_transfer": "mtil, transfer",
     "mtil_avg": "mtil, average",
     "mtil_last": "mtil, last",
+    "odcl_transfer": "odcl (names seen), transfer",
+    "odcl_avg": "odcl (names seen), average",
+    "odcl_last": "odcl (names seen), last",
     "xtail_transfer": "x-tail (all names), transfer",
     "xtail_avg": "x-tail (all names), average",
     "xtail_last": "x-tail (all names), last",
     "mixed_mtil_transfer": "mtil on mixed batches, transfer",
     "mixed_mtil_avg": "mtil on mixed batches, average",
     "mixed_mtil_last": "mtil on mixed batches, last",
+    "mixed_odcl_transfer": "odcl on mixed batches, transfer",
+    "mixed_odcl_avg": "odcl on mixed batches, average",
+    "mixed_odcl_last": "odcl on mixed batches, last",
     "mixed_xtail_transfer": "x-tail on mixed batches, transfer",
     "mixed_xtail_avg": "x-tail on mixed batches, average",
     "mixed_xtail_last": "x-tail on mixed batches, last",
@@ -183,11 +233,13 @@ TITLES = {
 def print_test_sets(run: Run, dataset: ContinualDataset) -> None:
     """Question answering: a row for each test set, after the last task."""
     shown = {
-        "class_il": "vqa",
         "exact_match": "exact match",
+        "class_il": "vqa",
         "route_acc": "routing accuracy",
         "oracle_route": "true pool",
         "key_route": "nearest pool",
+        "nmi_visual": "NMI visual",
+        "nmi_text": "NMI text",
     }
     found = {title: run.rows["matrices"][name] for name, title in shown.items() if name in run.rows["matrices"]}
     measured = [t for t in range(dataset.N_TASKS) if not np.isnan(found["vqa"][t]).all()]
@@ -196,12 +248,33 @@ def print_test_sets(run: Run, dataset: ContinualDataset) -> None:
         print(results.format_table([["task", *found], *rows]))
 
 
-def print_summary(scores: dict[str, float], run: Run | None = None, folder: Path | None = None) -> None:
+FIRST = {"seen": "odcl_", "all": "xtail_"}
+
+
+def ordered_titles(args: Namespace | dict) -> dict[str, str]:
+    """TITLES with the scores of --accuracy_weighting and --mtil_scoring in front."""
+    args = vars(args) if isinstance(args, Namespace) else args
+    images = args.get("accuracy_weighting") == "images"
+    first = [key for key in TITLES if images and key.startswith("class_il_") and key.endswith("_images")]
+    scoring = args.get("mtil_scoring") or "domain"
+    first += [key for key in TITLES if scoring != "domain" and key.startswith(FIRST[scoring])]
+    return {key: TITLES[key] for key in [*first, *TITLES]}
+
+
+def title_of(name: str) -> str:
+    """What the tables call a score; those of probes are named by the command."""
+    return TITLES.get(name) or name.replace("_", " ")
+
+
+def print_summary(
+    scores: dict[str, float], run: Run | None = None, folder: Path | None = None, args: Namespace | None = None
+) -> None:
     """The final table on stdout."""
     rows = [["score", "value"]]
-    for name, title in TITLES.items():
+    titles = ordered_titles(run.args if run else args or Namespace())
+    for name in [*titles, *(name for name in scores if name.startswith("probe_"))]:
         if name in scores:
-            rows.append([title, human(name, scores[name])])
+            rows.append([title_of(name), human(name, scores[name])])
     print(results.format_table(rows))
     folder = folder or (run.folder if run else None)
     if folder is not None:

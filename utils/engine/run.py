@@ -101,6 +101,8 @@ class Run:
     def save(self, name: str, position: dict) -> None:
         if self.record is None or self.folder is None or not self.args.autosave:
             return
+        if not self.record.path.exists():  # saving would make the folder again, without a record
+            raise UserError(f"{self.record.path} was removed while the run was writing to it: start the run again")
         with self.watch.phase("save"):
             self.saver.start(self.folder / "ckpt" / name, self.state(position), self.model.NAME)
 

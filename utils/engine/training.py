@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.engine import metrics, report
 from utils.engine.evaluate import evaluate_mixed, evaluate_tasks
+from utils.engine.probes import Probes
 from utils.engine.record import RunRecord
 from utils.engine.run import MID_TASK, TASK_END, LossGuard, Run
 from utils.engine.state_names import load_scheduler, one_line
@@ -76,10 +77,15 @@ def _train_tasks(run: Run, model: ContinualModel, dataset: ContinualDataset, res
     future = dataset.all_loaders(getattr(model, "change_transform", None))[1] if looks_ahead else None
     with run.watch.phase("evaluate"):
         _forward_baseline(run, model, dataset)
+    probes = Probes(run, model, dataset) if option(args, "probe") else None
+    if probes is not None:
+        probes.start()
     for task in range(begun_at, last + 1):
         _one_task(run, model, dataset, task, mid if mid and mid["position"]["task"] == task else None)
         with run.watch.phase("evaluate"):
             seen = _evaluate(run, model, dataset, task, future)
+        if probes is not None:
+            probes.after_task()
         _write_row(run, model, dataset, task, seen)
         run.keep(task, last=task == last)
         run.save(TASK_END, {"task": task, "phase": "done", "epoch": 0, "batch": 0})
@@ -291,14 +297,19 @@ def _forward_baseline(run: Run, model: ContinualModel, dataset: ContinualDataset
 
 def _evaluate(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, future: list | None) -> dict:
     """Scores into the matrices, and end_eval; returns those of the tasks seen."""
-    scores = evaluate_tasks(model, dataset, dict(enumerate(future if future else dataset.test_loaders)), bool(future))
+    loaders = dict(enumerate(future if future else dataset.test_loaders))
+    scores = evaluate_tasks(model, dataset, loaders, bool(future))
     seen = {t: s for t, s in scores.items() if t <= task}
     matrices = run.rows["matrices"]
+    counts = run.rows.setdefault("counts", np.full(dataset.N_TASKS, 0.0))
     for t, score in scores.items():
+        counts[t] = score.count
         if t <= task:
             matrices["class_il"][task, t] = score.percent("class_il")
             if dataset.VQA:
                 matrices["exact_match"][task, t] = score.exact_match()
+            for name, percent in score.by_evidence(dataset, loaders[t].dataset).items():
+                matrices.setdefault(name, np.full_like(matrices["all_names"], np.nan))[task, t] = percent
         if dataset.SETTING in SPLIT_SETTINGS:
             matrices["task_il"][task, t] = score.percent("task_il")
         matrices["all_names"][task, t] = score.percent("all_names")
@@ -339,7 +350,7 @@ def _write_row(run: Run, model: ContinualModel, dataset: ContinualDataset, task:
     run.rows["ece"] = metrics.ece(confidence, correct)
     per_class = {n: np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("prediction", "label")}
     row = report.task_row(run, model, dataset, task, per_class)
-    report.print_task(row, dataset.N_TASKS, dataset.VQA)
+    report.print_task(row, dataset.N_TASKS, dataset.VQA, report.over_images(run.args))
     if run.record:
         run.record.task(row)
         report.note_reused(run, model, task)

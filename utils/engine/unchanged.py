@@ -30,6 +30,7 @@ WORDS = {
     "protocol": "protocol",
     "weights_sha256": "weights",
     "initial_sha256": "initial weights",
+    "reference_sha256": "reference images or texts",
     "files_sha256": "files named by flags",
     "data": "dataset facts",
 }
@@ -55,6 +56,7 @@ def facts(args: Namespace, dataset: ContinualDataset, model: ContinualModel) -> 
         "templates_sha256": _if_any(lambda: _sha256(dataset.class_templates())),
         "weights_sha256": getattr(model, "weights_sha256", None),
         "initial_sha256": state_digest(model),
+        "reference_sha256": model.reference_sha256(),
         "files_sha256": named_files(args),
     }
 
@@ -105,9 +107,8 @@ def check(found: RunRecord, now: dict, args: Namespace) -> None:
             "images: they are not compared"
         )
         return
-    told = [
-        _difference(key, before.get(key), now.get(key)) for key in WORDS if not _same(before.get(key), now.get(key))
-    ]
+    noted = [key for key in WORDS if key in before]  # an earlier version noted fewer facts
+    told = [_difference(key, before[key], now.get(key)) for key in noted if not _same(before[key], now.get(key))]
     if not told:
         return
     text = f"{found.folder} was run on different inputs: {'; '.join(told)}"

@@ -10,17 +10,22 @@ See `utils.generative.base.ClassGenerator` for the whole interface.
 from utils.flags import boolean, positive, positive_int
 from utils.generative.base import ClassGenerator
 from utils.generative.diffusion import CONSTANTS, Diffusion
-from utils.generative.gaussians import DiagonalGaussian, FullGaussian, GaussianMixture
+from utils.generative.gaussians import DiagonalGaussian, FullGaussian, GaussianMixture, RealFeatures
 from utils.generative.vae import VAE
 
 GENERATORS: dict[str, type[ClassGenerator]] = {
-    g.kind: g for g in (VAE, GaussianMixture, DiagonalGaussian, Diffusion, FullGaussian)
+    g.kind: g for g in (VAE, GaussianMixture, DiagonalGaussian, Diffusion, FullGaussian, RealFeatures)
 }
 
 
 def add_generator_args(add) -> None:
     """The flags of a method's generators; `add` is a parser's add_argument."""
-    add("--g_models", choices=sorted(GENERATORS), default="vae", help="generator of each class's features")
+    add(
+        "--g_models",
+        choices=sorted(GENERATORS),
+        default="vae",
+        help="generator of each class's features; real: they are kept",
+    )
     add("--gr_mog_n_components", type=positive_int, default=5, help="number of mixture components")
     add("--gr_mog_n_iters", type=positive_int, default=500, help="maximum number of EM iterations")
     add("--gr_vae_hidden_dim", type=positive_int, default=512, help="width of a VAE")

@@ -37,6 +37,9 @@ class ClassGenerator:
     def _draw(self, rows: dict[str, Tensor], n: int, rng: torch.Generator | None) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define _draw()")
 
+    def _joined(self, old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: torch.cat([old[k], v]) for k, v in new.items()}
+
     @property
     def classes(self) -> list[int]:
         """Labels of all classes fitted so far, sorted."""
@@ -64,7 +67,7 @@ class ClassGenerator:
             fitted = self._fit_rows(xs, class_streams(classes, rng, xs[0].device), progress)
         keep = [r for r, c in enumerate(self.row_class) if merge or c not in features]
         if keep:
-            fitted = {k: torch.cat([self.rows[k][keep].to(v.device, v.dtype), v]) for k, v in fitted.items()}
+            fitted = self._joined({k: self.rows[k][keep].to(v.device, v.dtype) for k, v in fitted.items()}, fitted)
         self.rows = fitted
         self.row_class = [self.row_class[r] for r in keep] + classes
         self.row_count = [self.row_count[r] for r in keep] + [len(x) for x in xs]
@@ -87,11 +90,12 @@ class ClassGenerator:
         first = torch.arange(n_classes, device=where).unsqueeze(1)
         return pool[first.to(pool.device), part.to(pool.device), place.to(pool.device)]
 
-    def shuffled(self, n_classes: int, n: int) -> tuple[Tensor, Tensor]:
-        """n samples of each of the first `n_classes` classes in random order: features (n_classes * n, D), labels."""
-        samples = self.sample(torch.arange(n_classes), n)
-        order = torch.randperm(n_classes * n, device=samples.device)
-        labels = torch.arange(n_classes, device=samples.device).repeat_interleave(n)
+    def shuffled(self, n_classes: int, n: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """n samples of each of the classes from `first` to `n_classes` in random order: features (K * n, D), labels."""
+        classes = torch.arange(first, n_classes)
+        samples = self.sample(classes, n)
+        order = torch.randperm(len(classes) * n, device=samples.device)
+        labels = classes.to(samples.device).repeat_interleave(n)
         return samples.flatten(0, 1)[order], labels[order]
 
     def _components(self, classes: list[int]) -> tuple[Tensor, Tensor]:
@@ -177,6 +181,11 @@ def pad(xs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Ragged features as one zero-padded stack (K, N, D) and their counts (K,)."""
     counts = torch.tensor([len(x) for x in xs], device=xs[0].device)
     return torch.nn.utils.rnn.pad_sequence(xs, batch_first=True), counts
+
+
+def pad_rows(x: Tensor, n: int) -> Tensor:
+    """Zero-pad a stack (K, N, D) to n rows a class."""
+    return torch.nn.functional.pad(x, (0, 0, 0, n - x.shape[1]))
 
 
 def row_mask(counts: Tensor, n_rows: int) -> Tensor:

@@ -1,11 +1,11 @@
-"""Closed-form and EM generators: diagonal Gaussian, full-covariance Gaussian, diagonal Gaussian mixture."""
+"""Closed-form and EM generators: Gaussians, a diagonal Gaussian mixture, and the real features as the upper bound."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from utils.generative.base import ClassGenerator, moments, normal, pad, row_mask
+from utils.generative.base import ClassGenerator, moments, normal, pad, pad_rows, row_mask
 from utils.kmeans import assign, lloyd, spread
 
 
@@ -41,10 +41,14 @@ class FullGaussian(ClassGenerator):
         size = std.square().mean(1).sqrt().view(-1, 1, 1)  # root mean variance; 0 if all features are equal
         centred = (x.double() - mean.unsqueeze(1)) * row_mask(counts, x.shape[1]) / size.where(size > 0, 1)
         cov = centred.mT @ centred / (counts - 1).clamp(min=1).view(-1, 1, 1)  # (K, D, D), mean variance 1
-        cov.diagonal(dim1=1, dim2=2).add_(self.options["jitter"])
-        factor = torch.linalg.cholesky(cov) * size
+        factor = torch.linalg.cholesky(self._regular(cov)) * size
         low = torch.tril_indices(*factor.shape[1:], device=x.device)
         return {"mean": mean.to(x.dtype), "factor": factor[:, low[0], low[1]].to(x.dtype)}
+
+    def _regular(self, cov: Tensor) -> Tensor:
+        """Covariances (K, D, D) of mean variance 1, made invertible."""
+        cov.diagonal(dim1=1, dim2=2).add_(self.options["jitter"])
+        return cov
 
     def _draw(self, rows, n, rng):
         mean = rows["mean"]
@@ -53,6 +57,41 @@ class FullGaussian(ClassGenerator):
         low = torch.tril_indices(dim, dim, device=mean.device)
         factor[:, low[0], low[1]] = rows["factor"]
         return torch.baddbmm(mean.unsqueeze(1), normal((n_classes, n, dim), rng, mean), factor.mT)
+
+
+class RealFeatures(ClassGenerator):
+    """No model: the features themselves, drawn with replacement. The upper bound of any generator, at its price."""
+
+    kind = "real"
+
+    def _fit_rows(self, xs, streams, progress):
+        x, counts = pad(xs)
+        return {"mean": x, "count": counts}  # features (K, N, D), zero-padded, and how many there are (K,)
+
+    def _joined(self, old, new):
+        n = max(old["mean"].shape[1], new["mean"].shape[1])
+        padded = [pad_rows(rows["mean"], n) for rows in (old, new)]
+        return {"mean": torch.cat(padded), "count": torch.cat([old["count"], new["count"]])}
+
+    def _draw(self, rows, n, rng):
+        features, counts = rows["mean"], rows["count"]
+        where = rng.device if rng is not None else features.device
+        drawn = torch.rand(len(features), n, generator=rng, device=where).to(features.device) * counts.unsqueeze(1)
+        place = drawn.long().minimum(counts.unsqueeze(1) - 1)  # the product may round up to the count
+        return features.gather(1, place.unsqueeze(2).expand(-1, -1, features.shape[2]))
+
+
+class ShrunkGaussian(FullGaussian):
+    """The same with the shrinkage of FeCAM (arXiv 2309.14062): S + mean variance I + mean covariance (1 - I)."""
+
+    kind = "shrunk_gauss"
+
+    def _regular(self, cov):
+        dim = cov.shape[1]
+        variance = cov.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        between = (cov.sum((1, 2), keepdim=True) - dim * variance) / max(1, dim * (dim - 1))
+        eye = torch.eye(dim, dtype=cov.dtype, device=cov.device)
+        return super()._regular(cov + variance * eye + between * (1 - eye))
 
 
 class GaussianMixture(ClassGenerator):

@@ -12,7 +12,16 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.flags import fraction, non_negative, number, positive_int
 from utils.memory.exemplars import herd
-from utils.memory.masks import DIRECTIONS, IMAGE_RULES, TEXT_RULES, context_attention, image_mask, text_mask
+from utils.memory.masks import (
+    DIRECTIONS,
+    IMAGE_RULES,
+    MIN_PATCHES,
+    TEXT_RULES,
+    context_attention,
+    guard,
+    image_mask,
+    text_mask,
+)
 from utils.memory.records import GREY, HEADER, RecordMemory, Tokens, fill_grid, select, special, to_bytes, unpatchify
 from utils.picture_grid import plot_pictures
 
@@ -38,16 +47,18 @@ def samples_or_number(text) -> str:
 
 
 def mask_rule(text) -> str:
-    """Argument type: mean, random, none, or scaled:<factor>, ratio:<share>, mass:<share>."""
+    """Argument type: mean, random, inverse, oracle, text_only, none, or scaled:<factor>, ratio:<share>, mass:<share>,
+    random:<share>."""
     name, _, level = str(text).partition(":")
-    high = {"ratio": 1.0, "mass": 1.0, "scaled": float("inf")}
+    high = {"ratio": 1.0, "mass": 1.0, "scaled": float("inf")} | ({"random": 1.0} if level else {})
     try:
         good = name in IMAGE_RULES and (0 < float(level) <= high[name] if name in high else not level)
     except ValueError:
         good = False
     if not good:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is not one of mean, random, none, scaled:1.5, ratio:0.25, mass:0.85"
+            f"'{text}' is not one of mean, random, inverse, oracle, text_only, none, scaled:1.5, ratio:0.25, "
+            "mass:0.85, random:0.25"
         )
     return str(text)
 
@@ -86,7 +97,9 @@ def add_exemplar_args(parser: ArgumentParser) -> None:
         "--mask_rule",
         type=mask_rule,
         default="mean",
-        help="patches kept: mean, random, none, scaled:1.5, ratio:0.25, mass:0.85",
+        help="patches kept: mean, scaled:1.5, ratio:0.25, mass:0.85, none; controls: random (as many as mean), "
+        "random:0.25, inverse (the least attended), oracle (the object's cells, where the stream gives them), "
+        "text_only (no patches)",
     )
     add("--text_rule", choices=TEXT_RULES, default="union", help="words kept")
     add("--direction", choices=DIRECTIONS, default="i2t", help="attention between discarded patches and words")
@@ -114,6 +127,8 @@ class ExemplarMemory:
         self.notes = torch.zeros(0, 4)  # (R, 4) cost in budget units, kept share of patches, words, attention
         if args.exemplar_codec == "jpeg" and args.budget_unit == "tokens":
             raise UserError("--exemplar_codec jpeg does not drop tokens: choose --budget_unit bytes_raw or bytes_jpeg")
+        if args.mask_rule == "text_only" and "jpeg" in args.exemplar_codec + args.budget_unit:
+            raise UserError("--mask_rule text_only keeps no patches to store as JPEG: leave JPEG out")
         as_jpeg = args.budget_unit == "bytes_jpeg" and args.exemplar_codec in {"masked", "raw"}
         if args.jpeg_quality is not None and args.exemplar_codec not in COMPRESSING and not as_jpeg:
             raise UserError(
@@ -138,8 +153,11 @@ class ExemplarMemory:
 
     # masks
 
-    def masks(self, attention, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Kept patches (B, n) and kept words (B, m), the special ones among them; of a box, the patches inside."""
+    def masks(self, attention, tokens: Tokens, cells: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Kept patches (B, n) and kept words (B, m), the special ones among them; of a box, the patches inside.
+
+        `cells` (B, n) are those of the object, which --mask_rule oracle keeps; the most attended ones if there is none.
+        """
         args, words = self.args, tokens.word_seen & ~special(tokens)
         if args.exemplar_codec in {"raw", "jpeg"} or not tokens.patches.shape[1]:
             patches = tokens.seen.clone()
@@ -147,7 +165,12 @@ class ExemplarMemory:
             patches = box(attention.image, args.box_threshold)
         else:
             name, _, level = args.mask_rule.partition(":")
-            patches = image_mask(attention.image, tokens.seen, name, float(level or 1))
+            if name == "text_only":
+                patches = torch.zeros_like(tokens.seen)
+            elif name == "oracle":
+                patches = guard(cells, attention.image, tokens.seen, MIN_PATCHES)
+            else:
+                patches = image_mask(attention.image, tokens.seen, name, float(level or 1))
         if args.exemplar_codec not in MASKING:
             return patches, tokens.word_seen.clone()
         discarded = tokens.seen & ~patches

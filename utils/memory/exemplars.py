@@ -154,8 +154,8 @@ def _drawn_out(count: int, share: float, draw: torch.Generator) -> tuple[torch.T
     return order[:cut].sort().values, order[cut:].sort().values
 
 
-def nearest_means(features: torch.Tensor | None, labels: torch.Tensor, n_classes: int, encode, loader) -> torch.Tensor:
-    """(C, D) unit means of unit features: of a class's exemplars, or of its training images while it has none.
+def unit_rows(features: torch.Tensor | None, labels: torch.Tensor, n_classes: int, encode, loader) -> tuple:
+    """Unit features (N, D) and classes (N,) of the exemplars, and of the training images of a class that has none.
 
     `encode(images)` gives the features (N, D) of a batch of images of `loader`.
     """
@@ -166,9 +166,26 @@ def nearest_means(features: torch.Tensor | None, labels: torch.Tensor, n_classes
             parts = [encode(images) for images in batches] if label in missing else []
             rows += parts
             owners += [labels.new_full((len(part),), label) for part in parts]
-    rows, owners = F.normalize(torch.cat(rows), dim=1), torch.cat(owners)
+    return F.normalize(torch.cat(rows), dim=1), torch.cat(owners)
+
+
+def balanced_head(rows: torch.Tensor, owners: torch.Tensor, n_classes: int, ridge: float) -> torch.Tensor:
+    """(D + 1, C) ridge regression of one-hot classes on unit rows and a constant; every class weighs 1 in total."""
+    rows = F.pad(rows, (0, 1), value=1.0).double()
+    weighted = rows.T / owners.bincount(minlength=n_classes).clamp(min=1)[owners]  # (D + 1, N)
+    gram = weighted @ rows + ridge * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    return torch.linalg.solve(gram, weighted @ F.one_hot(owners, n_classes).double()).float()
+
+
+def nearest_means(features: torch.Tensor | None, labels: torch.Tensor, n_classes: int, encode, loader) -> torch.Tensor:
+    """(C, D) unit means of `unit_rows`."""
+    return means_of(*unit_rows(features, labels, n_classes, encode, loader), n_classes)
+
+
+def means_of(rows: torch.Tensor, owners: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """(C, D) unit means of unit rows (N, D) of classes (N,); infinitely far for a class without rows."""
     means = F.normalize(class_means(rows[None], owners, n_classes)[0], dim=1)
-    absent = owners.bincount(minlength=n_classes) == 0  # infinitely far: a class without images
+    absent = owners.bincount(minlength=n_classes) == 0
     return means.masked_fill(absent[:, None], torch.inf)
 
 

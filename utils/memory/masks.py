@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MIN_PATCHES, MIN_WORDS = 4, 2  # minimum kept, if there are as many
-IMAGE_RULES = ("mean", "scaled", "ratio", "mass", "random", "none")
+IMAGE_RULES = ("mean", "scaled", "ratio", "mass", "random", "inverse", "oracle", "text_only", "none")
 TEXT_RULES = ("union", "class_only", "context_only", "sum", "random", "none")
 DIRECTIONS = ("i2t", "t2i", "both")
 
@@ -47,12 +47,13 @@ def image_mask(
     """Kept patches (B, N) of class-token attention (B, N); padding (not seen) is never kept nor counted.
 
     mean: a > mean a. scaled: a > level * mean a. ratio: the share `level` with the largest a. mass: the fewest patches
-    with at least the share `level` of the attention. random: as many as mean keeps, drawn. none: all.
+    with at least the share `level` of the attention. random: as many as mean keeps, drawn, or the share `level` if that
+    is below 1. inverse: as many as mean keeps, those with the smallest a. none: all.
     """
     if rule == "none":
         return seen.clone()
     total = seen.sum(1, keepdim=True)
-    if rule == "ratio":
+    if rule == "ratio" or (rule == "random" and level < 1):
         kept = ranks(attention, seen) < (level * total).round()
     elif rule == "mass":
         visible = attention * seen
@@ -63,6 +64,8 @@ def image_mask(
     else:
         kept = attention > (level if rule == "scaled" else 1.0) * mean_of(attention, seen)
     kept = guard(kept & seen, attention, seen, least)
+    if rule == "inverse":
+        return (ranks(-attention, seen) < kept.sum(1, keepdim=True)) & seen
     return random_like(kept, seen, rng) & seen if rule == "random" else kept
 
 
