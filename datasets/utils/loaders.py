@@ -16,8 +16,6 @@ from utils.errors import UserError
 from utils.pair import Inputs, Pair, collate
 from utils.randomness import generator, seeded
 
-CHUNK = 8  # images of a cache turned to floats at once: what fits into the processor's own memory
-
 
 class Split(Dataset):
     """Some rows of some samples, with their own labels and transforms.
@@ -155,7 +153,9 @@ class Split(Dataset):
     def _cached_batch(self, positions: torch.Tensor, cache, rest: BatchTransform) -> tuple:
         rows, text = self.rows[positions], getattr(self.samples, "text", None)
         raw = cache.images(places(self.samples, rows))
-        images = torch.cat([rest(as_float(part)) for part in raw.split(CHUNK)])
+        images = torch.empty(len(raw), *rest(as_float(raw[0])).shape)
+        for place, image in enumerate(raw):  # one fits into the processor's own memory: measured to be twice as fast
+            images[place] = rest(as_float(image))
         return (images if text is None else Pair(images, text[rows]), self.targets[positions], *self._extras(positions))
 
     def items(self, key: tuple) -> Dataset:
