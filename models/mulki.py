@@ -19,15 +19,13 @@ Choices (all of them ours):
   keeps both teachers active. A row per class takes the mean over the images of its class.
 - A class of the task without labeled images has no prototype: it is left out of eliciting, `vv` and `tv`, and its rows
   of `ti` and `tt` have weight 0.
-- --kd_gate multiplies an image's weights by the better teacher's probability of the true class, and a class row takes
-  the mean of gated weights; prototypes are blended by ungated ones. Without it a domain that no teacher knows is
-  learned less, because all relations distill noise.
+- --kd_gate multiplies weights by the better teacher's probability of the true class; a class row takes the mean of
+  gated weights, prototypes are blended by ungated ones. Without it an unknown domain is learned less.
 - Snapshots every --avg_freq steps without the start (0: no mean); --inter_alpha .8; the anchor is the previous model.
 - Beyond the abstract, off by default: --text_bank seen adds relations of the images to sampled names of past tasks
   (names only; --bank_teacher previous has them from the model that learned these tasks, and not also from the original
   CLIP), --first_hold weakens distillation in the first task, --rel_equal gives all relations the size of `it`.
-- --distill_data reference keeps `it` and `ti` on images and texts outside all tasks instead, for comparison; there is
-  then no gate, no label rule, and each step encodes a second batch.
+- --distill_data reference keeps `it` and `ti` on data outside all tasks, for comparison, without gate or label rule.
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
 
 Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:

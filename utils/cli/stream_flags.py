@@ -31,7 +31,13 @@ def two_percents(text: object) -> tuple[int, int]:
 
 def add_stream_args(parser: argparse.ArgumentParser) -> None:
     """Flags that every stream of classes has; a protocol sets them."""
-    add: Callable = parser.add_argument_group("shape of the stream").add_argument
+    group = parser.add_argument_group("shape of the stream")
+    add_class_args(group.add_argument)
+    add_view_args(group.add_argument)
+
+
+def add_class_args(add: Callable) -> None:
+    """Which classes come when, and with how many images."""
     add("--first_classes", type=positive_int, help="classes of the first task (default: --classes_per_task)")
     add(
         "--classes_per_task",
@@ -64,6 +70,10 @@ def add_stream_args(parser: argparse.ArgumentParser) -> None:
         metavar="N,M",
         help="N %% of the classes in one task, M %% of the others' images elsewhere",
     )
+
+
+def add_view_args(add: Callable) -> None:
+    """How images and names are shown, and what is scored."""
     add(
         "--image_transform",
         choices=list(TRANSFORMS),
