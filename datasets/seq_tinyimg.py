@@ -54,7 +54,7 @@ class SequentialTinyImageNet(FileStream):
             for path in sorted((root / "train" / wnid / "images").glob("*.JPEG"))
         ]
         source = root / "val" / "val_annotations.txt"
-        test = [(row[0], label.get(row[1], -1)) for row in (line.split("\t") for line in self.lines(source))]
+        test = [(row[0], label.get(row[1], -1)) for row in (f"{line}\t".split("\t") for line in self.lines(source))]
         parts = (self.files(root / "train", train, root), self.files(root / "val" / "images", test, source))
         return Content(*parts, need_names(names, wnids, root / "words.txt"))
 

@@ -204,6 +204,12 @@ def test_default_workers(monkeypatch):
     assert free_memory.readers_for(10**6) == 8
 
 
+def test_images_in_memory_are_not_cached(run_main, capsys):
+    code, _ = run_main("--model", "sgd", "--dataset", "seq-mnist", "--lr", "0.1", "--image_cache", "1")
+    told = capsys.readouterr().err
+    assert code == 2 and "--image_cache: seq-mnist reads no image files that could be kept; leave it out" in told
+
+
 def test_files_are_counted_for_it(stream, data):
     assert stream().n_files() == 18
     assert get_dataset(Namespace(dataset="seq-mnist", base_path=str(data))).n_files() == 0

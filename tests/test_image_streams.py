@@ -341,6 +341,7 @@ BROKEN = [
     ("seq-tinyimg", fab.tinyimg, "tiny-imagenet-200/wnids.txt", "other"),
     ("seq-tinyimg", fab.tinyimg, "tiny-imagenet-200/words.txt", "other"),
     ("seq-tinyimg", fab.tinyimg, "tiny-imagenet-200/val/val_annotations.txt", "gone"),
+    ("seq-tinyimg", fab.tinyimg, "tiny-imagenet-200/val/val_annotations.txt", "other"),
     ("seq-ucf101", fab.ucf101, "ucf101/split_zhou_UCF101.json", "half"),
     ("seq-pets", lambda base: fabricate_mtil.pets(base), "oxford-iiit-pet/annotations/test.txt", "gone"),
     ("seq-pets", lambda base: fabricate_mtil.pets(base), "oxford-iiit-pet/annotations/test.txt", "other"),

@@ -100,7 +100,10 @@ def check_against_dataset(args: Namespace, dataset: ContinualDataset) -> None:
         raise UserError(f"--start_from {first} is after --stop_after {last}")
     args.num_classes = dataset.N_CLASSES
     args.backbone = option(args, "backbone", dataset.get_backbone())
-    args.num_workers = option(args, "num_workers", free_memory.readers_for(dataset.n_files()))
+    n_files = dataset.n_files()
+    if option(args, "image_cache") and not n_files:
+        raise UserError(f"--image_cache: {args.dataset} reads no image files that could be kept; leave it out")
+    args.num_workers = option(args, "num_workers", free_memory.readers_for(n_files))
     free_memory.refuse_many_readers(args)
 
 
