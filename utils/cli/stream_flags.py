@@ -64,6 +64,11 @@ def add_stream_args(parser: argparse.ArgumentParser) -> None:
         metavar="N,M",
         help="N %% of the classes in one task, M %% of the others' images elsewhere",
     )
+    _add_view_args(add)
+
+
+def _add_view_args(add: Callable) -> None:
+    """How images and names are shown, and how scores are counted."""
     add(
         "--image_transform",
         choices=list(TRANSFORMS),
