@@ -175,6 +175,16 @@ def test_a_row_without_a_source_is_an_error(published):
         reported.table()
 
 
+@pytest.mark.parametrize("name", ["../c3box", "c3box\0", "", "c3box/no-such", "<b>", "c" * 5000])
+def test_a_preset_with_a_strange_name_is_shown_and_compares_with_nothing(name, tmp_path, published):
+    run(tmp_path / "runs", "a", sha256="0123456789ab")
+    path = tmp_path / "runs/a/record.jsonl"
+    path.write_text(path.read_text().replace('"name": "c3box/b0"', f'"name": {json.dumps(name)}'))
+    ((found,),) = next(iter(report.grouped(report.load(tmp_path / "runs")[0]).values()))
+    assert reported.follows(found) == ""
+    assert report.main([str(tmp_path / "runs")]) == 0
+
+
 def test_probe_curves_start_at_the_untouched_model(tmp_path, published):
     run(tmp_path / "runs", "a")
     path = tmp_path / "runs/a/record.jsonl"

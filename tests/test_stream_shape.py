@@ -276,13 +276,13 @@ def test_views_of_a_stream():
 def test_merged_names_count_as_one_answer():
     dataset = stream(merge_names=True)
     dataset.CLASS_NAMES = ["lamp", "cup", "lamp", "key", "crab", "cup"]
-    outputs = torch.eye(6)[[2, 1, 3, 5]]
-    labels = torch.tensor([0, 1, 4, 1])
-    assert dataset.score(outputs, labels, {}).tolist() == [1.0, 1.0, 0.0, 1.0]
+    outputs = torch.eye(6)[[2, 1, 3, 5, 0]]
+    labels = torch.tensor([0, 1, 4, 1, 2])
+    assert dataset.score(outputs, labels, {}).tolist() == [1.0, 1.0, 0.0, 1.0, 1.0]
     assert dataset.name_groups().tolist() == [0, 1, 0, 3, 4, 1]
     plain = stream()
     plain.CLASS_NAMES = dataset.CLASS_NAMES
-    assert plain.score(outputs, labels, {}).tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert plain.score(outputs, labels, {}).tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_the_flags_are_flags_of_every_command():

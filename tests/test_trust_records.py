@@ -148,6 +148,7 @@ OURS = {
     "style",
     "h1",
     "h2",
+    "h3",
     "p",
     "table",
     "tr",

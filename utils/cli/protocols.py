@@ -72,7 +72,7 @@ def names() -> list[str]:
 def content(name: str) -> dict[str, Any]:
     """The file of a protocol; its own errors are one line each."""
     path = FOLDER / f"{registry.canonical(name)}.yaml"
-    if "/" in name or not path.is_file():
+    if registry.canonical(name) not in names():
         close = difflib.get_close_matches(name, names(), n=2)
         hint = f" Closest: {', '.join(close)}." if close else ""
         raise UserError(
