@@ -63,7 +63,7 @@ def test_prompt_methods_add_the_distillation_that_clumo_uses(name, kind):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_teacher_is_the_head_after_the_task_before_and_none_without_weight(name):
-    with_kd, without = (begun(name, "toy-pairs", **METHODS[name], kd_weight=weight) for weight in (1.0, 0.0))
+    with_kd, without = (begun(name, "toy-pairs", 2, **METHODS[name], kd_weight=weight) for weight in (1.0, 0.0))
     for toy in (with_kd, without):
         loss_of_a_batch(toy)
         toy.model.meta_end_task(toy.dataset)

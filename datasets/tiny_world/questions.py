@@ -70,13 +70,9 @@ def ask(spec: dict, i: int, kind: str, u: float, which: int) -> tuple[str, str]:
 RULE_TASKS, GROUPS = 4, 3  # a task has GROUPS groups of images and GROUPS wordings
 FACTORS = ("kind", "scene", "style", "none")
 RULE_KINDS = tuple(permutation(world.HELD_OUT_SEED, len(NAMES), "rules")[: RULE_TASKS * GROUPS].tolist())
-VAGUE = (  # none of these says which fact is asked
-    ("what is it like?", "what do you see?", "tell me about it."),
-    ("what is this?", "describe the picture.", "what can you say?"),
-    ("what would you call it?", "how is it?", "what about this one?"),
-    ("say something.", "what stands out?", "which one is it?"),
-)
-PLAIN = {"color": "what color is it?", "pattern": "what pattern does it have?", "scene": "where is it?"}
+ASKERS = ("fish", "key", "boat", "star")  # who asks tells the task, so that a method without task id can know it
+VAGUE = ("what is it like", "what do you see", "tell me about it")  # none of these says which fact is asked
+PLAIN = {"color": "what color is it", "pattern": "what pattern does it have", "scene": "where is it"}
 
 
 def skills(factor: str) -> tuple[str, str, str]:
@@ -115,7 +111,8 @@ def rule_questions(spec: dict, cells: np.ndarray, factor: str, task: int) -> lis
     group, wording = cells.T
     names = skills(factor)
     skill = wording if factor == "none" else square(group, wording, task)
-    texts = [PLAIN[name] for name in names] if factor == "none" else VAGUE[task]
+    texts = [PLAIN[name] for name in names] if factor == "none" else VAGUE
+    texts = [f"the {ASKERS[task]} asks {text}, says the {ASKERS[task]}" for text in texts]
     return [(texts[wording[i]], fact(spec, i, names[skill[i]]), names[skill[i]]) for i in range(len(cells))]
 
 
