@@ -13,6 +13,7 @@ class SeqTinyMixed(SeqTiny):
     of the stitched half (47 %); a model tuned on earlier tasks reads stitches and may have forgotten."""
 
     NAME = "seq-tiny-mixed"
+    SETTING = "class-il"
 
     def load(self, train: bool) -> ArraySamples:
         settings = self.picture_seed, self.style, self.shift, FLAT_SHARE

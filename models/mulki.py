@@ -28,10 +28,8 @@ Choices (all of them ours):
 - --distill_data reference keeps `it` and `ti` on data outside all tasks, for comparison, without gate or label rule.
 - --cache_teacher encodes each image once per teacher, as test images are prepared; exact with --augment 0.
 
-Row of docs/mulki.md, by scripts/claims/mulki.yaml, one seed:
-    python main.py --model mulki --fitting_mode iters --n_iters 50 --batch_size 32 --lr 0.0002 --augment 0 \
-        --kd_gate 1 --text_bank current --bank_teacher both --cache_teacher 1 --avg_freq 10 --dataset mtil-tiny \
-        --mtil_order I --eval_future 1 --seed 1992 --picture_seed 1992
+Row of docs/mulki.md, by scripts/claims/mulki.yaml:
+    python main.py --model mulki --n_iters 50 --dataset mtil-tiny --mtil_order I --eval_future 1 --seed 1992
 """
 
 import torch

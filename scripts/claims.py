@@ -150,12 +150,11 @@ def plan(table: Table, args: argparse.Namespace, results: Path) -> tuple[list[Jo
     quick = table.quick if args.quick else {}
     seeds = args.seeds or list(quick.get("seeds") or table.seeds[:1] if args.quick else table.seeds)
     arms, more = chosen_arms(table, args.arms, args.quick), quick.get("more") or ""
+    if not args.quick and set(seeds) <= set(table.seeds):
+        shown = claims_table.jobs_of(table, results, table.seeds)
+        return [job for job in shown if job.arm in arms and job.seed in seeds], shown
     jobs = claims_table.jobs_of(table, results, seeds, arms, quick.get("worlds"), more)
-    own = set(seeds) <= set(table.seeds) and not args.quick
-    shown = claims_table.jobs_of(
-        table, results, table.seeds if own else seeds, None if own else arms, quick.get("worlds"), more
-    )
-    return jobs, shown
+    return jobs, jobs
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -68,12 +68,12 @@ def bars(axes: Any, spec: dict, table: Table, jobs: list[Job], runs: Mapping[str
             if not values:
                 continue
             at = place + (number - (len(groups) - 1) / 2) * height
-            label = (
-                on_figure(group, 60) if not axes.patches or group not in axes.get_legend_handles_labels()[1] else None
-            )
+            named = axes.get_legend_handles_labels()[1]
+            text = on_figure(group, 60)
+            label = text if len(groups) > 1 and text not in named else None
             axes.barh(at, np.mean(values), height, xerr=half(values), color=f"C{number}", label=label, capsize=2)
             axes.plot(values, [at] * len(values), "k.", markersize=2)
-    axes.set_yticks(range(len(arms)), [on_figure(arm, 40) for arm in arms])
+    axes.set_yticks(range(len(arms)), [on_figure(arm, 60) for arm in arms])
     axes.invert_yaxis()
     axes.set_xlabel(column)
     return bool(axes.patches)

@@ -129,16 +129,18 @@ def verdict_lines(table: Table, every: list[list[Part]]) -> list[str]:
     """One entry per claim, those that fail first, with its differences."""
     lines = []
     for verdict in ORDER:
-        for parts in (p for p in every if whole(p) == verdict):
+        for number, parts in ((n, p) for n, p in enumerate(every, 1) if whole(p) == verdict):
             claim = parts[0].claim
+            lines.append(f"- **{verdict.capitalize()}**, claim {number}: {clean(claim.say, 1000)}")
+            found = [part for part in parts if part.verdict != NOT_RUN]
+            if not found:
+                continue
             what = "ratio" if claim.ratio else "difference"
-            lines.append(f"- **{verdict.capitalize()}:** {clean(claim.say, 1000)}")
-            told = []
+            lines.append(f"  {in_markdown(claim.better)}, {what} of `{claim.on}`, more than {claim.by:g} needed:")
             for part in parts:
                 on = f" on {part.group}" if len(table.groups) > 1 else ""
-                told.append(f"against {part.worse}{on}: {gap_text(part)}, {len(part.gaps)} seeds, {part.verdict}")
-            need = f"{what} of `{claim.on}`, more than {claim.by:g} needed"
-            lines.append(f"  {in_markdown(claim.better)} ({need}): " + "; ".join(map(in_markdown, told)) + ".")
+                seeds = f", {len(part.gaps)} seeds, {part.verdict}" if part in found else ""
+                lines.append(in_markdown(f"  - against {part.worse}{on}: {gap_text(part)}{seeds}"))
     return lines
 
 
@@ -230,7 +232,7 @@ def text_of(table: Table, jobs: list[Job], runs: Mapping[str, Run], rows: list[d
     lines += [f"![{clean(table.title)}]({figure})", ""] if figure else []
     lines += ["## Scores", "", "Mean over seeds ± half of the 95 % interval (Student's t).", ""]
     lines += score_tables(table, scores)
-    lines += ["## Differences", "", "Paired over seeds; claims are numbered as in the table of arms.", ""]
+    lines += ["## Differences", "", "Paired over seeds.", ""]
     lines += [
         gap_table(every),
         "## How it was measured",

@@ -97,9 +97,10 @@ def test_a_page_says_verdicts_first_and_pairs_by_seed(tmp_path):
     text = page(found, jobs, results, tmp_path)
     lines = text.splitlines()
     # plain - zero = 10, 11, 9: 10 -+ 2.48; plain - shrunk = 1, 2, 0: 1 -+ 2.48
-    assert lines[4].startswith("- **Not run:** Plain wins.") and "+10.0 ± 2.5, 3 seeds, holds" in lines[5]
-    assert "against shrunk on I: +1.0 ± 2.5, 3 seeds, not told apart" in lines[5]
-    assert "against shrunk on II: not run" in lines[5]
+    assert lines[4] == "- **Not run**, claim 1: Plain wins."
+    assert "  - against zero on I: +10.0 ± 2.5, 3 seeds, holds" in lines[5:10]
+    assert "  - against shrunk on I: +1.0 ± 2.5, 3 seeds, not told apart" in lines[5:10]
+    assert "  - against shrunk on II: not run" in lines[5:10]
     assert "| zero | 3 | 60.0 ± 124.2 | 59.0 ± 124.2 |" in text and "99" not in text
     assert "CPU hours of these runs: 2.00" in text and "abcdef12" in text
     assert "*not run*: shrunk, II, seeds 0, 1, 2" in text and "../img/t.png" in text
