@@ -62,7 +62,8 @@ def card() -> str:
 
 The CLIP of the cluttered world (`datasets/tiny_world/cluttered.py`, stream `mm-tiny`): {n:,} parameters
 ({sizes}, context {shape["context_length"]}), and in `fusion/` a fusion transformer over
-its frozen image and caption tokens ({m:,} parameters). Written by `python scripts/tiny_card.py`. No third-party image, text or weight was used.
+its frozen image and caption tokens ({m:,} parameters). Written by `python scripts/tiny_card.py`. No
+third-party image, text or weight was used.
 
 - Tower: `python scripts/train_tiny_clip.py {flags(how)} --out backbone/assets/tiny_clip_cluttered`
   It starts from `tiny_clip`, which the same script trains from nothing (its card has that time), with positions

@@ -7,12 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from backbone.clip_files import TINY_DIR
+from backbone.tiny_tokenizer import TinyTokenizer, build_pieces
 from datasets.tiny_world import cluttered, streams
 from datasets.tiny_world.bank import N_ENTRIES
 from datasets.tiny_world.captions import NAMES
 from datasets.tiny_world.clutter import SHAPES
 from datasets.tiny_world.render import render
+from scripts import tiny_lessons
 from utils.engine.evaluate import TaskScores
 from utils.errors import UserError
 from utils.memory.exemplar_memory import ExemplarMemory, mask_rule
@@ -174,3 +178,35 @@ def test_balanced_head_weighs_classes_not_exemplars():
     np.testing.assert_allclose(found.numpy(), np.linalg.solve(gram, cross), atol=1e-5)
     again = balanced_head(torch.cat([rows, rows[5:7]]), torch.cat([owners, owners[5:7]]), 3, 0.1)
     torch.testing.assert_close(again, found)
+
+
+# ---- the CLIP of this world
+
+
+def test_a_clip_starts_from_one_of_another_canvas_and_vocabulary():
+    from clip.model import CLIP
+
+    old = load_file(TINY_DIR / "model.safetensors")
+    known = TinyTokenizer.load(TINY_DIR / "vocab.json")
+    tokenizer = TinyTokenizer(build_pieces(["a striped fish beside a hexagon"]))
+    model = CLIP(128, 64, 4, 128, 8, 56, tokenizer.vocab_size, 128, 2, 2).float()
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    tiny_lessons.start_from(TINY_DIR, model, tokenizer)
+    words, place = model.token_embedding.weight, "visual.positional_embedding"
+    assert torch.equal(words[tokenizer.ids["fish</w>"]], old["token_embedding.weight"][known.ids["fish</w>"]].float())
+    assert torch.equal(words[tokenizer.end], old["token_embedding.weight"][known.end].float())
+    assert "agon</w>" not in known.ids  # a piece that the old one did not have keeps its new embedding
+    row = tokenizer.ids["agon</w>"]
+    assert torch.equal(words[row], fresh["token_embedding.weight"][row])
+    assert torch.equal(model.positional_embedding[32:], fresh["positional_embedding"][32:])
+    grids = [s[place][1:].float().view(n, n, -1) for s, n in ((old, 6), (model.state_dict(), 8))]
+    assert torch.cosine_similarity(grids[0][0, 0], grids[1][0, 0], dim=0) > 0.9  # a corner is still a corner
+    assert torch.equal(model.visual.conv1.weight, old["visual.conv1.weight"].float())
+
+
+def test_lessons_tell_what_is_shown():
+    images, texts, labels = tiny_lessons.lesson(1, np.arange(40), 0)
+    assert images.shape == (40, 3, 64, 64) and {len(v) for v in labels.values()} == {40}
+    for text, kind, named in zip(texts, labels["kind"].tolist(), labels["named"].tolist(), strict=True):
+        assert (named == 40) == ("some shapes" in text) and (named == 41) == (" object " in text)
+        assert named >= 40 or (named == kind and NAMES[kind] in text)

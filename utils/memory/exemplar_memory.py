@@ -57,8 +57,8 @@ def mask_rule(text) -> str:
         good = False
     if not good:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is not one of mean, random, inverse, oracle, text_only, none, scaled:1.5, ratio:0.25, mass:0.85, "
-            "random:0.25"
+            f"'{text}' is not one of mean, random, inverse, oracle, text_only, none, scaled:1.5, ratio:0.25, "
+            "mass:0.85, random:0.25"
         )
     return str(text)
 
