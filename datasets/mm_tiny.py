@@ -43,7 +43,7 @@ class MmTiny(ContinualDataset):
         try:
             words = tokenize(values["captions"], self.args)
         except UserError as error:
-            raise UserError(f"mm-tiny needs --clip_backbone tiny-cluttered or a longer context: {error}") from None
+            raise UserError(f"mm-tiny, whose captions --clip_backbone tiny-cluttered reads: {error}") from None
         samples = ArraySamples(Pair(tensors["images"], words), tensors["labels"])
         samples.captions = values["captions"]
         samples.evidence, samples.object_cells = tensors["evidence"], tensors["cells"].bool()

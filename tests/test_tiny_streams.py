@@ -207,7 +207,7 @@ def test_captions_go_with_their_pictures(build, phases):
 
 
 def test_a_clip_that_cannot_read_the_captions_is_refused(build):
-    with pytest.raises(UserError, match="mm-tiny needs --clip_backbone tiny-cluttered .*context length is 32"):
+    with pytest.raises(UserError, match="captions --clip_backbone tiny-cluttered reads.*context length is 32"):
         build(MmTiny, clip_backbone="tiny").samples(True)
 
 
