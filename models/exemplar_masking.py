@@ -235,6 +235,9 @@ class ExemplarMasking(VLMModel):
     # training
 
     def begin_task(self, dataset):
+        samples = getattr(dataset.train_loader.dataset, "samples", None)
+        if self.args.mask_rule == "oracle" and getattr(samples, "object_cells", None) is None:
+            raise UserError("--mask_rule oracle: this stream does not tell where its objects are; mm-tiny does")
         self.opt = self.get_optimizer()
 
     def begin_epoch(self, epoch, dataset):
@@ -290,8 +293,6 @@ class ExemplarMasking(VLMModel):
         """(N, cells) of the object in each sample of a class, which --mask_rule oracle keeps."""
         if self.args.mask_rule != "oracle":
             return None
-        if getattr(split.samples, "object_cells", None) is None:
-            raise UserError("--mask_rule oracle: this stream does not tell where its objects are; mm-tiny does")
         return split.samples.object_cells[split.rows[split.targets == label]]
 
     def select_class(self, full: Tokens, label: int, n_seen: int, cells=None):

@@ -57,7 +57,8 @@ def tower() -> str:
     return f"""# tiny_clip_cluttered
 
 The CLIP of the cluttered world (`datasets/tiny_world/cluttered.py`, stream `mm-tiny`): {n:,} parameters
-({towers}, context {shape["context_length"]}). Written by `python scripts/tiny_card.py`. No third-party image, text or weight was used.
+({towers}, context {shape["context_length"]}). Written by `python scripts/tiny_card.py`.
+No third-party image, text or weight was used.
 
 - Command, with `--out backbone/assets/tiny_clip_cluttered`: `python scripts/train_tiny_clip.py {flags(how)}`
 - It starts from `tiny_clip`, which the same script trains from nothing (its card has that time), with positions
@@ -86,7 +87,7 @@ def fusion() -> str:
 """
 
 
-LIMITS = """Limits: it knows the 40 kinds, 12 shapes and few hundred words of its world and nothing else; one training seed.
+LIMITS = """Limits: it knows 40 kinds, 12 shapes and few hundred words of its world and no others; one training seed.
 Masks and probes on `mm-tiny`: `docs/tiny_world.md`. Accuracies say nothing about real CLIP models.
 """
 

@@ -210,3 +210,24 @@ def test_lessons_tell_what_is_shown():
     for text, kind, named in zip(texts, labels["kind"].tolist(), labels["named"].tolist(), strict=True):
         assert (named == 40) == ("some shapes" in text) and (named == 41) == (" object " in text)
         assert named >= 40 or (named == kind and NAMES[kind] in text)
+
+
+@pytest.mark.parametrize("rule", ["text_only", "oracle"])
+def test_controls_run_and_their_records_hold_what_they_say(rule, run_main, monkeypatch):
+    monkeypatch.setattr(streams, "MM_SIZE", {True: 6, False: 4})
+    flags = "--model exemplar-masking --dataset mm-tiny --picture_seed 9 --debug_mode 1 --stop_after 1 --seed 0"
+    flags += " --predict balanced"
+    flags += " --fusion_weights none --fusion_width 16 --fusion_layers 1 --fusion_heads 2 --mask_rule"
+    code, rows = run_main(*flags.split(), rule)
+    assert code == 0
+    (task,) = [row for row in rows if row["type"] == "task" and row["task"] == 1]
+    scores = task["scores"]
+    assert {"image_only", "caption_only", "both", "linear", "nme"} <= set(scores) and "balanced" not in scores
+    kept, each = scores["kept_patches"][0], scores["exemplar_bytes"][0]
+    assert (kept == 0 and each < 120) if rule == "text_only" else (6 < kept < 30 and each > 192 * 64 * kept / 100)
+
+
+def test_an_oracle_needs_a_stream_that_tells(run_main, capsys):
+    flags = "--model exemplar-masking --dataset seq-tiny --clip_backbone tiny --debug_mode 1 --mask_rule oracle"
+    code, _ = run_main(*flags.split())
+    assert code == 2 and "does not tell where its objects are" in capsys.readouterr().err
