@@ -30,7 +30,7 @@ are --mask_rule random, inverse, oracle and text_only. Nothing augments the stre
 whatever --clip_dtype is; --tune full requires fp32. Weight decay leaves out parameters of one dimension
 (--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
 
-Row of docs/exemplar_masking.md, by scripts/claims_exemplar_masking.sh, one seed:
+No table has a row of it; an arm of scripts/claims/exemplar_masking.yaml, one seed:
     python main.py --model exemplar-masking --buffer_bytes_per_class 5x --dataset mm-tiny --phases 5 --n_epochs 3 \
         --device cpu --seed 0 --picture_seed 0
 """
@@ -362,7 +362,7 @@ class ExemplarMasking(VLMModel):
             for head, values in scores.items():
                 right = self.answer(features, head).argmax(1).cpu() == labels
                 values.append(100 * float(right.float().mean()))
-        self.measured = {**scores, **self.memory.statistics([dataset.get_offsets(t) for t in range(len(scores))])}
+        self.measured = {**scores, **self.memory.statistics([dataset.get_offsets(t) for t in range(len(dataset.test_loaders))])}
         if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):
             self.memory.draw(self.run.folder / "exemplars.png", dataset, self.words_of)
 

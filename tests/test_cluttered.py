@@ -112,7 +112,7 @@ def test_shapes_of_a_caption_are_in_the_image():
 def test_accuracy_by_evidence_by_hand(stream):
     counts = stream["evidence"].bincount(minlength=3) / len(stream["evidence"])
     assert (counts - torch.tensor([0.375, 0.25, 0.375])).abs().max() < 0.08
-    scores = TaskScores(parts={"correct": [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]})
+    scores = TaskScores(parts={"correct": [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])]})
     samples = SimpleNamespace(evidence=torch.tensor([2, 0, 0, 1, 2]))
     split = SimpleNamespace(samples=samples, rows=torch.tensor([1, 2, 4, 3]))  # evidence 0 0 2 1
     dataset = SimpleNamespace(EVIDENCE=("image_only", "caption_only", "both"))
