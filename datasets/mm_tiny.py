@@ -8,6 +8,7 @@ from datasets.utils import tiny_streams
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.samples import ArraySamples
 from datasets.utils.tokens import tokenize
+from utils.errors import UserError
 from utils.pair import Pair
 
 
@@ -39,7 +40,11 @@ class MmTiny(ContinualDataset):
             return tensors, {"captions": found["captions"]}
 
         tensors, values = tiny_streams.drawn(self.args, self.NAME, train, (self.picture_seed,), build)
-        samples = ArraySamples(Pair(tensors["images"], tokenize(values["captions"], self.args)), tensors["labels"])
+        try:
+            words = tokenize(values["captions"], self.args)
+        except UserError as error:
+            raise UserError(f"mm-tiny, whose captions --clip_backbone tiny-cluttered reads: {error}") from None
+        samples = ArraySamples(Pair(tensors["images"], words), tensors["labels"])
         samples.captions = values["captions"]
         samples.evidence, samples.object_cells = tensors["evidence"], tensors["cells"].bool()
         return samples

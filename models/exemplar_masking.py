@@ -30,7 +30,7 @@ are --mask_rule random, inverse, oracle and text_only. Nothing augments the stre
 whatever --clip_dtype is; --tune full requires fp32. Weight decay leaves out parameters of one dimension
 (--decay_vectors 1: all): it would pull the adapters' scale factors to 0, not to 1.
 
-Row of docs/exemplar_masking.md, by scripts/claims/exemplar_masking.yaml, one seed:
+No table has a row of it; an arm of scripts/claims/exemplar_masking.yaml, one seed:
     python main.py --model exemplar-masking --buffer_bytes_per_class 5x --dataset mm-tiny --phases 5 --n_epochs 3 \
         --device cpu --seed 0 --picture_seed 0
 """
@@ -235,6 +235,9 @@ class ExemplarMasking(VLMModel):
     # training
 
     def begin_task(self, dataset):
+        samples = getattr(dataset.train_loader.dataset, "samples", None)
+        if self.args.mask_rule == "oracle" and getattr(samples, "object_cells", None) is None:
+            raise UserError("--mask_rule oracle: this stream does not tell where its objects are; mm-tiny does")
         self.opt = self.get_optimizer()
 
     def begin_epoch(self, epoch, dataset):
@@ -290,8 +293,6 @@ class ExemplarMasking(VLMModel):
         """(N, cells) of the object in each sample of a class, which --mask_rule oracle keeps."""
         if self.args.mask_rule != "oracle":
             return None
-        if getattr(split.samples, "object_cells", None) is None:
-            raise UserError("--mask_rule oracle: this stream does not tell where its objects are; mm-tiny does")
         return split.samples.object_cells[split.rows[split.targets == label]]
 
     def select_class(self, full: Tokens, label: int, n_seen: int, cells=None):
@@ -361,10 +362,8 @@ class ExemplarMasking(VLMModel):
             for head, values in scores.items():
                 right = self.answer(features, head).argmax(1).cpu() == labels
                 values.append(100 * float(right.float().mean()))
-        self.measured = {
-            **scores,
-            **self.memory.statistics([dataset.get_offsets(t) for t in range(len(dataset.test_loaders))]),
-        }
+        tasks = [dataset.get_offsets(t) for t in range(len(dataset.test_loaders))]
+        self.measured = {**scores, **self.memory.statistics(tasks)}
         if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):
             self.memory.draw(self.run.folder / "exemplars.png", dataset, self.words_of)
 

@@ -46,48 +46,52 @@ def flags(told: dict) -> str:
     )
 
 
-def card() -> str:
-    tower, fusion = (
-        json.loads((folder / "config.json").read_text()) for folder in (CLUTTERED_DIR, CLUTTERED_DIR / "fusion")
-    )
-    (n, mb), (m, fusion_mb), found = size(CLUTTERED_DIR), size(CLUTTERED_DIR / "fusion"), zero_shot()
-    how, then, scores = tower["training"], fusion["training"], fusion["training"]["check"]
-    shape = tower.get("model", tower.get("clip"))
-    sizes = (
-        f"{shape['image_resolution']} px, patch {shape['vision_patch_size']}, vision {shape['vision_width']} x "
+def tower() -> str:
+    """The image and text towers: how they were trained, and what they name right."""
+    told, (n, mb), found = json.loads((CLUTTERED_DIR / "config.json").read_text()), size(CLUTTERED_DIR), zero_shot()
+    shape, how = told["model"] if "model" in told else told["clip"], told["training"]
+    towers = f"{shape['image_resolution']} px, patch {shape['vision_patch_size']}, vision {shape['vision_width']} x "
+    towers += (
         f"{shape['vision_layers']} layers, text {shape['transformer_width']} x {shape['transformer_layers']} layers"
     )
-    second = flags({name: value for name, value in then.items() if name != "check"})
     return f"""# tiny_clip_cluttered
 
 The CLIP of the cluttered world (`datasets/tiny_world/cluttered.py`, stream `mm-tiny`): {n:,} parameters
-({sizes}, context {shape["context_length"]}), and in `fusion/` a fusion transformer over
-its frozen image and caption tokens ({m:,} parameters). Written by `python scripts/tiny_card.py`. No third-party image,
-text or weight was used.
+({towers}, context {shape["context_length"]}). Written by `python scripts/tiny_card.py`.
+No third-party image, text or weight was used.
 
-- Tower: `python scripts/train_tiny_clip.py {flags(how)} --out backbone/assets/tiny_clip_cluttered`
-  It starts from `tiny_clip`, which the same script trains from nothing (its card has that time), with positions
+- Command, with `--out backbone/assets/tiny_clip_cluttered`: `python scripts/train_tiny_clip.py {flags(how)}`
+- It starts from `tiny_clip`, which the same script trains from nothing (its card has that time), with positions
   interpolated to the larger canvas, and goes on for {how["cpu_s"]:,} CPU-seconds on one thread of an AMD EPYC core.
-- Fusion: `python scripts/train_clutter_fusion.py {second} --out backbone/assets/tiny_clip_cluttered/fusion`
-  {then["cpu_s"]:,} CPU-seconds. It completes captions (the kind of the object, from the image, the caption or both) and
-  tells foreign captions from own ones; no question, no class of a stream.
-- Data: data seed 1 for the tower, 3 for the fusion, drawings of seed 0; streams draw from seeds above 1000 and
-  drawings of seed 7.
-- Weights: fp16, {mb:.1f} and {fusion_mb:.1f} MB; sha256 in the two `config.json`. Another machine's floating point
-  gives other, similar weights.
+- Data: data seed 1, drawings of seed 0; streams draw from seeds above 1000 and drawings of seed 7.
+- Weights: fp16, {mb:.1f} MB; sha256 in `config.json`. Another machine's floating point gives other, similar weights.
+- Zero-shot among 40 kinds, {IMAGES:,} images of data seed {CHECK_SEED}, drawings never trained on: amid three shapes
+  {found["amid"]:.1f} %, alone {found["alone"]:.1f} %.
+"""
 
-Scores of the released weights, one training seed:
 
-- zero-shot among 40 kinds, {IMAGES:,} images of data seed {CHECK_SEED}, drawings never trained on: amid three shapes
-  {found["amid"]:.1f} %, alone {found["alone"]:.1f} %
-- fusion, 400 images of data seed 4, with the layer that was thrown away: kind {scores["kind"]} %, whose caption
-  {scores["own"]} %
+def fusion() -> str:
+    """The fusion transformer in fusion/, if there is one."""
+    folder = CLUTTERED_DIR / "fusion"
+    if not (folder / "config.json").is_file():
+        return "There is no fusion transformer for it: `--fusion_weights auto` gives random ones.\n"
+    (n, mb), how = size(folder), json.loads((folder / "config.json").read_text())["training"]
+    command = flags({name: value for name, value in how.items() if name != "check"})
+    return f"""`fusion/` has a fusion transformer over its frozen tokens: {n:,} parameters, {mb:.1f} MB.
 
-Limits: it knows the 40 kinds, 12 shapes and few hundred words of its world and nothing else. Masks and probes on
-`mm-tiny`: `docs/tiny_world.md`. Accuracies say nothing about real CLIP models.
+- Command: `python scripts/train_clutter_fusion.py {command} --out backbone/assets/tiny_clip_cluttered/fusion`,
+  {how["cpu_s"]:,} CPU-seconds, data seed 3.
+- It completes captions (the kind of the object, from the image, the caption or both) and tells foreign captions from
+  own ones; no question, no class of a stream. With the layer that was thrown away, on 400 images of data seed 4: kind
+  {how["check"]["kind"]} %, own or foreign {how["check"]["own"]} %.
+"""
+
+
+LIMITS = """Limits: it knows 40 kinds, 12 shapes and few hundred words of its world and no others; one training seed.
+Masks and probes on `mm-tiny`: `docs/tiny_world.md`. Accuracies say nothing about real CLIP models.
 """
 
 
 if __name__ == "__main__":
-    (CLUTTERED_DIR / "CARD.md").write_text(card())
+    (CLUTTERED_DIR / "CARD.md").write_text("\n".join([tower(), fusion(), LIMITS]))
     print(f"wrote {CLUTTERED_DIR / 'CARD.md'}")

@@ -26,12 +26,12 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["velocity"] = torch.zeros_like(p)
                 velocity = state["velocity"].lerp_(p.grad, 1 - group["momentum"])
-                update = _orthogonal(p.grad.lerp(velocity, group["momentum"]).to(self.dtype)).to(p.dtype)
+                update = orthogonal(p.grad.lerp(velocity, group["momentum"]).to(self.dtype)).to(p.dtype)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))  # rms of an AdamW update
 
 
-def _orthogonal(m: torch.Tensor) -> torch.Tensor:
+def orthogonal(m: torch.Tensor) -> torch.Tensor:
     """Singular values pushed towards 1 by five quintic steps."""
     tall = m.shape[0] > m.shape[1]
     x = (m.T if tall else m) / (m.norm() + 1e-7)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from backbone.clip import load_clip  # noqa: E402
-from backbone.clip_files import TINY_DIR, sha256_file  # noqa: E402
+from backbone.clip_files import CLUTTERED_DIR, TINY_DIR, sha256_file  # noqa: E402
 from datasets import get_dataset  # noqa: E402
 from datasets.tiny_world.captions import QUESTION_KINDS  # noqa: E402
 from datasets.utils.stream_cache import sources_digest  # noqa: E402
@@ -73,7 +73,8 @@ RUNS = [
 
 def record_of(dataset: str, flags: str, seed: int, args: Namespace) -> list[dict]:
     """The record of one run of main.py; a finished run with the same flags, weights and world is reused."""
-    world = sources_digest(ROOT / "datasets" / "tiny_world")[:8] + sha256_file(TINY_DIR / "model.safetensors")[:8]
+    tower = CLUTTERED_DIR if dataset == MM else TINY_DIR
+    world = sources_digest(ROOT / "datasets" / "tiny_world")[:8] + sha256_file(tower / "model.safetensors")[:8]
     folder = (
         Path(args.results_path).resolve()
         / world

@@ -77,4 +77,4 @@ def stream_sheets(out: Path) -> None:
 
     data = streams.mm_tiny(False)
     texts = [f"[{int(c)}] {t}" for c, t in zip(data["labels"], data["captions"], strict=True)]
-    sheet(out / "mm_tiny.png", data["images"][:40], texts[:40], 8, 24)
+    sheet(out / "mm_tiny.png", data["images"][:18], texts[:18], 6, 26)

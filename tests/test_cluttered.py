@@ -7,12 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from backbone.clip_files import TINY_DIR
+from backbone.tiny_tokenizer import TinyTokenizer, build_pieces
 from datasets.tiny_world import cluttered, streams
 from datasets.tiny_world.bank import N_ENTRIES
 from datasets.tiny_world.captions import NAMES
 from datasets.tiny_world.clutter import SHAPES
 from datasets.tiny_world.render import render
+from scripts import tiny_lessons
 from utils.engine.evaluate import TaskScores
 from utils.errors import UserError
 from utils.memory.exemplar_memory import ExemplarMemory, mask_rule
@@ -108,7 +112,7 @@ def test_shapes_of_a_caption_are_in_the_image():
 def test_accuracy_by_evidence_by_hand(stream):
     counts = stream["evidence"].bincount(minlength=3) / len(stream["evidence"])
     assert (counts - torch.tensor([0.375, 0.25, 0.375])).abs().max() < 0.08
-    scores = TaskScores(parts={"correct": [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]})
+    scores = TaskScores(parts={"correct": [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])]})
     samples = SimpleNamespace(evidence=torch.tensor([2, 0, 0, 1, 2]))
     split = SimpleNamespace(samples=samples, rows=torch.tensor([1, 2, 4, 3]))  # evidence 0 0 2 1
     dataset = SimpleNamespace(EVIDENCE=("image_only", "caption_only", "both"))
@@ -174,3 +178,56 @@ def test_balanced_head_weighs_classes_not_exemplars():
     np.testing.assert_allclose(found.numpy(), np.linalg.solve(gram, cross), atol=1e-5)
     again = balanced_head(torch.cat([rows, rows[5:7]]), torch.cat([owners, owners[5:7]]), 3, 0.1)
     torch.testing.assert_close(again, found)
+
+
+# ---- the CLIP of this world
+
+
+def test_a_clip_starts_from_one_of_another_canvas_and_vocabulary():
+    from clip.model import CLIP
+
+    old = load_file(TINY_DIR / "model.safetensors")
+    known = TinyTokenizer.load(TINY_DIR / "vocab.json")
+    tokenizer = TinyTokenizer(build_pieces(["a striped fish beside a hexagon"]))
+    model = CLIP(128, 64, 4, 128, 8, 56, tokenizer.vocab_size, 128, 2, 2).float()
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    tiny_lessons.start_from(TINY_DIR, model, tokenizer)
+    words, place = model.token_embedding.weight, "visual.positional_embedding"
+    assert torch.equal(words[tokenizer.ids["fish</w>"]], old["token_embedding.weight"][known.ids["fish</w>"]].float())
+    assert torch.equal(words[tokenizer.end], old["token_embedding.weight"][known.end].float())
+    assert "agon</w>" not in known.ids  # a piece that the old one did not have keeps its new embedding
+    row = tokenizer.ids["agon</w>"]
+    assert torch.equal(words[row], fresh["token_embedding.weight"][row])
+    assert torch.equal(model.positional_embedding[32:], fresh["positional_embedding"][32:])
+    grids = [s[place][1:].float().view(n, n, -1) for s, n in ((old, 6), (model.state_dict(), 8))]
+    assert torch.cosine_similarity(grids[0][0, 0], grids[1][0, 0], dim=0) > 0.9  # a corner is still a corner
+    assert torch.equal(model.visual.conv1.weight, old["visual.conv1.weight"].float())
+
+
+def test_lessons_tell_what_is_shown():
+    images, texts, labels = tiny_lessons.lesson(1, np.arange(40), 0)
+    assert images.shape == (40, 3, 64, 64) and {len(v) for v in labels.values()} == {40}
+    for text, kind, named in zip(texts, labels["kind"].tolist(), labels["named"].tolist(), strict=True):
+        assert (named == 40) == ("some shapes" in text) and (named == 41) == (" object " in text)
+        assert named >= 40 or (named == kind and NAMES[kind] in text)
+
+
+@pytest.mark.parametrize("rule", ["text_only", "oracle"])
+def test_controls_run_and_their_records_hold_what_they_say(rule, run_main, monkeypatch):
+    monkeypatch.setattr(streams, "MM_SIZE", {True: 6, False: 4})
+    flags = "--model exemplar-masking --dataset mm-tiny --picture_seed 9 --debug_mode 1 --stop_after 1 --seed 0"
+    flags += " --predict balanced"
+    flags += " --fusion_weights none --fusion_width 16 --fusion_layers 1 --fusion_heads 2 --mask_rule"
+    code, rows = run_main(*flags.split(), rule)
+    assert code == 0
+    (task,) = [row for row in rows if row["type"] == "task" and row["task"] == 1]
+    scores = task["scores"]
+    assert {"image_only", "caption_only", "both", "linear", "nme"} <= set(scores) and "balanced" not in scores
+    kept, each = scores["kept_patches"][0], scores["exemplar_bytes"][0]
+    assert (kept == 0 and each < 120) if rule == "text_only" else (6 < kept < 30 and each > 192 * 64 * kept / 100)
+
+
+def test_an_oracle_needs_a_stream_that_tells(run_main, capsys):
+    flags = "--model exemplar-masking --dataset seq-tiny --clip_backbone tiny --debug_mode 1 --mask_rule oracle"
+    code, _ = run_main(*flags.split())
+    assert code == 2 and "does not tell where its objects are" in capsys.readouterr().err

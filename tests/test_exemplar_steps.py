@@ -299,7 +299,7 @@ def test_nearest_means_are_those_of_the_exemplars():
     model = toy.model
     model.eval()
     with torch.no_grad():
-        model.means = None
+        model.rows = None
         pairs = next(iter(toy.dataset.test_loaders[0]))[0]
         tokens = model.tokens(pairs)
         found = model.answer(model.net.features(tokens), "nme")

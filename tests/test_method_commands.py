@@ -25,7 +25,7 @@ HOUSEKEEPING = {
     "--device",
     "--features",
 }
-NO_TABLE = {"ridge", "rail", "first-stage-starprompt", "icarl-clip"}  # measured nowhere in docs/ so far
+NO_TABLE = {"ridge", "rail", "first-stage-starprompt", "icarl-clip", "exemplar-masking"}  # measured nowhere in docs/
 NO_TABLE |= {"acil", "ranpac", "simplecil", "moe-adapters", "rapf", "proof", "engine", "bofa", "clap4clip", "diki"}
 NO_TABLE |= {"attriclip", "mg-clip", "clg-cbm"}
 NO_TABLE |= {"coda-prompt", "lora", "ease", "aper", "slca", "merge", "second-stage-starprompt"}

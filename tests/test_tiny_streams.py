@@ -57,9 +57,8 @@ def base(tmp_path_factory):
 def build(base):
     def make(cls, **changes):
         own = {k: changes.pop(k) for k in ("mtil_order", "phases", "shift", "style", "picture_seed") if k in changes}
-        return cls(
-            Namespace(**{"base_path": base, "batch_size": 8, "seed": 0, "clip_backbone": "tiny"} | changes), **own
-        )
+        given = {"base_path": base, "batch_size": 8, "seed": 0, "clip_backbone": cls.DEFAULTS["clip_backbone"]}
+        return cls(Namespace(**given | changes), **own)
 
     return make
 
@@ -205,6 +204,11 @@ def test_captions_go_with_their_pictures(build, phases):
         seen += split.rows.tolist()
     assert len(seen) == len(set(seen)) == len(raw["captions"])
     assert not any("group" in caption for caption in raw["captions"])
+
+
+def test_a_clip_that_cannot_read_the_captions_is_refused(build):
+    with pytest.raises(UserError, match="captions --clip_backbone tiny-cluttered reads.*context length is 32"):
+        build(MmTiny, clip_backbone="tiny").samples(True)
 
 
 # ---- the cache

@@ -27,7 +27,7 @@ TEXT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 32,
-    "max_position_embeddings": 120,
+    "max_position_embeddings": 160,
     "initializer_range": 0.3,
 }
 
