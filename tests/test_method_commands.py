@@ -18,7 +18,7 @@ FILES = sorted({entry.path for entry in registry.index("model").values()})
 HOUSEKEEPING = {"--notes", "--results_path", "--resume", "--non_verbose", "--autosave", "--base_path"}
 NO_TABLE = {"ridge", "rail", "first-stage-starprompt", "icarl-clip"}  # measured nowhere in docs/ so far
 NO_TABLE |= {"acil", "ranpac", "simplecil", "moe-adapters", "rapf", "proof", "engine", "bofa", "diki", "attriclip"}
-NO_TABLE |= {"mg-clip"}
+NO_TABLE |= {"mg-clip", "clg-cbm"}
 NO_ROW = {"lwf-vr", "wise-ft"}  # arms of a script that were not run for its page
 
 
