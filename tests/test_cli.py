@@ -172,9 +172,9 @@ def test_a_pattern_that_fits_nothing_is_told(words, said):
 
 
 def test_a_method_is_found_by_the_name_it_has_elsewhere(capsys):
-    parsed = cli.parse(["--model", "SimpleCIL", "--dataset", "seq-tiny"])
-    assert parsed.args.model == "ncm" and parsed.model_class.NAME == "ncm"
-    assert capsys.readouterr().err.startswith("note: model simplecil is ncm here: Nearest class mean")
+    parsed = cli.parse(["--model", "Zero_Shot", "--dataset", "seq-tiny"])
+    assert parsed.args.model == "clip" and parsed.model_class.NAME == "clip"
+    assert capsys.readouterr().err.startswith("note: model zero-shot is clip here: Zero-shot CLIP")
     assert cli.parse(["--model", "ncm", "--dataset", "seq-tiny"]).args.model == "ncm"
     assert capsys.readouterr().err == ""
 
@@ -187,10 +187,10 @@ def test_names_of_elsewhere_lead_to_methods_and_take_no_name_of_ours():
 
 def test_a_plug_in_keeps_a_name_that_is_ours_under_another(tmp_path):
     (tmp_path / "mine.py").write_text(
-        '"""SimpleCIL of my own."""\nfrom models.sgd import Sgd\n\n\nclass Mine(Sgd):\n'
-        '    NAME = "simplecil"\n    COMPATIBILITY = ["class-il"]\n'
+        '"""Zero-shot of my own."""\nfrom models.sgd import Sgd\n\n\nclass Mine(Sgd):\n'
+        '    NAME = "zero-shot"\n    COMPATIBILITY = ["class-il"]\n'
     )
-    argv = ["--plugins", str(tmp_path / "mine.py"), "--model", "simplecil", "--dataset", "seq-tiny", "--lr", "0.1"]
+    argv = ["--plugins", str(tmp_path / "mine.py"), "--model", "zero-shot", "--dataset", "seq-tiny", "--lr", "0.1"]
     try:
         assert cli.parse(argv).model_class.__name__ == "Mine"
     finally:

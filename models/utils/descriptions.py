@@ -11,11 +11,13 @@ TINY = Path(__file__).with_name("tiny_descriptions.json")
 TEXT = '{"cat": ["whiskers", "a long tail"], ...}'
 
 
-def descriptions(source: str, names: list[str]) -> list[list[str]]:
+def descriptions(source: str | None, names: list[str]) -> list[list[str]]:
     """For each name the descriptions under it, or else under its words; `source` is a path, or `tiny`.
 
     The file is an object of lists of texts by class name. A name without any is refused.
     """
+    if not source:
+        raise UserError(f"--descriptions is missing: give a JSON such as {TEXT}, or tiny for the picture world")
     path = TINY if source == "tiny" else Path(source).expanduser()
     try:
         table = json.loads(path.read_text(encoding="utf-8"))

@@ -24,6 +24,7 @@ class FeatureTraining(VLMModel):
         epochs: int | None = None,
         params: list | None = None,
         lr: float | None = None,
+        size: int | None = None,
     ) -> None:
         """Epochs of steps on loss(x, y, rows of the batch, number of the step in its epoch)."""
         if name not in self.work_done:
@@ -33,7 +34,7 @@ class FeatureTraining(VLMModel):
         for _ in self.work(name, min(1, epochs) if self.args.debug_mode else epochs):
             self.begin_pass(len(labels))
             order = torch.randperm(len(labels)).to(labels.device)
-            batches = enumerate(order.split(self.args.batch_size))
+            batches = enumerate(order.split(size or self.args.batch_size))
             losses = [self.one_step(loss(features[rows], labels[rows], rows, n)) for n, rows in batches]
             if self.schedule is not None:
                 self.schedule.step()

@@ -20,7 +20,6 @@ OWN_PACKAGES = {"models", "datasets", "backbone", "utils", "main"}
 
 # a method's name elsewhere -> its name here; a plug-in that defines the name comes first
 RENAMED = {
-    "simplecil": "ncm",
     "zero-shot": "clip",
     "finetune": "sgd",
     "sprompt": "s-prompts",
