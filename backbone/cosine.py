@@ -21,3 +21,10 @@ class CosineLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.scale * self.cosines(x)
+
+
+def attended_cosines(query: torch.Tensor, attention: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """cos(q * a_m, k_m): (B, L, M) for queries (B, D), attentions and keys (L, M, D) or keys (M, D)."""
+    along = torch.einsum("bd,lmd->blm", query, attention * normalize(keys, dim=-1))
+    size = torch.einsum("bd,lmd->blm", query.square(), attention.square())
+    return along / size.clamp(min=1e-24).sqrt()

@@ -2,7 +2,7 @@
 
 Smith et al., CVPR 2023, arXiv 2211.13218. With the query q and the key K_m, attention A_m, prompt P_m of a component,
 
-    weights  alpha_m = cos(q * A_m, K_m)                                                       -> `weights`
+    weights  alpha_m = cos(q * A_m, K_m)                                                       -> attended_cosines
     prefix   sum_m alpha_m P_m, the first half keys and the second half values, in layers 0 to 4 -> `prefixes`
     task     pool_size / tasks new components, orthonormal to the ones before (Gram-Schmidt)   -> `new_task`
     loss     CE among the task's classes + ortho_mu * sum over P, K, A of mean (X X^T - I)^2   -> `penalty`
@@ -17,8 +17,8 @@ No table has a row of it; on the picture world:
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 
+from backbone.cosine import attended_cosines
 from backbone.fusion import TOY_FUSION
 from models.utils.prompt_model import PromptModel, add_prompt_args
 from utils.errors import UserError
@@ -68,7 +68,7 @@ class CodaPrompt(PromptModel):
 
     def prefixes(self, query, prompts, keys, attentions):
         """(B, 2, P, W) by layer."""
-        mixed = torch.einsum("blm,lmr->lbr", weights(query, keys, attentions), prompts)
+        mixed = torch.einsum("blm,lmr->lbr", attended_cosines(query, attentions, keys), prompts)
         return dict(enumerate(mixed.unflatten(2, (2, self.args.prompt_len // 2, self.width))))
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None, query=None):
@@ -83,13 +83,6 @@ class CodaPrompt(PromptModel):
     def answers(self, x, query):
         found = self.prefixes(query, *self.components()) if len(self.prompts) else None
         return self.head.spread(self.head(self.body(x, prefixes=found)))
-
-
-def weights(query, keys, attentions):
-    """cos(q * A_m, K_m): (B, layers, M) for queries (B, D), keys and attentions (layers, M, D)."""
-    along = torch.einsum("bd,lmd->blm", query, attentions * normalize(keys, dim=2))
-    size = torch.einsum("bd,lmd->blm", query.square(), attentions.square())
-    return along / size.clamp(min=1e-24).sqrt()
 
 
 def penalty(rows):

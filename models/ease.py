@@ -43,28 +43,31 @@ class Ease(TowerModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.adapters = nn.ModuleList()
+        sets = [AdapterSet(self.n_layers, self.width, args.ffn_num, SCALE) for _ in range(self.n_tasks)]
+        self.adapters = nn.ModuleList(sets).to(self.device).requires_grad_(False)
         self.register_buffer("prototypes", torch.zeros(0, self.num_classes, self.width, device=self.device))
         self.register_buffer("owner", torch.zeros(self.num_classes, dtype=torch.long, device=self.device))
 
+    def make_head(self, width, n_classes=0):
+        self.head = CosineLinear(width, n_classes, self.args.head_scale).to(self.device)
+
     def grow_head(self, split):
-        self.head = CosineLinear(self.width, self.n_classes_current_task, self.args.head_scale).to(self.device)
+        self.make_head(self.width, self.n_classes_current_task)
 
     def new_task(self, dataset):
-        self.adapters.requires_grad_(False)
-        fresh = AdapterSet(self.n_layers, self.width, self.args.ffn_num, SCALE)
-        self.adapters.append(fresh.to(self.device))
+        for task, own in enumerate(self.adapters):
+            own.requires_grad_(task == self.current_task)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        states = self.states(inputs, edits=self.adapters[-1].edits())
+        states = self.states(inputs, edits=self.adapters[self.current_task].edits())
         return self.step(cross_entropy(self.head(states), labels - self.n_past_classes))
 
-    def subspaces(self, images):
-        """States (B, T, W) under each adapter set."""
-        return torch.stack([self.states(images, edits=own.edits()) for own in self.adapters], dim=1)
+    def subspaces(self, images, n):
+        """States (B, n, W) under the first n adapter sets."""
+        return torch.stack([self.states(images, edits=own.edits()) for own in self.adapters[:n]], dim=1)
 
     def end_task(self, dataset):
-        sums, count = self.class_sums(dataset, lambda images: self.subspaces(images).flatten(1))
+        sums, count = self.class_sums(dataset, lambda images: self.subspaces(images, self.current_task + 1).flatten(1))
         means = (sums / count.clamp(min=1)[:, None]).unflatten(1, (-1, self.width)).transpose(0, 1)  # (T, C, W)
         new, old = slice(self.n_past_classes, self.n_seen_classes), slice(self.n_past_classes)
         self.owner[new] = self.current_task
@@ -78,7 +81,8 @@ class Ease(TowerModel):
     def answers(self, x):
         if not len(self.prototypes):  # before the end of the first task
             return x.new_zeros(len(x), self.n_seen_classes)
-        states, n = normalize(self.subspaces(x)[:, : len(self.prototypes)], dim=2), len(self.prototypes)
+        n = len(self.prototypes)
+        states = normalize(self.subspaces(x, n), dim=2)
         shares = self.args.alpha / max(1, n - 1) * torch.ones(n, self.n_seen_classes, device=x.device)
         shares.scatter_(0, self.owner[None, : self.n_seen_classes], 1.0)
         keys = shares[..., None] * normalize(self.prototypes[:, : self.n_seen_classes], dim=2)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from backbone.cosine import attended_cosines
 from backbone.prompted_vit import PromptedTimm
 from models import coda_prompt
 from models.utils import prompt_model
@@ -22,12 +23,12 @@ def toy_streams(monkeypatch):
 def test_weights_are_cosines_of_the_attended_query():
     torch.manual_seed(0)
     query, keys, attentions = torch.randn(3, 5), torch.randn(2, 4, 5), torch.randn(2, 4, 5)
-    found = coda_prompt.weights(query, keys, attentions)
+    found = attended_cosines(query, attentions, keys)
     for b, layer, m in [(0, 0, 0), (2, 1, 3), (1, 0, 2)]:
         wanted = torch.cosine_similarity(query[b] * attentions[layer, m], keys[layer, m], dim=0)
         torch.testing.assert_close(found[b, layer, m], wanted)
     plain = torch.cosine_similarity(query[:, None], keys[1][None], dim=2)
-    torch.testing.assert_close(coda_prompt.weights(query, keys, torch.ones_like(keys))[:, 1], plain)
+    torch.testing.assert_close(attended_cosines(query, torch.ones_like(keys), keys)[:, 1], plain)
 
 
 def test_a_prefix_is_the_weighted_sum_of_components_keys_first():
@@ -37,7 +38,7 @@ def test_a_prefix_is_the_weighted_sum_of_components_keys_first():
     assert prompts.shape[1] == 4  # two of each task so far, none of the third
     found = model.prefixes(query, prompts, keys, attentions)
     last = max(found)
-    alpha = coda_prompt.weights(query, keys, attentions)[1, last]
+    alpha = attended_cosines(query, attentions, keys)[1, last]
     wanted = sum(a * p for a, p in zip(alpha, prompts[last], strict=True)).view(4, model.width)
     torch.testing.assert_close(found[last][1, 0], wanted[:2], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[last][1, 1], wanted[2:], atol=1e-5, rtol=1e-4)

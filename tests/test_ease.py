@@ -56,7 +56,7 @@ def test_answers_weigh_the_own_subspace_most(toy):
     model, images = toy.model, contract.images_of(toy)[0][:3]
     found = model(images)
     with torch.no_grad():
-        states = model.subspaces(images)
+        states = model.subspaces(images, 3)
     for b, c in ((0, 0), (1, 4), (2, 8)):
         cosines = [float(torch.cosine_similarity(states[b, s], model.prototypes[s, c], dim=0)) for s in range(3)]
         own = int(model.owner[c])
@@ -82,7 +82,10 @@ def test_before_any_prototype_every_class_is_alike():
     assert torch.equal(model(torch.randn(2, 3, 48, 48)), torch.zeros(2, 3))
 
 
-def test_the_adapters_of_past_tasks_are_frozen():
+def test_the_adapters_of_other_tasks_are_frozen():
     model = begun("ease", tasks=2).model
-    assert [p.requires_grad for p in model.adapters[0].parameters()] == [False] * 4
-    assert all(p.requires_grad for p in model.adapters[1].parameters())
+    assert [[p.requires_grad for p in own.parameters()] for own in model.adapters] == [
+        [False] * 4,
+        [True] * 4,
+        [False] * 4,
+    ]

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import transforms as T
 
 from utils import cli, flags
-from utils.cli import plugins
+from utils.cli import plugins, registry
 from utils.cli.registry import ROOT
 from utils.errors import UserError
 
@@ -223,3 +223,14 @@ def test_flags_of_the_migration_page():
     parser = ArgumentParser()
     flags.add_rehearsal_args(parser)
     assert "`--buffer_size`" not in [row[0] for row in rows]
+
+
+def test_methods_of_the_migration_page():
+    text = (ROOT / "docs" / "migration.md").read_text()
+    rows = [line.split("|")[1:3] for line in text.partition("## Mammoth's methods")[2].partition("## ")[0].splitlines()]
+    rows = {row[0].strip(): re.findall(r"[a-z][\w-]*", row[1]) for row in rows if len(row) == 2}
+    known = set(registry.names("model"))
+    there = {name for kind, names in rows.items() if kind.startswith("with") for name in names}
+    assert len(rows["here"]) + len(there) + 2 == 70  # joint_gcl and tak are here under another name
+    assert {registry.canonical(name) for name in rows["here"]} <= known
+    assert not {registry.canonical(name) for name in there} & known, "it is here: move its name to the first row"
