@@ -334,7 +334,8 @@ FABRICATORS: dict[str, Callable] = {
     "mnist-360": lambda base: fabricate.mnist(base, 240, 60) and {},
     "seq-cifar10": lambda base: fabricate.cifar10(base, 100, 40) and {},
     "seq-cifar100": lambda base: fabricate.cifar100(base, 200, 100) and {},
-    **dict.fromkeys(("seq-tiny", "mtil-tiny", "mm-tiny", "clove-tiny-scene", "clove-tiny-function"), lambda base: {}),
+    **dict.fromkeys(("seq-tiny", "mtil-tiny", "clove-tiny-scene", "clove-tiny-function"), lambda base: {}),
+    "mm-tiny": lambda base: {"clip_backbone": "tiny-cluttered"},
     "seq-folder": lambda base: {
         "folder_path": str(fabricate.image_folder(base / "pictures", ["ant", "bee", "cow"])),
         "n_tasks": 2,
