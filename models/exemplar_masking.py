@@ -362,7 +362,8 @@ class ExemplarMasking(VLMModel):
             for head, values in scores.items():
                 right = self.answer(features, head).argmax(1).cpu() == labels
                 values.append(100 * float(right.float().mean()))
-        """Scores of the other heads; of each task's exemplars: number per class, bytes, kept shares and attention."""
+        tasks = [dataset.get_offsets(t) for t in range(len(dataset.test_loaders))]
+        self.measured = {**scores, **self.memory.statistics(tasks)}
         if self.run and self.run.folder and self.current_task == option(self.args, "stop_after", dataset.N_TASKS - 1):
             self.memory.draw(self.run.folder / "exemplars.png", dataset, self.words_of)
 
