@@ -44,7 +44,7 @@ def predictions(h, y, held, ridges):
     """For each ridge: `held` (K, M) times the W fitted on h (N, M) and y (N, C); one eigendecomposition for all."""
     if len(h) <= h.shape[1]:
         values, vectors = torch.linalg.eigh(h @ h.T)
-        left, right = held @ (h.T @ vectors), vectors.T @ y
+        left, right = (held @ h.T) @ vectors, vectors.T @ y
     else:
         values, vectors = torch.linalg.eigh(h.T @ h)
         left, right = held @ vectors, vectors.T @ (h.T @ y)
