@@ -353,7 +353,9 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("name, write, file, damage", BROKEN, ids=lambda value: str(getattr(value, "__name__", value)).split("/")[-1][:24])
+@pytest.mark.parametrize(
+    "name, write, file, damage", BROKEN, ids=lambda value: str(getattr(value, "__name__", value)).split("/")[-1][:24]
+)
 def test_missing_and_damaged_files_are_one_line(name, write, file, damage, tmp_path):
     write(tmp_path)
     path = tmp_path / file
