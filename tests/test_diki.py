@@ -19,6 +19,7 @@ def drawn(*shape, seed=0, dtype=torch.float32):
 def test_attention_to_a_prefix_head_by_head():
     torch.manual_seed(0)
     attn = nn.MultiheadAttention(8, 2)
+    attn.in_proj_bias.copy_(drawn(24, seed=5))
     made, x = ResidualPrefix(attn, 2, 3), drawn(5, 2, 8)
     plain = attn(x, x, x)[0]
     assert torch.equal(made(x, x, x)[0], plain), "values start at zero"

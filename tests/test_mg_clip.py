@@ -87,6 +87,7 @@ def test_new_rows_start_at_means_of_adapted_features():
     with contract.toys():
         toy = contract.run("mg-clip", stop_after=0, visual_epochs=0)
     rows, labels = toy.model.adapted(toy.model.loader_of(toy.dataset))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
     for c in range(3):
         torch.testing.assert_close(toy.model.V[c].detach(), rows[labels == c].mean(0), atol=1e-5, rtol=1e-4)
 
