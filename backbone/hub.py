@@ -15,9 +15,8 @@ from types import ModuleType
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
-from backbone.clip import BICUBIC, CLIPBackbone, to_rgb
+from backbone.clip import CLIPBackbone
 from backbone.clip_files import sha256_state
 from utils.errors import UserError
 from utils.features import HALF
@@ -115,7 +114,7 @@ class HubBackbone(nn.Module):
     fusion stores it.
     """
 
-    normalize_images = CLIPBackbone.normalize_images
+    normalize_images, set_resize = CLIPBackbone.normalize_images, CLIPBackbone.set_resize
     kind: str
 
     def __init__(self, words: WordPieces, name: str, resolution: int, side: int, mean_std: tuple, n_words: int):
@@ -129,8 +128,7 @@ class HubBackbone(nn.Module):
             )
         self.n_image_tokens = 1 + self.grid**2
         self.mean, self.std = mean_std
-        crop = [Resize(resolution, BICUBIC), CenterCrop(resolution)]
-        self.preprocess = Compose([*crop, to_rgb, ToTensor(), Normalize(self.mean, self.std)])
+        self.set_resize("shorter")
 
     def seal(self) -> None:
         """Call once the weights are loaded: computes their checksum, turns off gradients."""
@@ -168,6 +166,7 @@ class HubImageEncoder:
         self.net, self.shape = net, (net.n_image_tokens, net.vision_width)
         self.dim = self.shape[0] * self.shape[1]
         self.key = f"{net.kind}|{net.sha256}|tokens|bicubic {net.resolution} {net.mean} {net.std}"
+        self.key += "" if net.resize_kind == "shorter" else f" {net.resize_kind}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor | list[Image.Image]) -> Tensor:

@@ -26,7 +26,10 @@ from utils.engine import training
 from utils.errors import UserError
 
 PAGE = registry.ROOT / "docs" / "compatibility.md"
-STREAMS = ("seq-tiny", "mtil-tiny", "mm-tiny", "clove-tiny-scene", "clove-tiny-function")
+STREAMS = (
+    *("seq-tiny", "seq-tiny-mixed", "seq-tiny-far", "mtil-tiny", "mm-tiny"),
+    *("clove-tiny-scene", "clove-tiny-function", "clove-tiny-rules"),
+)
 HEAD = """# Methods and streams
 
 Every registered method on every stream that needs no files, with default flags, `--lr 0.05` and `--buffer_size 500`.
@@ -44,7 +47,7 @@ class Accepted(Exception):
 def command(model: str, stream: str, base: Path) -> list[str]:
     """The flags that the method requires, and sizes that fit streams of up to 100 classes."""
     argv = contract.argv_of(model, stream)
-    for flag in (*contract.model_class(model).TOY_ARGS, "base_path"):  # sizes of the toy streams, and their features
+    for flag in (*contract.model_class(model).TOY_ARGS, "base_path", "clip_backbone"):  # sizes and CLIP of the toys
         if f"--{flag}" in argv:
             at = argv.index(f"--{flag}")
             argv[at : at + 2] = []

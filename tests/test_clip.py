@@ -195,7 +195,7 @@ def test_a_tuned_tower_has_its_own_key(backbone):
     with pytest.raises(UserError, match="trained after"):
         encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert ClipImageEncoder(tuned).key != encoder.key
-    with pytest.raises(UserError, match="pooled, unprojected or tokens"):
+    with pytest.raises(UserError, match="pooled, unprojected, tokens, early"):
         ClipImageEncoder(backbone, "middle")
 
 

@@ -28,7 +28,7 @@ class Nowhere:
 
 def needs_no_files(name: str) -> bool:
     try:
-        return contract.FABRICATORS[name](Nowhere()) == {}
+        return set(contract.FABRICATORS[name](Nowhere())) <= {"clip_backbone"}
     except (OSError, TypeError):
         return False
 

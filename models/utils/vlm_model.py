@@ -65,11 +65,11 @@ class VLMModel(ContinualModel):
                 getattr(args, "base_path", None),
                 bool(args.clip_download),
             )
-            if (kind := option(args, "image_transform", "shorter")) == "crop_raw":
-                raise UserError("--image_transform crop_raw: a CLIP normalizes its images; use crop")
-            net.set_resize(kind)
         else:
             net = load_hub(args)
+        if (kind := option(args, "image_transform", "shorter")) == "crop_raw":
+            raise UserError("--image_transform crop_raw: a CLIP normalizes its images; use crop")
+        net.set_resize(kind)
         if self.FROZEN_TOWER:
             net.requires_grad_(False)
         super().__init__(net, loss, args, transform, dataset)
