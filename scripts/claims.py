@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts import claims_page, claims_table, records
 from scripts.claims_table import Job, Table
+from utils import json_text
 from utils.cli import shell
 from utils.engine.launch import git_commit
 from utils.errors import UserError, disk_errors
@@ -117,8 +118,8 @@ def ledger(results: Path) -> list[dict]:
     found = []
     for line in lines:
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = json_text.parse(line)
+        except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("config"), str) and type(row.get("cpu_s")) in (int, float):
             found.append(row)

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts import records, reported
 from scripts.records import interval
+from utils import json_text
 from utils.cli import shell
 from utils.engine.record import VOLATILE, VOLATILE_PREFIX, format_table
 from utils.engine.report import human, mean_seen, ordered_titles, title_of
@@ -89,7 +90,7 @@ def heading_of(run: records.Run) -> str:
     name, sha256, deviations, weights, digest = table_of(run)
     parts = [f"protocol {name} {sha256}" if name else "no protocol"]
     if deviations != "{}":
-        parts.append(f"but {', '.join(f'--{flag}' for flag in json.loads(deviations))}")
+        parts.append(f"but {', '.join(f'--{flag}' for flag in json_text.parse(deviations))}")
     if digest:
         parts.append(f"weights {weights} {str(digest)[:12]}")
     return clean("; ".join(parts))

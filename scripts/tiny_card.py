@@ -5,7 +5,6 @@ python scripts/tiny_card.py
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from backbone.clip import load_clip
 from backbone.clip_files import CLUTTERED_DIR
 from scripts import tiny_lessons
+from utils import json_text
 
 CHECK_SEED, IMAGES = 5, 1000  # pre-training watches seed 2
 
@@ -48,7 +48,11 @@ def flags(told: dict) -> str:
 
 def tower() -> str:
     """The image and text towers: how they were trained, and what they name right."""
-    told, (n, mb), found = json.loads((CLUTTERED_DIR / "config.json").read_text()), size(CLUTTERED_DIR), zero_shot()
+    told, (n, mb), found = (
+        json_text.parse((CLUTTERED_DIR / "config.json").read_text()),
+        size(CLUTTERED_DIR),
+        zero_shot(),
+    )
     shape, how = told["model"] if "model" in told else told["clip"], told["training"]
     towers = f"{shape['image_resolution']} px, patch {shape['vision_patch_size']}, vision {shape['vision_width']} x "
     towers += (
@@ -75,7 +79,7 @@ def fusion() -> str:
     folder = CLUTTERED_DIR / "fusion"
     if not (folder / "config.json").is_file():
         return "There is no fusion transformer for it: `--fusion_weights auto` gives random ones.\n"
-    (n, mb), how = size(folder), json.loads((folder / "config.json").read_text())["training"]
+    (n, mb), how = size(folder), json_text.parse((folder / "config.json").read_text())["training"]
     command = flags({name: value for name, value in how.items() if name != "check"})
     return f"""`fusion/` has a fusion transformer over its frozen tokens: {n:,} parameters, {mb:.1f} MB.
 

@@ -486,6 +486,7 @@ def test_a_method_that_needs_every_class_is_refused_before_training():
     stream.samples = lambda train: SimpleNamespace(
         targets=torch.tensor([0, 1, 2, 0, 0, 2]), task_ids=torch.tensor([0, 0, 0, 1, 1, 1])
     )
+    stream.labels_in_use = lambda: stream.samples(True).targets
     args = Namespace(model="cgil", dataset="stream")
     with pytest.raises(
         UserError, match="needs 1 training image of every class in the first task; 1 of the 3 classes of stream"

@@ -28,7 +28,7 @@ HOUSEKEEPING = {
 NO_TABLE = {"ridge", "rail", "first-stage-starprompt", "icarl-clip", "exemplar-masking"}  # measured nowhere in docs/
 NO_TABLE |= {"acil", "ranpac", "simplecil", "moe-adapters", "rapf", "proof", "engine", "bofa", "diki"}
 NO_TABLE |= {"attriclip", "mg-clip", "clg-cbm"}
-NO_TABLE |= {"coda-prompt", "lora", "ease", "aper", "slca", "merge", "second-stage-starprompt"}
+NO_TABLE |= {"coda-prompt", "lora", "ease", "aper", "slca", "merge", "starprompt", "second-stage-starprompt"}
 NO_ROW = {"lwf-vr", "wise-ft"}  # arms of a script that were not run for its page
 
 

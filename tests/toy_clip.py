@@ -23,7 +23,10 @@ def holder() -> tempfile.TemporaryDirectory:
     folder = Path(kept.name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        state = {k: v.contiguous() for k, v in CLIP(**SHAPE, **TEXT, transformer_layers=2).state_dict().items()}
+        net = CLIP(**SHAPE, **TEXT, transformer_layers=2)
+        net.visual.ln_post.weight.data.exp_().mul_(torch.randn(64).exp())  # features of unequal length
+        net.visual.ln_post.bias.data.normal_()
+        state = {k: v.contiguous() for k, v in net.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     config = json.loads((TINY_DIR / "config.json").read_text())
     config |= {"model": {**SHAPE, **TEXT, "transformer_layers": 2}, "sha256": sha256_file(folder / "model.safetensors")}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from utils import json_text
 from utils.errors import UserError
 
 TINY = Path(__file__).with_name("tiny_descriptions.json")
@@ -20,7 +20,7 @@ def descriptions(source: str | None, names: list[str]) -> list[list[str]]:
         raise UserError(f"--descriptions is missing: give a JSON such as {TEXT}, or tiny for the picture world")
     path = TINY if source == "tiny" else Path(source).expanduser()
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json_text.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--descriptions {source} cannot be read ({error}); write {TEXT} into it") from None
     fits = isinstance(table, dict) and all(isinstance(own, list) for own in table.values())
