@@ -22,7 +22,11 @@ from utils.flags import natural, positive
 
 class StarPrompt(ValuePrompts, FirstStageStarPrompt):
     NAME = "starprompt"
-    TOY_ARGS = FirstStageStarPrompt.TOY_ARGS | TOY | {"second_stage_epochs": 1, "second_stage_lr": 0.05}
+    TOY_ARGS = (
+        FirstStageStarPrompt.TOY_ARGS
+        | TOY
+        | {"clip_backbone": "tiny", "second_stage_epochs": 1, "second_stage_lr": 0.05}
+    )
     NOT_TRIED = ValuePrompts.SECOND_NOT_TRIED
 
     @staticmethod

@@ -206,12 +206,12 @@ def argv_of(name: str, stream: str) -> list[str]:
     ]
     for action in own_actions(name):
         if action.dest == "clip_backbone":
-            argv += ["--clip_backbone", usual_clip()]
+            argv += ["--clip_backbone", model_class(name).TOY_ARGS.get("clip_backbone") or usual_clip()]
         elif action.required or action.dest in REQUIRED:
             argv += [action.option_strings[0], sample_value(action)]
     argv += [word for root in plugins._roots for word in ("--plugins", str(root))]
     for flag, value in model_class(name).TOY_ARGS.items():
-        argv += [f"--{flag}", str(value)]
+        argv += [f"--{flag}", str(value)] if flag != "clip_backbone" else []
     return [*argv, "--base_path", feature_folder().name] if uses_clip(name) else argv
 
 

@@ -34,6 +34,7 @@ def test_no_concept_is_chosen_twice():
 
 
 def test_distances_are_those_of_scipy():
+    """And their power is that of --division_power."""
     texts, rows = drawn(6, 4), drawn(3, 4, seed=1)
     centred = texts - texts.mean(0)
     cov = centred.T @ centred / 6
