@@ -13,9 +13,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy.stats import t as student
 from torch.nn.functional import cross_entropy, layer_norm, normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,6 +24,7 @@ from backbone.fusion import make_fusion
 from backbone.multimodal import MultimodalNet
 from datasets.tiny_world import streams
 from datasets.tiny_world.cluttered import PATCH
+from scripts.records import spread
 from utils.memory.exemplar_memory import ExemplarMemory
 from utils.memory.records import Tokens, full_tokens, patchify
 
@@ -160,12 +159,8 @@ def measure(seed: int, arms: dict[str, dict] = ARMS, clip: str = "tiny-cluttered
 
 def over_seeds(found: list[dict[str, list[float]]], first: str, second: str | None = None, part: int = 0) -> str:
     """Mean and half the 95 % interval of a score, or of the difference of two, seed by seed."""
-    values = np.array([f[first][part] - (f[second][part] if second else 0.0) for f in found])
-    sign = "+" if second else ""
-    if len(values) < 2:
-        return f"{values.mean():{sign}.1f}"
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():{sign}.1f} ± {half:.1f}"
+    values = [f[first][part] - (f[second][part] if second else 0.0) for f in found]
+    return spread(values, "+" if second else "")
 
 
 def rows_of_towers(found: list[dict[str, list[float]]]) -> list[list[str]]:

@@ -364,6 +364,8 @@ def test_mulki_end_to_end(base, weights, tmp_path):
         tmp_path,
         "--model",
         "mulki",
+        "--image_cache",
+        "1",
         "--n_iters",
         "2",
         "--fitting_mode",

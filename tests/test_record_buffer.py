@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from backbone import fusion
 from backbone.clip import load_clip
 from tests.clip_toys import random_clip_folder
 from utils.errors import UserError
@@ -213,7 +214,9 @@ def test_labels_count_from_the_first_record_on(by_class):
 
 @pytest.mark.parametrize("codec", ["masked", "jpeg", "masked_jpeg"])
 @pytest.mark.parametrize("model,more", [("er", ()), ("derpp", ("--alpha", "0.1", "--beta", "0.5")), ("icarl", ())])
-def test_rehearsal_under_a_budget(model, more, codec, run_main):
+def test_rehearsal_under_a_budget(model, more, codec, run_main, monkeypatch):
+    for size, value in {"layers": 1, "width": 64, "heads": 2}.items():
+        monkeypatch.setitem(fusion.FRESH, size, value)
     code, rows = run_main(
         "--model",
         model,
