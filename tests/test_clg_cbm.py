@@ -50,7 +50,7 @@ def test_distances_are_those_of_scipy():
 def begun():
     """A model whose second task has begun."""
     with contract.toys():
-        toy = contract.run("clg-cbm", stop_after=0)
+        toy = contract.run("clg-cbm", stop_after=0, pool=1)
         toy.dataset.get_data_loaders()
         toy.model.meta_begin_task(toy.dataset)
     model = toy.model
@@ -106,8 +106,8 @@ def test_the_loss_by_hand(begun, monkeypatch):
 
 def test_heads_of_older_tasks_do_not_move():
     with contract.toys():
-        first = contract.run("clg-cbm", stop_after=0, optim_wd=0.1).model
-        last = contract.run("clg-cbm", stop_after=1, optim_wd=0.1).model
+        first = contract.run("clg-cbm", stop_after=0, pool=1, optim_wd=0.1).model
+        last = contract.run("clg-cbm", stop_after=1, pool=1, optim_wd=0.1).model
     assert torch.equal(first.heads.weight[:3], last.heads.weight[:3]) and first.heads.weight[:3, :3].any()
     assert torch.equal(first.heads.bias[:3], last.heads.bias[:3])
     assert not last.heads.weight[:3, 3:].any() and last.heads.weight[3:5, :5].all()
