@@ -34,7 +34,7 @@ class Bofa(Unprojected):
     NAME = "bofa"
     COMPATIBILITY = ["class-il", "task-il"]
     EVERY_CLASS = True
-    TOY_ARGS = {"stat": 0.5, "null_lr": 0.01, "null_dim": 8}
+    TOY_ARGS = {"clip_backbone": "tiny", "stat": 0.5, "null_lr": 0.01, "null_dim": 8}
     NOT_TRIED = {"key_share": "the toy's grid may choose the same; tests/test_bofa.py"}
 
     @staticmethod
