@@ -1,7 +1,6 @@
 """Streams over published image sets and over domains: sizes, labels, names, and files that are missing or damaged."""
 
 import json
-import warnings
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import get_dataset, get_dataset_class, seq_sun300
+from datasets import get_dataset_class, seq_sun300
 from datasets.seq_cars100 import SequentialCars100
 from datasets.seq_cars196 import SequentialCars196
 from datasets.seq_gtsrb import NAMES as SIGNS
@@ -21,6 +20,7 @@ from datasets.utils.sources import SOURCES
 from tests import fabricate, fabricate_mtil
 from tests import fabricate_streams as fab
 from tests.conftest import newest_record
+from tests.test_real_streams import make, read
 from utils.errors import UserError
 
 # sizes of the tasks, batch size, epochs, network: those of Mammoth where it has the stream, else our choice
@@ -49,18 +49,6 @@ DECLARED = {
     "seq-imagenet-a": ([20] * 10, 128, 50),
     "seq-imagenet100": ([10] * 10, 128, 30),
 }
-
-
-def make(name: str, base: Path, **flags):
-    return get_dataset(Namespace(dataset=name, base_path=str(base), seed=0, batch_size=8, **flags))
-
-
-def read(name: str, base: Path, **flags):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = make(name, base, **flags)
-        dataset.samples(True), dataset.samples(False), dataset.get_class_names()
-    return dataset
 
 
 def refused(name: str, base: Path, **flags) -> str:
