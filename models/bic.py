@@ -27,7 +27,7 @@ from utils.distillation import soft_divergence
 from utils.errors import UserError
 from utils.flags import add_memory_args, boolean, natural, number, positive
 from utils.memory.buffer import Buffer
-from utils.memory.exemplars import as_unit, fill_buffer
+from utils.memory.exemplars import add_rule_arg, as_unit, check_rule, fill_buffer
 from utils.passes import normalized
 from utils.randomness import generator
 
@@ -40,6 +40,7 @@ class Bic(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_memory_args(parser)
+        add_rule_arg(parser)
         add = parser.add_argument
         add("--bic_epochs", type=natural, default=250, help="optimization steps that fit the bias correction")
         add("--bic_lr", type=positive, default=0.01, help="learning rate of that fit")
@@ -56,6 +57,7 @@ class Bic(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
+        check_rule(args, self.num_classes)
         n_old = self.dataset.get_offsets(self.n_tasks - 1)[0]
         if args.buffer_size < 2 * n_old:
             raise UserError(
@@ -123,6 +125,7 @@ class Bic(ContinualModel):
             use_herding=True,
             normalize_features=True,
             normalization=self.normalization_transform,
+            memory_rule=self.args.memory_rule,
         )
         self.old_net = copy.deepcopy(self.net).eval().requires_grad_(False)
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from models.utils.continual_model import ContinualModel
 from utils.flags import add_memory_args, non_negative
-from utils.memory.exemplars import exemplar_means, fill_buffer, icarl_replay
+from utils.memory.exemplars import add_rule_arg, check_rule, exemplar_means, fill_buffer, icarl_replay
 from utils.memory.record_buffer import add_codec_args, replay_buffer
 
 
@@ -33,6 +33,7 @@ class ICarl(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_memory_args(parser)
+        add_rule_arg(parser)
         add_codec_args(parser, "uint8")
         parser.add_argument(
             "--opt_wd", type=non_negative, default=1e-5, help="weight of the squared parameters in the loss"
@@ -41,6 +42,7 @@ class ICarl(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
+        check_rule(args, self.num_classes)
         self.buffer = replay_buffer(args, self.net, self.normalization_transform, "uint8")
         self.old_net = None
         self.means = None  # (C, D) unit class means; None when the network has changed since then
@@ -75,6 +77,7 @@ class ICarl(ContinualModel):
             use_herding=True,
             normalize_features=True,
             normalization=self.normalization_transform,
+            memory_rule=self.args.memory_rule,
         )
         self.old_net = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.means = None

@@ -27,7 +27,7 @@ from utils.distillation import soft_divergence
 from utils.features import FeatureStore
 from utils.flags import add_rehearsal_args, non_negative
 from utils.memory.buffer import Buffer
-from utils.memory.exemplars import herd, quotas
+from utils.memory.exemplars import add_rule_arg, check_rule, herd, quotas, total_classes
 from utils.randomness import generator
 
 
@@ -39,12 +39,14 @@ class IcarlClip(HeldTuning):
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser)
+        add_rule_arg(parser)
         add = add_distillation_args(add_tuning_args(parser), teacher="pretrained").add_argument
         add("--replay_weight", type=non_negative, default=1.0, help="weight of the exemplars' cross-entropy")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
+        check_rule(args, self.num_classes)
         self.buffer = Buffer(args.buffer_size, codec="uint8")
         self.texts = None  # the teacher's features of past names, within a task
 
@@ -80,7 +82,8 @@ class IcarlClip(HeldTuning):
         encoder = ClipImageEncoder(self.net)
         features = normalize(store.rows(split.samples, split.rows, encoder, "herding"), dim=1)
         self.forward_counter.images += store.forwards
-        share, images, labels = quotas(self.args.buffer_size, list(range(self.n_seen_classes))), [], []
+        of = total_classes(self.dataset, self.args.memory_rule)
+        share, images, labels = quotas(self.args.buffer_size, list(range(self.n_seen_classes)), of), [], []
         if not self.buffer.is_empty():
             stored = self.buffer.serialize()
             kept = [torch.nonzero(stored["labels"] == c).flatten()[: share[c]] for c in range(self.n_past_classes)]

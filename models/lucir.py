@@ -30,7 +30,15 @@ from models.utils.continual_model import ContinualModel
 from utils.errors import UserError
 from utils.flags import add_memory_args, boolean, natural, non_negative, positive, positive_int
 from utils.memory.buffer import Buffer
-from utils.memory.exemplars import as_unit, features_of, fill_buffer, icarl_replay, images_by_class
+from utils.memory.exemplars import (
+    add_rule_arg,
+    as_unit,
+    check_rule,
+    features_of,
+    fill_buffer,
+    icarl_replay,
+    images_by_class,
+)
 
 
 class Lucir(ContinualModel):
@@ -40,6 +48,7 @@ class Lucir(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_memory_args(parser)
+        add_rule_arg(parser)
         add = parser.add_argument
         add("--lamda_base", type=non_negative, default=5.0, help="weight of the feature distillation")
         add("--lamda_mr", type=non_negative, default=1.0, help="weight of the margin loss")
@@ -53,6 +62,7 @@ class Lucir(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
+        check_rule(args, self.num_classes)
         old = getattr(self.net, "classifier", None)
         if not hasattr(old, "in_features"):
             raise UserError("lucir replaces a linear classifier, but this --backbone does not have one")
@@ -110,6 +120,7 @@ class Lucir(ContinualModel):
             use_herding=True,
             normalize_features=True,
             normalization=self.normalization_transform,
+            memory_rule=self.args.memory_rule,
         )
         if self.current_task and not self.args.inference_only:
             self.tune()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from datasets.utils.samples import ArraySamples
 from models.icarl import ICarl
+from tests import contract
 from tests.toys import Linear, ToyStream, random_pairs, toy_args
 from utils.batch_transforms import BatchTransform, Normalize
 from utils.class_means import class_means
@@ -89,6 +90,30 @@ def test_fill_buffer_keeps_the_best_of_old_classes(codec):
         for label, images in found.items():
             assert torch.equal(images, herded_by_hand(stream, net, label, len(images)))
     assert counts == [[5, 5, 4], [4, 4, 3, 3], [3, 3, 2, 2, 2, 2]]  # 14 places every time
+
+
+def test_per_class_each_class_has_its_places_from_the_start():
+    """12 places for 6 classes: 2 each, so places of later classes are empty until they come."""
+    stream, net, counts = ToyStream(toy_args()), Linear(6, 6), []
+    buffer = Buffer(13)
+    for task in range(3):
+        stream.get_data_loaders()
+        fill_buffer(buffer, stream, task, net=net, use_herding=True, normalize_features=True, memory_rule="per_class")
+        found = stored(buffer)
+        counts.append({label: len(images) for label, images in found.items()})
+        assert torch.equal(found[0], herded_by_hand(stream, net, 0, 2))  # the same two after each task
+    assert counts == [dict.fromkeys(range(n), 2) for n in (3, 4, 6)]
+    with pytest.raises(UserError, match="5 is less than one exemplar for each of 6 classes; give at least 6"):
+        quotas(5, [0], 6)
+
+
+@pytest.mark.parametrize("name", ["icarl", "lucir", "bic", "icarl-clip"])
+def test_methods_obey_the_memory_rule_or_refuse_before_training(name):
+    model = contract.build(name, trained=True, memory_rule="per_class", buffer_size=33).model
+    n = model.num_classes
+    assert model.buffer.labels[: len(model.buffer)].bincount().tolist() == [33 // n] * n and 33 % n
+    with pytest.raises(UserError, match=f"give at least ({n}|{2 * n})"):
+        contract.build(name, memory_rule="per_class", buffer_size=n - 1)
 
 
 def test_fill_buffer_at_random_takes_images_of_the_class_without_augmentation():

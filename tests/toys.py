@@ -25,6 +25,7 @@ DEFAULTS = {
     "beta": 0.7,
     "single_forward": False,
     "opt_wd": 0.0,
+    "memory_rule": "shared",
     "lr_scheduler": None,
     "scheduler_mode": "epoch",
     "n_iters": None,

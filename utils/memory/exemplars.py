@@ -1,5 +1,7 @@
 """Herding, class-balanced memories, and training on a task together with its memory."""
 
+import argparse
+
 import torch
 import torch.nn.functional as F
 
@@ -22,8 +24,28 @@ def herd(features: torch.Tensor, count: int) -> torch.Tensor:
     return torch.stack(chosen)
 
 
-def quotas(size: int, classes: list[int]) -> dict[int, int]:
-    """Places of each class in a memory of `size`: equal numbers, and one more for the first classes."""
+def add_rule_arg(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory_rule",
+        choices=["shared", "per_class"],
+        default="shared",
+        help="shared: the classes seen so far fill all places; per_class: each class has its places "
+        "(--buffer_size over all classes of the stream) from its first task on",
+    )
+
+
+def quotas(size: int, classes: list[int], of: int | None = None) -> dict[int, int]:
+    """Places of each class in a memory of `size`: equal numbers, and one more for the first classes.
+
+    `of` is the number of classes that will come in all; given it, places of later classes stay empty until then.
+    """
+    if of is not None:
+        if size < of:
+            raise UserError(
+                f"--memory_rule per_class: --buffer_size {size} is less than one exemplar for each of {of} classes; "
+                f"give at least {of}"
+            )
+        return dict.fromkeys(sorted(classes), size // of)
     each, rest = divmod(size, len(classes))
     return {c: each + (1 if i < rest else 0) for i, c in enumerate(sorted(classes))}
 
@@ -57,6 +79,7 @@ def fill_buffer(
     normalize_features: bool = False,
     extend_equalize_buffer: bool = False,
     normalization=None,
+    memory_rule: str = "shared",
 ) -> None:
     """Refill a memory with the same number of samples of every class seen up to task `t_idx`.
 
@@ -72,7 +95,7 @@ def fill_buffer(
     if getattr(buffer, "max_bytes", None) is not None:
         images, labels = next(iter(dataset.train_loader.plain()))
         buffer.limit_places({name: images if name == "examples" else labels for name in names})
-    share = quotas(buffer.buffer_size, list(range(end)))
+    share = quotas(buffer.buffer_size, list(range(end)), total_classes(dataset, memory_rule))
     keep = torch.zeros(0, dtype=torch.long)
     if not buffer.is_empty():
         labels = buffer.labels[: len(buffer)]
@@ -98,6 +121,17 @@ def fill_buffer(
         for name in names:
             fresh[name].append(found[name].to(buffer.device))
     buffer.rewrite(keep, {name: torch.cat(parts) for name, parts in fresh.items() if parts})
+
+
+def check_rule(args: argparse.Namespace, n_classes: int) -> None:
+    """Refuse a memory that has no place for each class, before any training."""
+    if args.memory_rule == "per_class":
+        quotas(args.buffer_size, [], n_classes)
+
+
+def total_classes(dataset, memory_rule: str) -> int | None:
+    """What `quotas` needs to know for the rule: all classes of the stream under per_class, else nothing."""
+    return dataset.get_offsets(dataset.N_TASKS - 1)[1] if memory_rule == "per_class" else None
 
 
 def as_unit(values: Inputs) -> Inputs:
