@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -131,30 +131,32 @@ def finished(results: Path) -> dict[str, records.Run]:
     return {run.start["config_hash"]: run for run in records.finished(results) if run.start.get("config_hash")}
 
 
-def chosen_arms(table: Table, pattern: str | None, quick: bool) -> list[str]:
-    if pattern is not None:
-        try:
-            found = [arm for arm in table.arms if re.search(pattern, arm)]
-        except re.error as error:
-            raise UserError(f"--arms {pattern}: {error}") from None
-        if not found:
-            raise UserError(f"--arms {pattern}: no arm of {table.name} matches; there are {', '.join(table.arms)}")
-        return found
-    if quick:
-        named = [arm for claim in table.claims for arm in (claim.better, *claim.worse)]
-        return list(table.quick.get("arms") or dict.fromkeys(named))
-    return list(table.arms)
+def chosen(table: Table, names: Iterable[str], pattern: str | None, flag: str) -> list[str]:
+    try:
+        found = [name for name in names if re.search(pattern or "", name)]
+    except re.error as error:
+        raise UserError(f"--{flag} {pattern}: {error}") from None
+    if not found:
+        raise UserError(f"--{flag} {pattern}: no match in the {flag} of {table.name}; there are {', '.join(names)}")
+    return found
+
+
+def quick_arms(table: Table) -> list[str]:
+    named = [arm for claim in table.claims for arm in (claim.better, *claim.worse)]
+    return list(table.quick.get("arms") or dict.fromkeys(named))
 
 
 def plan(table: Table, args: argparse.Namespace, results: Path) -> tuple[list[Job], list[Job]]:
     """What to run, and what the page is about."""
     quick = table.quick if args.quick else {}
     seeds = args.seeds or list(quick.get("seeds") or table.seeds[:1] if args.quick else table.seeds)
-    arms, more = chosen_arms(table, args.arms, args.quick), quick.get("more") or ""
+    arms = quick_arms(table) if args.quick and args.arms is None else chosen(table, table.arms, args.arms, "arms")
+    known = quick.get("worlds") or table.worlds
+    worlds, more = chosen(table, known, args.worlds, "worlds"), quick.get("more") or ""
     if not args.quick and set(seeds) <= set(table.seeds):
         shown = claims_table.jobs_of(table, results, table.seeds)
-        return [job for job in shown if job.arm in arms and job.seed in seeds], shown
-    jobs = claims_table.jobs_of(table, results, seeds, arms, quick.get("worlds"), more)
+        return [job for job in shown if job.arm in arms and job.seed in seeds and job.world in worlds], shown
+    jobs = claims_table.jobs_of(table, results, seeds, arms, worlds, more)
     return jobs, jobs
 
 
@@ -166,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         "--seeds", type=int, nargs="+", help="run these; seeds outside the table get a page of their own"
     )
     parser.add_argument("--arms", help="a regular expression on the names of arms")
+    parser.add_argument("--worlds", help="a regular expression on the names of worlds")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each; 0 only writes the page")
     parser.add_argument("--results_path", type=Path, help="folder of the records (default runs/claims/NAME)")
     parser.add_argument("--page", type=Path, help="default docs/claims/NAME.md, else NAME.md in the results")

@@ -237,6 +237,15 @@ def test_a_quick_run_and_foreign_seeds_have_pages_of_their_own(stub, tmp_path):
     assert "seeds 7" in (tmp_path / "r/t.md").read_text()
 
 
+def test_worlds_can_be_chosen(stub, tmp_path, capsys):
+    (tmp_path / "t.yaml").write_text(TABLE)
+    argv = ["t", "--results_path", str(tmp_path / "r"), "--seeds", "0", "--arms", "zero|plain"]
+    assert claims.main([*argv, "--worlds", "^II$"]) == 0
+    assert [row["world"] for row in claims.ledger(tmp_path / "r")] == ["II", "II"]
+    assert claims.main([*argv, "--worlds", "III"]) == 2
+    assert "--worlds III: no match in the worlds of t; there are" in capsys.readouterr().err
+
+
 def test_a_stopped_command_stops_its_runs_and_goes_on_when_repeated(stub, tmp_path, monkeypatch):
     argv = ["t", "--results_path", str(tmp_path / "r"), "--seeds", "0", "--arms", "zero|pl"]
 
