@@ -30,7 +30,7 @@ def test_old_prototypes_are_mixtures_of_the_new_classes():
 @pytest.fixture(scope="module")
 def toy():
     with contract.toys():
-        yield contract.run("ease", n_epochs=1)
+        yield contract.run("ease", n_epochs=2, lr=0.5)
 
 
 def test_prototypes_are_means_under_every_adapter_set(toy):

@@ -23,6 +23,7 @@ C = torch.tensor([2.0, 4.0, -1.0, 0.2])
 def test_rules_by_hand():
     assert larger(larger(A, B), C).tolist() == [3.0, 4.0, 1.5, 2.0]
     assert torch.equal(larger(C, B), larger(B, C)) and larger(C, B).tolist() == pytest.approx([2.0, 4.0, 1.5, 0.2])
+    assert larger(torch.tensor([-3.0, 1.0]), torch.tensor([2.0, -2.0])).tolist() == [-3.0, -2.0]
     assert trimmed(A, 0.5).tolist() == [3.0, 0.0, 0.0, 2.0] and torch.equal(trimmed(A, 1.0), A)
     # halves kept: [3, 0, 0, 2], [0, -2, 1.5, 0], [2, 4, 0, 0]; sums 5, 2, 1.5, 2
     assert ties([A, B, C], 0.5).tolist() == pytest.approx([2.5, 4.0, 1.5, 2.0])
@@ -80,4 +81,5 @@ def test_only_the_image_tower_moves_and_names_are_encoded_once_a_task(monkeypatc
     for _ in range(2):
         model.meta_observe(*batch[:3], epoch=0)
     moved = {k for k, v in model.net.clip.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved and all(name.startswith("visual.") for name in moved)
+    trained = {k for k, p in model.net.clip.named_parameters() if p.requires_grad}
+    assert moved and all(name.startswith("visual.") for name in moved | trained)
