@@ -60,7 +60,7 @@ def default_of(action: argparse.Action) -> str:
 
 
 def row(action: argparse.Action) -> str:
-    text = (action.help or "").replace("%%", "%").replace("|", "\\|").replace("<", "\\<").replace("*", "\\*")
+    text = (action.help or "").replace("%%", "%").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
     names = ", ".join(f"`{option}`" for option in action.option_strings)
     return f"| {names} | {value_of(action)} | {default_of(action)} | {text} |"
 

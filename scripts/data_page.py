@@ -80,7 +80,7 @@ def notes(name: str, cls: type) -> str:
     """What the file says after its first line."""
     text = (inspect.getdoc(sys.modules[cls.__module__]) or "").split("\n", 1)[1:]
     own = inspect.cleandoc(vars(cls).get("__doc__") or "")
-    joined = " ".join(" ".join([*text, own]).split()).replace("<", "\\<").replace("*", "\\*")
+    joined = " ".join(" ".join([*text, own]).split()).replace("<", "&lt;").replace("*", "\\*")
     return (
         "\n".join(textwrap.wrap(f"- `{name}`: {joined}", 118, subsequent_indent="  ", break_on_hyphens=False))
         if joined
