@@ -2,6 +2,7 @@
 # Sets up and runs the tests; arguments are passed to pytest (for example -k buffer, or -m slow).
 # bash scripts/test.sh mutants [--only PATTERN] [--jobs N] runs every fault of tests/mutants: do the tests detect it?
 # bash scripts/test.sh kills [--only NAME ...] kills every method at named moments: does it go on with the same numbers?
+# bash scripts/test.sh slurm starts a Slurm of two nodes here (root; apt-get install slurm-wlm munge) and disturbs a sweep.
 # MAMMOTH_PATH=<checkout> bash scripts/test.sh mammoth [--only NAME ...] tries every method file of a
 # checkout of Mammoth.
 set -euo pipefail
@@ -19,5 +20,9 @@ fi
 if [[ "${1:-}" == kills ]]; then
     shift
     exec .venv/bin/python tests/faults/run.py "$@"
+fi
+if [[ "${1:-}" == slurm ]]; then
+    shift
+    exec .venv/bin/python -m pytest -n 0 -m slurm -rs tests/test_sweep_slurm.py "$@"
 fi
 exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal "$@"
