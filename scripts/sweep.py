@@ -4,6 +4,7 @@
     python scripts/sweep.py GRID --jobs 4 --gpus 0,1  four at a time, on two GPUs
     python scripts/sweep.py GRID --dry_run            prints the commands, starts nothing
     python scripts/sweep.py GRID --on slurm --partition gpu --gres gpu:1
+    python scripts/sweep.py GRID --on ray --num_gpus 0.5
     python scripts/sweep.py GRID --only cifar -- --base_path /data    some of the runs; flags after -- go to each
     python scripts/sweep.py status GRID               how far each run is, from the records
 
@@ -21,14 +22,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.sweeps import gpus, grid, live, on_slurm, plan, pool, state
+from scripts.sweeps import gpus, grid, live, on_ray, on_slurm, plan, pool, state
 from scripts.sweeps.plan import Job
 from utils.cli import shell
 from utils.engine.record import format_table
 from utils.errors import UserError, disk_errors
 
 RESULTS = "./runs/"
-OF_A_PLACE = {"local": ("jobs", "gpus", "retries"), "slurm": ("jobs", *on_slurm.OPTIONS, "sbatch")}
+OF_A_PLACE = {
+    "local": ("jobs", "gpus", "retries"),
+    "slurm": ("jobs", *on_slurm.OPTIONS, "sbatch"),
+    "ray": ("retries", "num_cpus", "num_gpus"),
+}
 
 
 def parser_of() -> argparse.ArgumentParser:
@@ -49,6 +54,8 @@ def parser_of() -> argparse.ArgumentParser:
     for name, text in on_slurm.OPTIONS.items():
         parser.add_argument(f"--{name}", help=f"slurm: {text}")
     parser.add_argument("--sbatch", help="slurm: further options of sbatch, in quotes")
+    parser.add_argument("--num_cpus", type=share, help="ray: CPUs of a run (default 1)")
+    parser.add_argument("--num_gpus", type=share, help="ray: GPUs of a run, for example 0.5 (default 1, or 0 if none)")
     return parser
 
 
@@ -62,6 +69,16 @@ def positive(text: str) -> int:
     if natural(text) < 1:
         raise argparse.ArgumentTypeError("it must be 1 or more")
     return int(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,7 +103,10 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if args.on == "slurm" and waiting:
             return on_slurm.submit(waiting, args)
-        return local(jobs, waiting, args)
+        code = (on_ray.run if args.on == "ray" else local)(waiting, jobs, args) if waiting else 0
+        records = state.Records()
+        print(format_table(state.table(jobs, [records.state(job) for job in jobs])))
+        return code
     except UserError as error:
         print("\n".join(f"error: {line}" for line in str(error).split("\n")), file=sys.stderr)
         return 2
@@ -131,28 +151,21 @@ def show_status(jobs: Sequence[Job]) -> int:
     return int(counts.keys() != {"done"})
 
 
-def local(jobs: Sequence[Job], waiting: Sequence[Job], args: argparse.Namespace) -> int:
-    """The pool on this machine, then the table."""
-    code = 0
-    if waiting:
-        for folder in {job.home for job in waiting}:
-            with disk_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-        dealt = gpus.chosen(args.gpus)
-        at_once = min(args.jobs or len(dealt.names) or 1, len(waiting))
-        left = {job.key for job in waiting}
-        warm = {job.data for job in jobs if job.key not in left}
-        screen = live.Screen(sys.stdout)
-        running = pool.Pool(
-            waiting, at_once, dealt, 1 if args.retries is None else args.retries, told=screen.told, warm=warm
-        )
-        try:
-            code = pool.run(running, screen.draw)
-        finally:
-            screen.clear()
-    records = state.Records()
-    print(format_table(state.table(jobs, [records.state(job) for job in jobs])))
-    return code
+def local(waiting: Sequence[Job], jobs: Sequence[Job], args: argparse.Namespace) -> int:
+    """The pool on this machine."""
+    for folder in {job.home for job in waiting}:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    dealt = gpus.chosen(args.gpus)
+    at_once = min(args.jobs or len(dealt.names) or 1, len(waiting))
+    left = {job.key for job in waiting}
+    warm = {job.data for job in jobs if job.key not in left}
+    screen = live.Screen(sys.stdout)
+    retries = 1 if args.retries is None else args.retries
+    try:
+        return pool.run(pool.Pool(waiting, at_once, dealt, retries, told=screen.told, warm=warm), screen.draw)
+    finally:
+        screen.clear()
 
 
 if __name__ == "__main__":

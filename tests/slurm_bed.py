@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import processes
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue")
 PORT = 26817
 CONF = """
@@ -108,30 +110,15 @@ def bed(home: Path) -> Iterator[dict[str, subprocess.Popen]]:
 
 def kill_node(name: str, daemon: subprocess.Popen) -> list[int]:
     """A node is lost: its slurmd and everything below it, with SIGKILL; returns what was killed."""
-    processes = {int(p.name): p for p in Path("/proc").iterdir() if p.name.isdigit()}
-    parents: dict[int, list[int]] = {}
-    stepds = []
-    for pid, folder in processes.items():
-        with contextlib.suppress(OSError):
-            stat = (folder / "stat").read_text().rpartition(")")[2].split()
-            parents.setdefault(int(stat[1]), []).append(pid)
-            if b"slurmstepd" in (folder / "cmdline").read_bytes() and f"SLURMD_NODENAME={name}".encode() in b"".join(
-                child_environments(pid)
-            ):
-                stepds.append(pid)
-    doomed, found = [daemon.pid, *stepds], []
-    while doomed:
-        pid = doomed.pop()
-        found.append(pid)
-        doomed += parents.get(pid, [])
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    everything = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    steps = [pid for pid, line in processes.commands(everything).items() if "slurmstepd" in line]
+    own = [pid for pid in steps if f"SLURMD_NODENAME={name}".encode() in b"".join(environments_below(pid))]
+    found = processes.family([daemon.pid, *own])
+    processes.kill(found)
     return found
 
 
-def child_environments(pid: int) -> Iterator[bytes]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):
-                yield Path(f"/proc/{child}/environ").read_bytes()
+def environments_below(pid: int) -> Iterator[bytes]:
+    for child in processes.family([pid])[1:]:
+        with contextlib.suppress(OSError):
+            yield Path(f"/proc/{child}/environ").read_bytes()

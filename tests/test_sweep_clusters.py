@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from scripts import sweep
-from scripts.sweeps import on_slurm
+from scripts.sweeps import on_ray, on_slurm
 from tests.test_sweep import STUB, stub, until, write  # noqa: F401
 
 SBATCH = """#!/usr/bin/env bash
@@ -124,3 +125,85 @@ def test_bad_clusters(cluster, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(on_slurm.shutil, "which", lambda name: None)
     assert sweep.main([name, "--on", "slurm"]) == 2
     assert "--on slurm needs Slurm's sbatch" in capsys.readouterr().err
+
+
+# Ray
+
+
+class FakeRay(types.ModuleType):
+    """ray as far as it is used: a task runs when it is waited for."""
+
+    def __init__(self, there=True, resources=None):
+        super().__init__("ray")
+        self.there, self.resources, self.asked = there, resources or {"CPU": 4.0}, []
+        self.cluster_resources = lambda: self.resources
+        self.shutdown = lambda: None
+
+    def init(self, **how):
+        if not self.there:
+            raise ConnectionError("could not find any running Ray instance")
+
+    def remote(self, **how):
+        def options(function, **needs):
+            self.asked.append(needs)
+            return types.SimpleNamespace(remote=lambda *given: (len(self.asked), function, given))
+
+        return lambda function: types.SimpleNamespace(options=lambda **needs: options(function, **needs))
+
+    def wait(self, references, timeout):
+        return references[:1], references[1:]
+
+    def get(self, reference):
+        _, function, given = reference
+        return function(*given)
+
+
+@pytest.fixture
+def ray(cluster, monkeypatch):
+    def made(**how):
+        fake = FakeRay(**how)
+        monkeypatch.setitem(sys.modules, "ray", fake)
+        monkeypatch.setattr(on_ray.importlib.util, "find_spec", lambda name: fake)
+        return fake
+
+    return made
+
+
+def test_tasks_of_ray(ray, cluster, capsys, monkeypatch):
+    fake = ray()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # a worker of Ray sets it
+    name = write(
+        "--model a --dataset d --device cpu",
+        "--model b --dataset d --notes crashes",
+        "--model c --dataset d --notes refused",
+    )
+    assert sweep.main([name, "--on", "ray", "--num_cpus", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "line 2: crashed (137)" in out and "line 3: failed (2): error: not like this" in out
+    assert [line.split()[:2] for line in cluster("")] == [
+        ["a-d--", "started"],
+        ["a-d--", "done"],
+        ["b-d--crashes", "started"],
+        ["c-d--refused", "started"],
+        ["b-d--crashes", "resumed"],
+        ["b-d--crashes", "done"],
+    ]
+    assert fake.asked == [{"num_cpus": 2.0, "num_gpus": 0.0}] * 4
+    fake = ray(resources={"CPU": 1.0, "GPU": 2.0})
+    assert sweep.main([name, "--on", "ray", "--only", "model c", "--num_gpus", "0.5"]) == 1
+    assert fake.asked == [{"num_cpus": 1.0, "num_gpus": 0.5}]
+    assert sweep.main([name, "--on", "ray", "--only", "model c"]) == 1 and fake.asked[-1]["num_gpus"] == 1.0
+
+
+def test_bad_rays(ray, cluster, capsys, monkeypatch):
+    name = write("--model a --dataset d")
+    ray(resources={"CPU": 1.0})
+    assert sweep.main([name, "--on", "ray", "--num_gpus", "1"]) == 2
+    assert "a run needs 1 GPUs; the Ray cluster has 0 in all" in capsys.readouterr().err
+    ray(there=False)
+    assert sweep.main([name, "--on", "ray"]) == 2
+    assert "no Ray cluster (could not find any running Ray instance): start one" in capsys.readouterr().err
+    monkeypatch.setattr(on_ray.importlib.util, "find_spec", lambda name: None)
+    assert sweep.main([name, "--on", "ray"]) == 2
+    assert capsys.readouterr().err == "error: --on ray needs the package ray: pip install ray\n"
+    assert not cluster("")

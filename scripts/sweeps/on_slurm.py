@@ -58,7 +58,10 @@ def submit(jobs: Sequence[Job], args: argparse.Namespace) -> int:
     """Write the commands and the script, and give it to sbatch."""
     if shutil.which("sbatch") is None:
         raise UserError("--on slurm needs Slurm's sbatch on this machine; --on local runs the grid here")
-    script = written(jobs, args) / "sweep.sbatch"
+    commands = write_commands(jobs, args.grid, "slurm")
+    script = commands.parent / "sweep.sbatch"
+    with disk_errors(script):
+        script.write_text(script_of(commands, len(jobs), args))
     done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
     if done.returncode:
         told = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
@@ -68,11 +71,10 @@ def submit(jobs: Sequence[Job], args: argparse.Namespace) -> int:
     return 0
 
 
-def written(jobs: Sequence[Job], args: argparse.Namespace) -> Path:
-    """The folder with the commands and the script of one submission."""
-    folder = (jobs[0].home / "slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(args.grid).stem}").absolute()
+def write_commands(jobs: Sequence[Job], grid: str, place: str) -> Path:
+    """The file of commands of one submission, in a folder of its own."""
+    folder = (jobs[0].home / place / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(grid).stem}").absolute()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "commands").write_text("".join(f"{line_of(job)}\n" for job in jobs))
-        (folder / "sweep.sbatch").write_text(script_of(folder / "commands", len(jobs), args))
-    return folder
+    return folder / "commands"
