@@ -26,6 +26,7 @@ def test_a_lost_node_changes_no_number(tmp_path, data, monkeypatch, capsys):
     undisturbed, results = tmp_path / "local", tmp_path / "ray"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert sweep.main(["slow.yaml", "--results_path", str(undisturbed)]) == 0
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")  # 30 s are not enough on a busy machine
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     lost: list[str] = []
 
