@@ -44,6 +44,8 @@ note("resumed" if resumed else "started")
 how = value.get("notes", "")
 if how == "refused":
     sys.exit(print("error: not like this", file=sys.stderr) or 2)
+while how == "imports" and not os.path.exists("go"):
+    time.sleep(0.02)
 folder.mkdir(parents=True, exist_ok=True)
 lock = open(folder / "lock", "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -53,15 +55,19 @@ if how == "broken" or (how == "crashes" and not resumed):
     os.kill(os.getpid(), signal.SIGKILL)
 if how.startswith("sleeps") and not resumed:
     def stop(number, frame):
+        time.sleep(0.3)
         note("saved")
         row(type="end", status="interrupted", summary={})
         sys.exit(128 + number)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if how == "sleeps-deaf" else stop)
     note("sleeping")
     time.sleep(float(value.get("lr", 60)))
+if how == "slow":
+    time.sleep(0.3)
+note("warm")
 row(type="task", task=0, scores={"class_il": [50.0]})
 if how == "slow":
-    time.sleep(0.5)
+    time.sleep(0.2)
 row(type="end", status="done", summary={"class_il_last": 41.5, "wall_s": 3.0})
 note("done")
 """
@@ -356,15 +362,17 @@ def test_the_second_signal_ends_the_runs(stub):
 
 def test_a_second_sweep_waits_and_never_repeats(stub, capsys):
     """Also after the launcher was killed: the run holds its lock."""
-    name = write("--model a --dataset d --notes sleeps --lr 2", "--model b --dataset e")
+    name = write("--model a --dataset d --notes imports", "--model b --dataset e")
     first = sweep_process(name)
-    until(lambda: stub("sleeping"))
+    until(lambda: stub("started"))  # it does not have a record yet
     first.kill()
     first.communicate()
     second = sweep_process(name, "--jobs", "2")
+    while "line 1: another process runs it; waiting" not in second.stdout.readline():
+        assert second.poll() is None and len(stub("a-d--imports started")) == 1
+    Path("go").touch()
     out, _ = second.communicate(timeout=30)
-    assert second.returncode == 0, out
-    assert "another process runs it; waiting" in out and "finished by another process" in out
+    assert second.returncode == 0 and "line 1: finished by another process" in out
     assert len(stub("started")) == len(stub("done")) == 2 and not stub("resumed")
 
 
@@ -397,8 +405,10 @@ def test_a_refusal_elsewhere_is_not_repeated(stub):
 def test_the_first_run_of_a_data_set_warms_it(stub):
     name = write(*(f"--model m{i} --dataset {d} --notes slow" for i in range(2) for d in ("d", "e")))
     assert sweep.main([name, "--jobs", "4"]) == 0
-    order = [line.split()[0] for line in stub("started")]
-    assert sorted(order[:2]) == ["m0-d--slow", "m0-e--slow"] and len(order) == 4
+    order = [" ".join(line.split()[:2]) for line in stub()]
+    for d in ("d", "e"):
+        assert order.index(f"m0-{d}--slow started") < order.index(f"m0-{d}--slow warm")
+        assert order.index(f"m0-{d}--slow warm") < order.index(f"m1-{d}--slow started")
 
 
 def test_the_disk_is_full(stub, capsys, monkeypatch):

@@ -182,10 +182,12 @@ def test_tasks_of_ray(ray, cluster, capsys, monkeypatch):
     assert "line 2: crashed (137)" in out and "line 3: failed (2): error: not like this" in out
     assert [line.split()[:2] for line in cluster("")] == [
         ["a-d--", "started"],
+        ["a-d--", "warm"],
         ["a-d--", "done"],
         ["b-d--crashes", "started"],
         ["c-d--refused", "started"],
         ["b-d--crashes", "resumed"],
+        ["b-d--crashes", "warm"],
         ["b-d--crashes", "done"],
     ]
     assert fake.asked == [{"num_cpus": 2.0, "num_gpus": 0.0}] * 4

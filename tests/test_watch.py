@@ -88,7 +88,7 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self, key=None, fails=()):
         super().__init__("wandb")
-        self.api, self.sent, self.fails = types.SimpleNamespace(api_key=key), [], fails
+        self.api, self.sent, self.fails, self.tried = types.SimpleNamespace(api_key=key), [], fails, []
         self.Settings = lambda **how: how
         self.config = self.summary = types.SimpleNamespace(
             update=lambda values, **how: self.sent.append(("update", values))
@@ -101,6 +101,7 @@ class FakeWandb(types.ModuleType):
         return self
 
     def log(self, values, step):
+        self.tried.append(step)
         if "log" in self.fails:
             raise ConnectionError("no route\nto host")
         self.sent.append((step, values))
@@ -134,12 +135,14 @@ def test_a_sink_that_fails_warns_once_and_hurts_nothing(fails, data, tmp_path, m
     """Its run has the scores of one without it, and the other sink goes on."""
     common = [*SGD, "--base_path", str(data), "--device", "cpu", "--non_verbose", "1"]
     assert main.main([*common, "--results_path", str(tmp_path / "plain")]) == 0
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb("key", [fails]))
+    fake = FakeWandb("key", [fails])
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: True)
     capfd.readouterr()
     assert main.main([*common, "--results_path", str(tmp_path / "watched"), "--wandb", "1", "--csv", "1"]) == 0
     err = capfd.readouterr().err
     told = "--wandb 1 stopped: ConnectionError: no route to host; the run and its record go on"
+    assert fake.tried == ([1] if fails == "log" else []), "a sink that failed gets no further lines"
     assert err.count("stopped") == 1 and f"warning: {told}" in err
     plain, watched = newest_record(tmp_path / "plain"), newest_record(tmp_path / "watched")
     assert [r["text"] for r in watched if r["type"] == "warning"] == [told]
