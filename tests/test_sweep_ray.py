@@ -22,17 +22,19 @@ def test_a_lost_node_changes_no_number(tmp_path, data, monkeypatch, capsys):
     from ray.cluster_utils import Cluster
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "slow.yaml").write_text(GRID.replace("{data}", str(data)))
+    text = GRID.replace("{data}", str(data)).replace("--n_epochs 400", "--n_epochs 200").replace("seeds: 3", "seeds: 2")
+    (tmp_path / "slow.yaml").write_text(text)
     undisturbed, results = tmp_path / "local", tmp_path / "ray"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert sweep.main(["slow.yaml", "--results_path", str(undisturbed)]) == 0
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")  # 30 s are not enough on a busy machine
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default 15: beside other work the runs would hardly move
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     lost: list[str] = []
 
     def lose_a_node(node) -> None:
         raylet = node.all_processes["raylet"][0].process.pid
-        end = time.monotonic() + 300
+        end = time.monotonic() + 1200
         while time.monotonic() < end and not lost:
             lines = processes.commands(processes.family([raylet]))
             runs = [line for line in lines.values() if "main.py" in line and "one.sh" not in line]
@@ -53,4 +55,4 @@ def test_a_lost_node_changes_no_number(tmp_path, data, monkeypatch, capsys):
     logs = [path.read_text() for path in (results / ".sweep" / "logs").iterdir()]
     assert sum("continuing" in log for log in logs) == 1
     done = scores(results)
-    assert done == scores(undisturbed) and done.keys() == {0, 1, 2}
+    assert done == scores(undisturbed) and done.keys() == {0, 1}
