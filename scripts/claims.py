@@ -9,121 +9,33 @@ format of the table: scripts/claims_table.py; how a verdict is made: scripts/cla
 """
 
 import argparse
-import json
-import os
+import functools
 import re
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts import claims_page, claims_table, records
 from scripts.claims_table import Job, Table
-from utils import json_text
+from scripts.sweeps import ledger, pool
 from utils.cli import shell
 from utils.engine.launch import git_commit
 from utils.errors import UserError, disk_errors
-from utils.escape import clean
 
 ROOT = Path(__file__).resolve().parent.parent
-LEDGER = "processes.jsonl"  # one line for each process that was started: its run, CPU seconds and exit code
-THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-
-
-class Launcher:
-    """Starts main.py once per job, some at a time; stopping it stops them."""
-
-    def __init__(self, results: Path, total: int):
-        self.results, self.total, self.done = results, total, 0
-        self.running: set[subprocess.Popen] = set()
-        self.lock, self.stopped = threading.Lock(), False
-
-    def run(self, job: Job) -> str | None:
-        """One run; the error in one line, or None."""
-        with tempfile.TemporaryFile() as errors, self.started(job, errors) as process:
-            if self.stopped:
-                process.terminate()
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            with self.lock:
-                self.running.discard(process)
-            errors.seek(0)
-            told = errors.read().decode("utf-8", "replace").strip().splitlines()
-        cpu_s = usage.ru_utime + usage.ru_stime
-        failed = None if not process.returncode else clean(told[-1] if told else "it said nothing", 300)
-        row = {"config": job.config, "cpu_s": round(cpu_s, 2), "code": process.returncode, "error": failed}
-        row |= {"arm": job.arm, "world": job.world, "seed": job.seed, "commit": git_commit()}
-        with self.lock:
-            self.done += 1
-            with disk_errors(self.results), open(self.results / LEDGER, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            outcome = f"failed ({process.returncode}): {failed}" if process.returncode else f"{cpu_s:.0f} CPU s"
-            print(f"[{self.done}/{self.total}] {job}: {outcome}", flush=True)
-        return failed
-
-    def started(self, job: Job, errors) -> subprocess.Popen:
-        command = [sys.executable, str(ROOT / "main.py"), *job.argv]
-        with self.lock:
-            process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, by `stop`
-                command,
-                cwd=ROOT,
-                env={**os.environ, **THREADS},
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,
-            )
-            self.running.add(process)
-        return process
-
-    def stop(self, number: int, frame: object) -> None:
-        self.stopped = True
-        for process in list(self.running):
-            process.send_signal(signal.SIGTERM)
 
 
 def launch(jobs: Sequence[Job], results: Path, at_once: int) -> int:
-    """Run the jobs; 0, 1 if some failed, 128 + signal if it was stopped."""
-    launcher = Launcher(results, len(jobs))
-    stops = [signal.SIGINT, signal.SIGTERM]
-    number = 0
-
-    def stop(got: int, frame: object) -> None:
-        nonlocal number
-        number = got
-        launcher.stop(got, frame)
-
-    before = {s: signal.signal(s, stop) for s in stops}
-    try:
-        with ThreadPoolExecutor(at_once) as pool:
-            waiting = [pool.submit(lambda job=job: None if launcher.stopped else launcher.run(job)) for job in jobs]
-            failed = [told for told in (each.result() for each in waiting) if told]
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-    return 128 + number if number else int(bool(failed))
-
-
-def ledger(results: Path) -> list[dict]:
-    """The processes that were started so far; lines that are not ours are skipped."""
-    try:
-        lines = (results / LEDGER).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            row = json_text.parse(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("config"), str) and type(row.get("cpu_s")) in (int, float):
-            found.append(row)
-    return found
+    """Run the jobs, one thread each; 0, 1 if some failed, 128 + signal if it was stopped."""
+    commit = git_commit()
+    known = [
+        replace(job, facts={"arm": job.arm, "world": job.world, "seed": job.seed, "commit": commit}) for job in jobs
+    ]
+    told = functools.partial(print, flush=True)
+    return pool.run(pool.Pool(known, at_once, threads=1, told=told, main=ROOT / "main.py", cwd=ROOT))
 
 
 def finished(results: Path) -> dict[str, records.Run]:
@@ -193,7 +105,7 @@ def work(args: argparse.Namespace) -> int:
     own = {job.seed for job in shown} == set(table.seeds) and not args.quick
     page = args.page or (ROOT / "docs" / "claims" if own else results) / f"{table.name}.md"
     figure = (ROOT / "docs" / "img" if own and not args.page else page.parent) / f"claims_{table.name}.png"
-    claims_page.write(table, shown, finished(results), ledger(results), page, figure)
+    claims_page.write(table, shown, finished(results), ledger.read(results), page, figure)
     print(f"page: {page}")
     return code
 

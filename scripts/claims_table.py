@@ -16,19 +16,13 @@ In flags {seed} is the seed and {order:6} a shuffle of 0 to 5 drawn by it.
 """
 
 import difflib
-import random
-import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import yaml
-
-from utils import cli
-from utils.engine import launch
-from utils.engine.record import config_hash
+from scripts.sweeps import grid, plan
+from scripts.sweeps.grid import filled, merged, unknown
 from utils.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent / "claims"
@@ -57,26 +51,6 @@ OF_A_FIGURE = {
     "bars": {"measure", "arms", "worlds"},
     "against": {"x", "y", "lines", "world"},
 }
-BOOLEAN = "tag:yaml.org,2002:bool"
-
-
-class Loader(yaml.SafeLoader):
-    """`on` and `no` are words, and a key given twice is an error."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if tag != BOOLEAN]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.MarkedYAMLError(problem=f"'{twice[0]}' is there twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-Loader.add_implicit_resolver(BOOLEAN, re.compile("^(true|false)$"), list("tf"))
 
 
 @dataclass(frozen=True)
@@ -110,15 +84,11 @@ class Table:
     reported: list[str] = field(default_factory=list)
 
 
-class Job(NamedTuple):
-    arm: str
-    world: str
-    seed: int
-    argv: list[str]
-    config: str
-
-    def __str__(self) -> str:
-        return f"{self.arm} | {self.world} | seed {self.seed}"
+@dataclass(frozen=True)
+class Job(plan.Job):
+    arm: str = ""
+    world: str = ""
+    seed: int = 0
 
 
 def names() -> list[str]:
@@ -130,23 +100,13 @@ def read_table(name: str, folder: Path = FOLDER) -> Table:
     if not path.is_file():
         close = difflib.get_close_matches(name, [p.stem for p in folder.glob("*.yaml")], n=1)
         raise UserError(f"there is no {path}; {f'closest: {close[0]}' if close else 'give the name of a file there'}")
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{place}: {getattr(error, 'problem', None) or error}") from None
+    found = grid.read_yaml(path)
     problems = wrong_keys(found)
     if not problems:
         problems, table = checked(name, found)
     if problems:
         raise UserError("\n".join(f"{path}: {line}" for line in problems))
     return table
-
-
-def unknown(word: object, known: Iterable[str], what: str) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"{what} '{word}' does not exist" + (f"; closest: {close[0]}" if close else "")
 
 
 def wrong_keys(found: Any) -> list[str]:
@@ -283,34 +243,6 @@ def claim_of(given: Any, number: int, arms, measures, groups, problems: list[str
     )
 
 
-def filled(flags: str, seed: int) -> list[str]:
-    """The words of some flags for a seed."""
-    flags = flags.replace("{seed}", str(seed))
-    if wrong := re.search(r"\{(?!order:\d+\})[^}\s]+\}", flags):
-        raise UserError(f"{wrong[0]} stands for nothing; write {{seed}}, {{order:6}} or a name under `flags`")
-
-    def shuffled(match: re.Match) -> str:
-        order = list(range(int(match[1])))
-        random.Random(seed).shuffle(order)
-        return ",".join(map(str, order))
-
-    return shlex.split(re.sub(r"\{order:(\d+)\}", shuffled, flags))
-
-
-def merged(*parts: Sequence[str]) -> list[str]:
-    """One command line in which a later part's flag replaces an earlier one's."""
-    found: dict[str, list[str]] = {}
-    for words in parts:
-        flag = ""
-        for word in words:
-            if word.startswith("--"):
-                flag = word.partition("=")[0].replace("-", "_")
-                found[flag] = [word]
-            else:
-                found.setdefault(flag, []).append(word)
-    return [word for words in found.values() for word in words]
-
-
 def jobs_of(
     table: Table,
     results: Path,
@@ -321,6 +253,7 @@ def jobs_of(
 ) -> list[Job]:
     """The runs of some arms, each understood by main.py's own parser; one UserError lists all that are not."""
     found: list[Job] = []
+    known = plan.Known(results)
     problems: dict[str, None] = {}
     of_config: dict[str, str] = {}
     for seed in seeds:
@@ -332,22 +265,15 @@ def jobs_of(
                 argv = merged(*(filled(t, seed) for t in text), ["--seed", str(seed)])
                 argv += ["--resume", "auto", "--non_verbose", "1", "--notes", arm, "--results_path", str(results)]
                 try:
-                    config = config_of(argv)
+                    config = known.config_of(argv)
                 except UserError as error:
                     problems |= {f"arm '{arm}' on {world}: {line}": None for line in str(error).split("\n")}
                     continue
-                if of_config.setdefault(config, arm) != arm:
-                    problems[f"arms '{of_config[config]}' and '{arm}' are the same run on {world}"] = None
-                found.append(Job(arm, world, seed, argv, config))
+                if of_config.setdefault(config.sha256, arm) != arm:
+                    problems[f"arms '{of_config[config.sha256]}' and '{arm}' are the same run on {world}"] = None
+                title = f"{arm} | {world} | seed {seed}"
+                found.append(Job(title, argv, *config, results, arm=arm, world=world, seed=seed))
     if problems:
         raise UserError("\n".join(problems))
+    known.keep()
     return found
-
-
-def config_of(argv: list[str]) -> str:
-    """The configuration hash that main.py gives a run of these arguments."""
-    parsed = cli.parse(argv)
-    if parsed is None:
-        raise UserError("it only prints a text")
-    launch.check(parsed.args, parsed.model_class, parsed.dataset_class)
-    return config_hash(launch.fill_in(parsed.args))

@@ -11,6 +11,7 @@ import pytest
 
 from scripts import claims, claims_page, claims_table
 from scripts.claims_page import FAILS, HOLDS, NOT_RUN, OPEN, verdict_of
+from scripts.sweeps import grid, ledger, plan
 from utils.errors import UserError
 
 TABLE = """
@@ -54,7 +55,7 @@ def put(results, job, scores, status="done", commit="abcdef1234+"):
 def page(found, jobs, results, tmp_path):
     path = tmp_path / "docs" / "claims" / "t.md"
     figure = tmp_path / "docs" / "img" / "t.png"
-    claims_page.write(found, jobs, claims.finished(results), claims.ledger(results), path, figure)
+    claims_page.write(found, jobs, claims.finished(results), ledger.read(results), path, figure)
     return path.read_text()
 
 
@@ -90,7 +91,7 @@ def test_a_page_says_verdicts_first_and_pairs_by_seed(tmp_path):
             shift = 50.0 * job.seed  # of a seed: gone in paired differences
             put(results, job, [level[job.arm] + shift + noise - 1, level[job.arm] + shift + noise + 1])
     put(results, jobs[0], [99.0, 99.0], status="interrupted")
-    (results / claims.LEDGER).write_text(
+    (results / ledger.LEDGER).write_text(
         'nonsense\n{"config": 5}\n'
         + "".join(json.dumps({"config": j.config, "cpu_s": 1800.0}) + "\n" for j in jobs[:4])
     )
@@ -168,11 +169,11 @@ def test_shared_flags_and_later_ones_win(tmp_path):
     argv = claims_table.jobs_of(found, tmp_path, [4], ["shrunk"], ["II"])[0].argv
     given = dict(zip(argv[::2], argv[1::2], strict=True))
     assert (given["--shrinkage"], given["--normalize"], given["--style"]) == ("0.25", "0", "noisy")
-    assert given["--picture_seed"] == given["--seed"] == "4" and claims_table.filled("--a {order:3}", 1) != [
+    assert given["--picture_seed"] == given["--seed"] == "4" and grid.filled("--a {order:3}", 1) != [
         "--a",
         "0,1,2",
     ]
-    assert sorted(claims_table.filled("{order:3}", 1)[0]) == [",", ",", "0", "1", "2"]
+    assert sorted(grid.filled("{order:3}", 1)[0]) == [",", ",", "0", "1", "2"]
 
 
 def test_all_errors_are_told_at_once(tmp_path):
@@ -196,7 +197,7 @@ start = {"type": "start", "config_hash": name, "argv": argv,
          "args": {"model": "m", "dataset": "d", "seed": int(value["--seed"])}}
 rows = [start, {"type": "task", "task": 0, "scores": {"class_il": [float(value["--seed"])]}},
         {"type": "end", "status": "done", "summary": {"class_il_last": 1.0}}]
-folder = pathlib.Path(value["--results_path"]) / name
+folder = pathlib.Path(value["--results_path"]) / "d" / "m" / f"t_{name}_1"
 folder.mkdir(parents=True)
 (folder / "record.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 """
@@ -210,7 +211,8 @@ def stub(tmp_path, monkeypatch):
     monkeypatch.setattr(claims_table.read_table, "__defaults__", (tmp_path,))
     monkeypatch.setattr(claims, "ROOT", tmp_path)
     monkeypatch.setenv("STARTED", str(tmp_path / "started"))
-    monkeypatch.setattr(claims_table, "config_of", lambda a: a[a.index("--notes") + 1] + a[a.index("--seed") + 1])
+    name = lambda a: a[a.index("--notes") + 1] + a[a.index("--seed") + 1]  # noqa: E731
+    monkeypatch.setattr(plan, "parsed", lambda argv: plan.Config(name(argv), "d", "m"))
     return lambda: (tmp_path / "started").read_text().split()
 
 
@@ -225,7 +227,7 @@ def test_finished_runs_are_not_started_again_and_a_failed_arm_is_named(stub, tmp
     assert claims.main([*argv, "--arms", "zero|plain"]) == 0
     assert claims.main([*argv, "--arms", "shrunk", "--jobs", "0"]) == 0
     assert len(stub()) == 3
-    rows = claims.ledger(tmp_path / "r")
+    rows = ledger.read(tmp_path / "r")
     assert [row["code"] for row in rows] == [0, 1, 0] and all(row["cpu_s"] > 0 for row in rows)
 
 
@@ -261,7 +263,7 @@ def test_a_stopped_command_stops_its_runs_and_goes_on_when_repeated(stub, tmp_pa
         thread.start()
         assert claims.main(argv) == 128 + signal.SIGTERM
         thread.join()
-    assert [row["code"] for row in claims.ledger(tmp_path / "r")] == [0, -signal.SIGTERM]
+    assert [row["code"] for row in ledger.read(tmp_path / "r")] == [0, -signal.SIGTERM]
     assert claims.main(argv) == 0
     assert stub() == ["zero0", "plain0", "plain0"]
 

@@ -86,7 +86,7 @@ def test_all_mistakes_are_told_together():
         "2",
         "--n_epochs",
         "3",
-        "--wandb_project",
+        "--cache_path_noisy_labels",
         "x",
     )
     for part in (
@@ -96,7 +96,7 @@ def test_all_mistakes_are_told_together():
         "'sdg' is not one of sgd, adam, adamw",
         "unknown flag '--momentun'",
         "--n_epochs is given twice",
-        "--wandb_project is not available",
+        "--cache_path_noisy_labels has no files",
     ):
         assert part in text, part
     assert len(text.splitlines()) == 7

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import subprocess
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import main
 from backbone.clip import load_clip
 from backbone.fusion import make_fusion
 from datasets.tiny_world import streams
+from scripts.sweeps import grid
 from utils import cli
 from utils.cli.registry import ROOT
 from utils.engine import metrics
@@ -131,25 +131,11 @@ def test_pre_training_of_the_fusion_goes_on_to_the_same_weights(tmp_path, monkey
     )
 
 
-def test_the_papers_script_refuses_another_stream():
-    done = subprocess.run(
-        ["bash", "scripts/paper_clumo.sh", "--foo"], cwd=ROOT, capture_output=True, text=True, timeout=20
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: unknown stream '--foo': clove-scene, clove-function, or both in quotes\n"
-
-
-def test_every_command_of_the_papers_script_is_understood(tmp_path, monkeypatch):
-    """A replacement of python records each command; all are parsed, none uses an untrained fusion."""
-    script, log = (ROOT / "scripts/paper_clumo.sh").read_text(), tmp_path / "log"
-    (tmp_path / "python").write_text(f'#!/bin/sh\nprintf "%s\\037" "$@" >> {log}\necho >> {log}\n')
-    (tmp_path / "python").chmod(0o755)
-    script = script.replace(".venv/bin/python", str(tmp_path / "python")).replace("bash scripts/setup.sh", "true")
-    subprocess.run(
-        ["bash", "-c", script, str(ROOT / "scripts/paper_clumo.sh"), "clove-scene", str(tmp_path), "W"], check=True
-    )
-    commands = [line.split("\037")[:-1] for line in log.read_text().splitlines()]
-    runs = [command[1:] for command in commands if command[0] == "main.py"]
+def test_every_command_of_the_papers_grid_is_understood():
+    """None uses an untrained fusion."""
+    more = ["--blip_weights", "W"]
+    lines = grid.read(str(ROOT / "scripts/grids/paper_clumo.yaml"), more=more).lines
+    runs = [line.argv for line in lines if "clove-scene" in line.argv]
     names = [argv[argv.index("--notes") + 1] for argv in runs]
     assert len(runs) > 40 and names.count("CluMo") == names.count("head alone") == 6 and "CluMo, random keys" in names
     for argv in runs:

@@ -318,6 +318,17 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sink_args(parser: argparse.ArgumentParser) -> None:
+    """Flags about where the lines of the record also go."""
+    add = parser.add_argument_group("watching").add_argument
+    add("--csv", type=boolean, default=False, help="also scores.csv in the run's folder")
+    add("--tensorboard", type=boolean, default=False, help="also event files in the run's folder (package tensorboard)")
+    add("--wandb", type=boolean, default=False, help="also Weights & Biases (package wandb); offline without a key")
+    add("--wandb_entity", help="team or user there; with --wandb_project it turns --wandb on")
+    add("--wandb_project", help="project there (default: mammoth-vl)")
+    add("--wandb_name", help="name of the run there")
+
+
 def add_memory_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Flags of every method that stores samples."""
     group = parser.add_argument_group("replay buffer")
@@ -360,9 +371,6 @@ REFUSED = {
     "load_best_args": "is deprecated upstream; use --model_config best",
     "save_checkpoint_mode": "has one mode here: checkpoints are safetensors, and nothing in them is executed",
     "distributed": "is not available: runs use one device",
-    "wandb_name": "is not available: the record is record.jsonl in the run's folder",
-    "wandb_entity": "is not available: the record is record.jsonl in the run's folder",
-    "wandb_project": "is not available: the record is record.jsonl in the run's folder",
     "disable_noisy_labels_cache": "has nothing to disable: noisy labels are drawn from the seed, not cached",
     "cache_path_noisy_labels": "has no files to place: noisy labels are drawn from the seed, not cached",
 }
@@ -373,7 +381,7 @@ class Arguments(argparse.Namespace):
 
     load_best_args = disable_noisy_labels_cache = False
     save_checkpoint_mode, distributed, cache_path_noisy_labels = "safe", "no", "noisy_labels"
-    wandb_name = wandb_entity = wandb_project = wandb_url = None
+    wandb_url = None
     nowand = 1
 
 

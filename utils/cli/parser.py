@@ -39,6 +39,7 @@ def new_parser() -> argparse.ArgumentParser:
     flags.add_experiment_args(parser)
     add_stream_args(parser)
     flags.add_management_args(parser)
+    flags.add_sink_args(parser)
     return parser
 
 

@@ -6,14 +6,13 @@ weights   flag: allowed values, the first is the default; `needed: false` where 
 flags     flag: value, for every data set; a flag that a method or stream does not have is left out
 variants  names, the first is the default: --protocol NAME/VARIANT
 datasets  name: {flags, variant: {flags}, first_task: {variant: raw labels}}
-table     models and seeds of scripts/paper_table.sh
+table     models and seeds of scripts/sweep.py protocol:NAME
 """
 
 import argparse
 import difflib
 import hashlib
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -171,15 +170,8 @@ def listing() -> list[str]:
 
 
 def table(name: str, what: str) -> list[str]:
-    """What scripts/paper_table.sh runs: the data sets, models or seeds of a protocol's table."""
+    """What scripts/sweep.py protocol:NAME runs: the data sets, models or seeds of a protocol's table."""
     found = content(name.partition("/")[0])
     if what == "datasets":
         return [d for d in found["datasets"] if registry.exists("dataset", d)]
     return [str(value) for value in (found.get("table") or {}).get(what, [])]
-
-
-if __name__ == "__main__":
-    try:
-        print(" ".join(table(*sys.argv[1:3])))
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -19,7 +19,7 @@ import torch
 from utils import free_memory, to_parsable_obj
 from utils.cli import plugins, protocols, registry
 from utils.conf import get_device, remember
-from utils.engine import checkpoint, report, unchanged
+from utils.engine import checkpoint, report, sinks, unchanged
 from utils.engine import record as results
 from utils.engine.foreign_weights import fill_weights, read_mammoth
 from utils.engine.run import MID_TASK, TASK_END
@@ -67,6 +67,7 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
         problems.append("use --label_perc_by_task or --label_perc_by_class, not both")
     if args.custom_class_order is not None and args.class_order_seed is not None:
         problems.append("--class_order_seed has no effect on --custom_class_order; use one of them")
+    problems += sinks.problems(args)
     if problems:
         raise UserError("\n".join(problems))
 
@@ -163,10 +164,13 @@ def open_record(
     if args.disable_log:
         return None
     if found is not None:
-        reopen(found, model)
-        return found
-    record = results.open_run(args.results_path, args.dataset, args.model, requested)
-    record.start(first_line)
+        record = found
+        reopen(record, model)
+    else:
+        record = results.open_run(args.results_path, args.dataset, args.model, requested)
+        record.start(first_line)
+    if sinks.chosen(args):
+        record.sinks = sinks.Sinks(record.folder, args, record.rows())
     return record
 
 

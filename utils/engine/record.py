@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from utils import json_text, to_parsable_obj
 from utils.engine.record_schema import wrong_line
+from utils.engine.sinks import Sinks
 from utils.errors import UserError, disk_errors
 from utils.escape import on_figure
 
@@ -45,6 +46,12 @@ VOLATILE = {
     "disable_log": "whether a record is written",
     "non_verbose": "progress bars",
     "notes": "free text",
+    "csv": "where scores also go",
+    "tensorboard": "where scores also go",
+    "wandb": "where scores also go",
+    "wandb_entity": "whose they are there",
+    "wandb_project": "what they belong to there",
+    "wandb_name": "what the run is called there",
     "plugins": "where files come from; plugin_files names those that run, with their sha256",
     "image_cache": "where decoded images come from; their pixels are equal",
     "num_workers": "processes that read images; order and augmentation do not depend on them",
@@ -101,6 +108,7 @@ class RunRecord:
         self.config_hash = config
         self._lock: int | None = None
         self._begun = False  # a line was written by this process
+        self.sinks: Sinks | None = None  # see every line once it is on disk
 
     def start(self, row: dict) -> None:
         """The run's arguments, versions and data. The schema number and the configuration hash are added."""
@@ -138,10 +146,14 @@ class RunRecord:
     @property
     def status(self) -> str:
         """running: a live process holds the lock. Else the status in the last line; interrupted without an `end`."""
-        if self._lock is not None or self._locked_elsewhere():
+        if self.is_locked():
             return "running"
         rows = self.rows()
         return rows[-1]["status"] if rows and rows[-1]["type"] == "end" else "interrupted"
+
+    def is_locked(self) -> bool:
+        """Whether a live process is writing."""
+        return self._lock is not None or self._locked_elsewhere()
 
     def lock(self) -> None:
         """Become the writer. Drops a line that a killed writer left unfinished."""
@@ -160,7 +172,10 @@ class RunRecord:
         self.truncate(self.size)
 
     def close(self) -> None:
-        """Release the lock."""
+        """Close the sinks and release the lock."""
+        if self.sinks is not None:
+            self.sinks.close()
+            self.sinks = None
         if self._lock is not None:
             _locks().discard(self._lock)
             os.close(self._lock)
@@ -178,7 +193,8 @@ class RunRecord:
             os.fsync(file.fileno())
 
     def _write(self, row: dict) -> None:
-        line = (json.dumps(to_parsable_obj(row, _jsonable, "row"), allow_nan=False) + "\n").encode()
+        row = to_parsable_obj(row, _jsonable, "row")
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
         self.lock()
         new = 0 if self._begun else os.O_CREAT  # in a removed folder, later lines alone would look like a record
         with disk_errors(self.path):
@@ -192,6 +208,8 @@ class RunRecord:
                 self._begun = True
             finally:
                 os.close(fd)
+        if self.sinks is not None:
+            self.sinks.row(row)
 
     def _locked_elsewhere(self) -> bool:
         try:

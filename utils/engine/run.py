@@ -21,6 +21,7 @@ from utils.engine import checkpoint
 from utils.engine import record as results
 from utils.engine.accounting import Stopwatch
 from utils.engine.autosave import Saver, seconds_to_copy
+from utils.engine.heartbeat import Heartbeat
 from utils.engine.module_state import SKIP
 from utils.errors import Interrupted, UserError
 from utils.features import FeatureStore
@@ -44,6 +45,7 @@ class Run:
         self.started, self.seconds_before = time.perf_counter(), 0.0
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         self.saver = Saver(args.autosave if record else 0.0, seconds_to_copy(STATE_PER_WEIGHTS * weights))
+        self.heartbeat = Heartbeat(self.folder)
         self.signal: int | None = None
         self.polled = False  # inside the batch loop, which checks `signal` itself
         self.position: dict[str, Any] = {"task": 0, "phase": "begin", "epoch": 0, "batch": 0}

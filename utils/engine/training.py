@@ -254,6 +254,9 @@ class Fit:
         if self.scheduler is not None:
             self.run.loop_state["scheduler"] = self.scheduler.state_dict()
         self.run.loop_state["passes"] = getattr(self.loader, "passes", 0)
+        if self.run.heartbeat.due():
+            within = (epoch * self.batches() + batch) / max(1, self.n_epochs() * self.batches())
+            self.run.heartbeat.beat(self.task, self.dataset.N_TASKS, within, self.guard.last)
         self.run.tick(phase="train", epoch=epoch, batch=batch)
 
     def should_stop(self, epoch: int) -> bool:
