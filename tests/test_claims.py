@@ -243,7 +243,7 @@ def test_worlds_can_be_chosen(stub, tmp_path, capsys):
     (tmp_path / "t.yaml").write_text(TABLE)
     argv = ["t", "--results_path", str(tmp_path / "r"), "--seeds", "0", "--arms", "zero|plain"]
     assert claims.main([*argv, "--worlds", "^II$"]) == 0
-    assert [row["world"] for row in claims.ledger(tmp_path / "r")] == ["II", "II"]
+    assert [row["world"] for row in claims.ledger.read(tmp_path / "r")] == ["II", "II"]
     assert claims.main([*argv, "--worlds", "III"]) == 2
     assert "--worlds III: no match in the worlds of t; there are" in capsys.readouterr().err
 
