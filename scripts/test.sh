@@ -2,6 +2,7 @@
 # Sets up and runs the tests; arguments are passed to pytest (for example -k buffer, or -m slow).
 # bash scripts/test.sh mutants [--only PATTERN] [--jobs N] runs every fault of tests/mutants: do the tests detect it?
 # bash scripts/test.sh kills [--only NAME ...] kills every method at named moments: does it go on with the same numbers?
+# bash scripts/test.sh browser opens report pages in headless Chromium (installs Debian's package where it is missing).
 # MAMMOTH_PATH=<checkout> bash scripts/test.sh mammoth [--only NAME ...] tries every method file of a
 # checkout of Mammoth.
 set -euo pipefail
@@ -19,5 +20,13 @@ fi
 if [[ "${1:-}" == kills ]]; then
     shift
     exec .venv/bin/python tests/faults/run.py "$@"
+fi
+if [[ "${1:-}" == browser ]]; then
+    shift
+    if ! command -v chromium chromium-browser google-chrome >/dev/null; then
+        root=$([[ $EUID == 0 ]] || echo sudo)
+        $root apt-get update && $root apt-get install -y --no-install-recommends chromium fonts-dejavu-core
+    fi
+    exec .venv/bin/python -m pytest -n 0 -m browser "$@"
 fi
 exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal "$@"

@@ -115,6 +115,22 @@ class Browser:
                 return time.perf_counter() - started
         raise RuntimeError(f"the page was not ready within {PATIENCE_S} s: {self.errors}")
 
+    def cpu_s(self) -> float:
+        """Processor seconds that the browser's processes have used."""
+        found, mine = {}, {self.process.pid}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            found[int(path.parent.name)] = (
+                int(fields[1]),
+                (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+            )
+        while grown := {pid for pid, (parent, _) in found.items() if parent in mine} - mine:
+            mine |= grown
+        return sum(found[pid][1] for pid in mine if pid in found)
+
     def click(self, selector: str) -> None:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 

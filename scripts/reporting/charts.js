@@ -1,6 +1,10 @@
 // Lines with bands, and points with their Pareto front.
 
-const W = 760, H = 360, M = { left: 52, right: 14, top: 12, bottom: 44 };
+const M = { left: 52, right: 14, top: 12, bottom: 44 };
+const narrow = matchMedia('(max-width: 700px)');
+let W, H;
+const fitCharts = () => { [W, H] = narrow.matches ? [400, 300] : [760, 360]; };
+fitCharts();
 
 function frame(label, xs, ys, xText, yText, grid) {
   const root = svg('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label': label });
@@ -43,17 +47,17 @@ function lineChart({ label, lines, start = 1, xText, yText, percent = true, mark
   high = percent ? Math.min(100, high + pad) : high + pad;
   const x = (t) => M.left + 8 + (W - M.left - M.right - 16) * t / (longest - 1);
   const y = (v) => H - M.bottom - (H - M.bottom - M.top) * (Math.min(high, Math.max(low, v)) - low) / (high - low);
-  const step = Math.max(1, Math.ceil(longest / 16));
+  const step = Math.max(1, Math.ceil(longest / (W / 48)));
   const xs = [...Array(longest).keys()].filter((t) => t % step === 0).map((t) => [x(t), `${t + start}`]);
   const root = frame(label, xs, ticks(low, high).map((v) => [y(v), `${v}`]), xText, yText, false);
   for (const at of marks) root.append(svg('line', { class: 'axis', x1: x(at), x2: x(at), y1: M.top, y2: H - M.bottom,
     'stroke-dasharray': '2 4' }));
-  for (const line of drawn) drawLine(root, line, x, y, longest);
+  for (const line of drawn) drawLine(root, line, x, y, longest, drawn.length > 4 ? 0.08 : 0.15);
   hover(root, drawn, x, longest, (t) => (names[t] ? `${t + start}: ${cut(names[t], 120)}` : `${xText} ${t + start}`), y);
   return el('div', { class: 'plot' }, root, legend(drawn));
 }
 
-function drawLine(root, line, x, y, longest) {
+function drawLine(root, line, x, y, longest, opacity) {
   const look = { stroke: line.color, 'stroke-width': 2, fill: 'none', 'stroke-linejoin': 'round' };
   if (line.flat) {
     const at = y(line.middle[line.middle.length - 1]);
@@ -64,7 +68,7 @@ function drawLine(root, line, x, y, longest) {
   if (line.half.some((h) => h > 0)) {
     const upper = points.map(([a, , t]) => `${a.toFixed(1)} ${y(line.middle[t] + line.half[t]).toFixed(1)}`);
     const lower = points.map(([a, , t]) => `${a.toFixed(1)} ${y(line.middle[t] - line.half[t]).toFixed(1)}`).reverse();
-    root.append(svg('path', { class: 'band', d: `M${upper.concat(lower).join('L')}Z`, fill: line.color, opacity: 0.14 }));
+    root.append(svg('path', { class: 'band', d: `M${upper.concat(lower).join('L')}Z`, fill: line.color, opacity }));
   }
   root.append(svg('path', { ...look, class: 'line', 'stroke-dasharray': line.dash,
     d: `M${points.map(([a, b]) => `${a.toFixed(1)} ${b.toFixed(1)}`).join('L')}` }));

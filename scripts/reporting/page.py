@@ -164,7 +164,8 @@ def unfinished_html(runs: Sequence[records.Run]) -> str:
             f'<td class="text"><details>{element("summary", run.folder.name)}'
             f'<pre class="command">{in_html(command_of(run))}</pre><p>{in_html(run.folder)}</p></details></td></tr>'
         )
-    head = "".join(element("th", t, scope="col") for t in ("run", "seed", "status", "reason", "tasks done", "folder"))
+    heads = {"run": "name", "seed": "", "status": "", "reason": "text", "tasks done": "", "folder": "text"}
+    head = "".join(element("th", text, scope="col", cls=kind) for text, kind in heads.items())
     return (
         f'<section class="card" id="unfinished"><h2>Not finished <small>{len(runs)} runs</small></h2>'
         f'<div class="wrap" tabindex="0" role="region" aria-label="unfinished runs"><table class="plain"><thead><tr>'

@@ -137,6 +137,7 @@ for (const box of document.querySelectorAll('input[name=spread]')) box.addEventL
 const repaint = () => sections.forEach((section) => { paint(section); section.redraw(); });
 document.getElementById('theme').addEventListener('click', () => { document.documentElement.dataset.theme = dark() ? 'light' : 'dark'; repaint(); });
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', repaint);
+narrow.addEventListener('change', () => { fitCharts(); repaint(); });
 document.addEventListener('toggle', (e) => {
   for (const code of e.target.querySelectorAll(':scope > pre.command:not([data-copy])')) {
     code.dataset.copy = '1';
