@@ -167,6 +167,7 @@ def named(folder, *settings):
         ([("er", {"shots": 5}), ("sgd", {"shots": 9})], ["er shots=5", "sgd shots=9"]),
         ([("er", {"notes": "ours"}), ("er", {"lr": 0.2})], ["ours", "er lr=0.2"]),
         ([("er", {"notes": "x"}), ("er", {"notes": "x", "lr": 0.2})], ["x er", "x er lr=0.2"]),
+        ([("er", {"notes": "a", "shots": 5}), ("sgd", {"notes": "b", "shots": 9})], ["a shots=5", "b shots=9"]),
         ([("er", {"device": "cpu"}), ("er", {"device": "cuda"})], ["er device=cpu", "er device=cuda"]),
     ],
 )

@@ -1,20 +1,16 @@
-"""Runs as rows of tables: which runs are repeats, which rows share a table, and what a row is called.
+"""Runs as rows of tables: which runs are repeats, which rows share a table, and which columns it has.
 
 Runs that differ only in their seeds are one arm. The arms of a table share a protocol (its hash and the flags given
-against it) and one set of weights. An arm is named by --notes, or by its method and the flags in which it differs from
-the other arms of its table.
+against it) and one set of weights.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache
 
 from scripts import records, reported
 from scripts.reporting.columns import GROUPS, group_of
 from utils import json_text
-from utils.cli import parser, stream_flags
 from utils.engine.record import VOLATILE, VOLATILE_PREFIX
 from utils.engine.report import ordered_titles
 from utils.escape import clean
@@ -22,10 +18,6 @@ from utils.escape import clean
 Arm = list[records.Run]
 
 SEEDS = {"seed", "picture_seed", "class_order_seed", "class_order"}  # runs that differ only in these are repeats
-PLACES = {"base_path", "device"}  # where a run is stored: in a name only if nothing else tells two arms apart
-UNNAMED = {"model", "dataset", "notes"} | SEEDS | set(VOLATILE)
-SHAPING = {"joint", "validation", "label_perc", "label_perc_by_class", "noise_type", "noise_rate", "permute_classes"}
-SHAPING |= {"custom_task_order", "custom_class_order", "start_from", "stop_after", "debug_mode"}
 OWN_TASKS = ("_avg", "_avg_images")  # ends of scores that average over tasks, which one task does not have
 SHORT = [
     "class_il_last",
@@ -112,70 +104,3 @@ def columns_of(arms: Sequence[Arm], wanted: Iterable[str] | None = None, groups:
     probes = sorted(k for k in present if k.startswith("probe_"))
     keys += [k for k in probes if wanted is None or not re.search(r"_r(1|5|10)_", k)]
     return [k for k in keys if group_of(k) in groups]
-
-
-@cache
-def framework_flags() -> tuple[set[str], set[str]]:
-    """Flags of every run, and those of them that shape a stream."""
-    shape = argparse.ArgumentParser(add_help=False)
-    stream_flags.add_stream_args(shape)
-    return {a.dest for a in parser.new_parser()._actions}, {a.dest for a in shape._actions} | SHAPING
-
-
-def typed(arms: Iterable[Arm]) -> set[str]:
-    """Flags that some command has."""
-    words = (word for arm in arms for run in arm for word in run.start.get("argv", []) if word.startswith("--"))
-    return {word[2:].partition("=")[0].replace("-", "_") for word in words}
-
-
-def differing(arms: Sequence[Arm]) -> set[str]:
-    """Arguments that are not the same in all arms."""
-    keys = {key for arm in arms for key in arm[0].args} - UNNAMED
-    values = {k: {json.dumps([k in arm[0].args, arm[0].args.get(k)], sort_keys=True) for arm in arms} for k in keys}
-    return {k for k, found in values.items() if len(found) > 1 and not k.startswith(VOLATILE_PREFIX)}
-
-
-def flags_text(run: records.Run, keys: Iterable[str]) -> str:
-    given = ((k, run.args[k]) for k in sorted(keys) if k in run.args)
-    return clean(" ".join(f"{k}={v if isinstance(v, (str, int, float)) else json.dumps(v)}" for k, v in given))
-
-
-def flags_of(arms: Sequence[Arm]) -> list[str]:
-    """For each arm of a table the flags that tell it from the others: those of its own command if that is enough."""
-    everywhere, shaping = framework_flags()
-    shared = set.intersection(*(set(arm[0].args) for arm in arms))
-    common = {k for k in differing(arms) & shared & typed(arms) if k in shaping or k not in everywhere}
-    models: dict[str, list[int]] = {}
-    for place, arm in enumerate(arms):
-        models.setdefault(arm[0].args["model"], []).append(place)
-    found = [""] * len(arms)
-    for places in models.values():
-        own = [arms[place] for place in places]
-        apart = differing(own)
-        for keys, only_typed in ((apart - PLACES, True), (apart - PLACES, False), (apart, False)):
-            keys = keys | common
-            texts = [flags_text(arm[0], keys & typed([arm]) if only_typed else keys) for arm in own]
-            if len(set(texts)) == len(own):
-                break
-        for place, text in zip(places, texts, strict=True):
-            found[place] = text
-    return found
-
-
-def names_of(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """(name, what is added to it) of each arm of a table: --notes and the method, or the method and its flags."""
-    return [
-        (clean(notes), clean(f"{run.args['model']} {flags}".strip())) if notes else (clean(run.args["model"]), flags)
-        for run, flags in zip((arm[-1] for arm in arms), flags_of(arms), strict=True)
-        for notes in [run.args.get("notes")]
-    ]
-
-
-def full_names(arms: Sequence[Arm]) -> list[str]:
-    """One text per arm: its name, and the flags unless --notes names it."""
-    names = names_of(arms)
-    seen = [name for name, _ in names]
-    return [
-        name if not flags or (arm[-1].args.get("notes") and seen.count(name) == 1) else f"{name} {flags}"
-        for arm, (name, flags) in zip(arms, names, strict=True)
-    ]

@@ -103,9 +103,7 @@ def head_of(found: Table) -> str:
 def rows_html(found: Table, kind: str) -> Iterable[str]:
     best = found.best
     for n, row in enumerate(found.rows):
-        named = row.arm[-1].args.get("notes")
-        added = clean(row.arm[-1].args["model"]) if named and row.full == row.name else row.flags
-        flags = f" {element('span', added, cls='flags', title=row.flags)}" if added else ""
+        flags = f" {element('span', row.added, cls='flags', title=row.flags)}" if row.added else ""
         bound = f" {element('span', 'one task', cls='tag')}" if one_task(row.arm[-1]) else ""
         cells = (score_cell(k, row.values[k], kind, n in best.get(k, ())) for k in found.keys)
         seeds = ", ".join(str(run.seed) for run in row.arm)

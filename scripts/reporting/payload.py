@@ -154,6 +154,13 @@ def task_names(arm: Arm) -> list[str]:
     return list(found.pop()) if len(found) == 1 else []
 
 
+def title_of_score(score: str, found: Table) -> str:
+    """What a matrix is called: class_il is vqa where questions are answered."""
+    if score == "class_il" and any(key.startswith("vqa_") for key in found.keys):
+        return "vqa"
+    return score.replace("_il", "-il").replace("_", " ")
+
+
 def table_data(found: Table) -> dict:
     classes = list(dict.fromkeys(name for row in found.rows for run in row.arm for name in class_names(run)))
     equal = found.twins
@@ -166,6 +173,7 @@ def table_data(found: Table) -> dict:
         "dataset": clean(found.dataset),
         "heading": found.heading,
         "columns": columns,
+        "scores": {score: title_of_score(score, found) for row in found.rows for score in scores_of(row.arm)},
         "classes": classes,
         "tasks": task_names([run for arm in several for run in arm]),
         "arms": [arm_data(row, classes) for row in found.rows],

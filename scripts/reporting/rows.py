@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from scripts import reported
-from scripts.reporting.arms import Arm, columns_of, full_names, heading_of, names_of, one_task, tables, values_of
+from scripts.reporting.arms import Arm, columns_of, heading_of, one_task, tables, values_of
 from scripts.reporting.columns import GROUPS, cell, group_of, heading, less_is_better
+from scripts.reporting.names import names_of
 from utils.escape import clean
 
 
@@ -16,8 +17,9 @@ class Row(NamedTuple):
 
     arm: Arm
     name: str
-    flags: str
+    added: str
     full: str
+    flags: str
     values: dict[str, dict[int | None, float]]  # column -> seed -> value
     reported: list[tuple[str, list[str], bool]]
 
@@ -86,14 +88,14 @@ def table(
 ) -> Table:
     keys = columns_of(arms, wanted, groups)
     rows = []
-    for arm, (name, flags), full in zip(arms, names_of(arms), full_names(arms), strict=True):
+    for arm, name in zip(arms, names_of(arms), strict=True):
         runs = [(run.seed, values_of(run)) for run in arm]
         values = {key: {seed: run[key] for seed, run in runs if key in run} for key in keys}
         beside = [
             (clean(cells[0]), [clean(c) for c in cells[2:]], not grey)
             for cells, grey in reported.rows_beside(arm[0], means_of(arm), keys)
         ]
-        rows.append(Row(arm, name, flags, full, values, beside))
+        rows.append(Row(arm, *name, values, beside))
     return Table(dataset, heading_of(arms[0][0]), keys, rows)
 
 

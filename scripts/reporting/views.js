@@ -4,7 +4,6 @@ const linesOf = (section, pick) => drawnArms(section).flatMap((n) => pick(sectio
   name: name ? `${labelOf(section.data.arms[n])}: ${name}` : labelOf(section.data.arms[n]),
   color: colorOf(n), dash: dashOf(n), values, flat })));
 const keysOf = (arms, field) => [...new Set(arms.flatMap((a) => Object.keys(a[field])))];
-const pretty = (key) => key.replace(/_/g, ' ');
 const hint = (text) => el('p', { class: 'hint' }, text);
 const bandText = () => (state.spread === 'std' ? 'the standard deviation over seeds' : 'the 95 % interval over seeds');
 
@@ -22,17 +21,17 @@ const VIEWS = {
   'Over tasks': {
     has: (table) => table.arms.some((a) => Object.values(a.curves).some((c) => c[0].length > 1)),
     draw(section) {
-      const { data } = section, options = keysOf(data.arms, 'curves').map((k) => [k, pretty(k)]), score = keep(section, 'curve', options);
+      const { data } = section, options = keysOf(data.arms, 'curves').map((k) => [k, data.scores[k]]), score = keep(section, 'curve', options);
       const lines = linesOf(section, (arm) => (arm.curves[score] ? [{ values: arm.curves[score], flat: arm.one }] : []));
       return [el('div', { class: 'controls' }, picker(section, 'curve', 'score', options)),
-        lines.length ? lineChart({ label: `${pretty(score)} over tasks`, lines, xText: 'task', yText: `${pretty(score)}, mean over tasks seen (%)`, names: data.tasks }) : hint('Tick a method in the table.'),
+        lines.length ? lineChart({ label: `${data.scores[score]} over tasks`, lines, xText: 'task', yText: `${data.scores[score]}, mean over tasks seen (%)`, names: data.tasks }) : hint('Tick a method in the table.'),
         hint(`Mean over the tasks seen so far; the band is ${bandText()}. A level line is joint training or a single task.`)];
     },
   },
   Matrices: {
     has: (table) => table.arms.some((a) => Object.keys(a.matrices).length),
     draw(section) {
-      const { data } = section, options = keysOf(data.arms, 'matrices').map((k) => [k, pretty(k)]), score = keep(section, 'matrix', options);
+      const { data } = section, options = keysOf(data.arms, 'matrices').map((k) => [k, data.scores[k]]), score = keep(section, 'matrix', options);
       const arms = drawnArms(section).map((n) => data.arms[n]).filter((a) => a.matrices[score]);
       return [el('div', { class: 'controls' }, picker(section, 'matrix', 'score', options)),
         el('div', { class: 'maps' }, arms.map((arm) => matrixMap(data, arm, score))), hint('Percent, mean over seeds. Row: after this task; column: on the test set of that task.')];
