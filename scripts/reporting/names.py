@@ -87,7 +87,7 @@ def names_of(arms: Sequence[Arm]) -> list[Name]:
     common, names = common_flags(arms), []
     for arm, flags in zip(arms, flags_of(arms, common), strict=True):
         run, model, notes = arm[-1], clean(arm[-1].args["model"]), clean(arm[-1].args.get("notes") or "")
-        shared = flags_text(run, common & typed([arm]))
+        shared = flags_text(run, common & typed([arm]) - ({"joint"} if notes else set()))  # its row says: one task
         beside = f"{model} {shared}".strip() if notes else flags
         names.append(Name(notes or model, beside, f"{notes or model} {shared if notes else flags}".strip(), flags))
     seen = [name.full for name in names]
