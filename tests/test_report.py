@@ -239,6 +239,24 @@ def test_classes_are_matched_by_name_whatever_their_order(tmp_path):
     assert cells == {("cat", "cat"): 16, ("cat", "dog"): 4, ("dog", "cat"): 18, ("dog", "dog"): 3}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [
+        ({"classes_per_task": 2, "n_tasks": 2}, ["a, b", "c, d"]),
+        ({"classes_per_task": [1, 3], "n_tasks": 2}, ["a", "b, c, d"]),
+        ({"classes_per_task": 3, "n_tasks": 2}, []),  # more than there are names
+        ({"classes_per_task": 2, "n_tasks": 10**9}, []),
+        ({"classes_per_task": ["x"], "n_tasks": None}, []),
+        ({"classes_per_task": 2, "n_tasks": 2, "setting": "domain-il"}, []),
+        ({}, []),
+    ],
+)
+def test_tasks_have_the_names_of_their_classes(protocol, expected):
+    first, other = ({"args": {}, "protocol": protocol, "class_names": list(names)} for names in ("abcd", "bacd"))
+    assert payload.task_names([records.Run(None, first, [], {})] * 2) == expected
+    assert payload.task_names([records.Run(None, start, [], {}) for start in (first, other)]) == []
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A folder with all kinds of runs, and the text of its page."""

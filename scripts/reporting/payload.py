@@ -4,6 +4,7 @@ Scores keep two decimals and heat maps one, a confusion matrix its largest cells
 when the page would be too large.
 """
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -144,13 +145,15 @@ def task_names(arm: Arm) -> list[str]:
     """The names of the classes of each task where all seeds have the same; else nothing."""
     found = set()
     for run in arm:
-        protocol, names = run.start.get("protocol") or {}, run.start.get("class_names") or []
-        size, count = protocol.get("classes_per_task"), protocol.get("n_tasks")
-        if protocol.get("setting") == "domain-il" or type(size) is not int or size < 1 or type(count) is not int:
+        protocol, names = run.start.get("protocol") or {}, [clean(n, 40) for n in run.start.get("class_names") or []]
+        sizes, count = protocol.get("classes_per_task"), protocol.get("n_tasks")
+        if type(sizes) is int and type(count) is int and 0 <= count <= len(names):
+            sizes = [sizes] * count
+        told = isinstance(sizes, list) and all(type(n) is int and n > 0 for n in sizes)
+        if protocol.get("setting") == "domain-il" or not told or sum(sizes) > len(names):
             return []
-        found.add(
-            tuple(", ".join(clean(n, 40) for n in names[k * size : (k + 1) * size]) for k in range(min(count, 200)))
-        )
+        ends = list(itertools.accumulate(sizes))
+        found.add(tuple(", ".join(names[end - size : end]) for size, end in zip(sizes, ends, strict=True)))
     return list(found.pop()) if len(found) == 1 else []
 
 
