@@ -262,7 +262,7 @@ class Fit:
         if self.scheduler is not None:
             self.run.loop_state["scheduler"] = self.scheduler.state_dict()
         self.run.loop_state["passes"] = getattr(self.loader, "passes", 0)
-        self.run.tick(self.note_loss, phase="train", epoch=epoch, batch=batch)
+        self.run.tick(before_save=self.note_loss, phase="train", epoch=epoch, batch=batch)
 
     def note_loss(self) -> None:
         """The losses of an unfinished epoch go into the checkpoint."""
