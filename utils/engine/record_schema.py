@@ -90,7 +90,7 @@ FIELDS: dict[str, dict[str, Callable]] = {
         "parameters": _mapping(is_number),
         "per_class": _numbers,
         "confusion": _lists_of(3, _count),
-        "loss": _numbers,
+        "loss": _or_none(_numbers),
     },
     "epoch": {"task": _count, "epoch": _count, "class_il": _numbers},
     "warning": {"text": _is(str)},
