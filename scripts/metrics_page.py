@@ -60,6 +60,8 @@ TASK = {
     "task": "number of the task just trained, from 0",
     "scores": "the rows R[t, :] of the matrices above, for this t",
     "per_class": None,
+    "confusion": None,
+    "loss": "mean training loss of each epoch of the task, as `observe` returns it",
     "ece": None,
     "test_images": "images in the test set of each task that was scored",
     "seconds": "of this task by phase: begin_task, train, end_task, evaluate, probe, save",
@@ -199,7 +201,9 @@ def made_up(setting: str, mtil: bool, vqa: bool) -> tuple[Namespace, Namespace, 
             rows["matrices"].pop(name)
     rows["matrices"] |= {name: named(name) for name in OWN}
     forwards = {"image_forwards": 0.5, "question_forwards": 0.5}
-    run = Namespace(rows=rows, forwards=lambda: forwards, wall_s=0.5, watch=Stopwatch())
+    run = Namespace(
+        rows=rows, forwards=lambda: forwards, wall_s=0.5, watch=Stopwatch(), loop_state={}, args=Namespace()
+    )
     model = Namespace(
         reference_sha256=lambda: None,
         device=torch.device("cpu"),
@@ -271,7 +275,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def line_table(known: dict[str, str | None]) -> str:
-    of = {"per_class": "per_class_accuracy", "ece": "ece"}
+    of = {"per_class": "per_class_accuracy", "ece": "ece", "confusion": "confusion"}
     meaning = {key: text or f"{parts(of[key])['formula']}" for key, text in known.items()}
     return table(["key", "what it is"], [[f"`{key}`", text] for key, text in meaning.items()])
 

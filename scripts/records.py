@@ -26,6 +26,7 @@ class Run(NamedTuple):
     start: dict
     tasks: list[dict]
     end: dict  # empty where there is none
+    more: list[dict] = []  # lines of other kinds: warnings, epochs, reused features
 
     @property
     def args(self) -> dict:
@@ -57,7 +58,8 @@ def read(path: Path, needs: Sequence[str] = ("model",)) -> Run:
     if told:
         raise UserError(f"{path}: {told}")
     tasks, last = [row for row in rows if row["type"] == "task"], rows[-1]
-    return Run(path.parent, rows[0], tasks, last if last["type"] == "end" else {})
+    more = [row for row in rows if row["type"] not in {"start", "task", "end"}]
+    return Run(path.parent, rows[0], tasks, last if last["type"] == "end" else {}, more)
 
 
 def load(results: Path, needs: Sequence[str] = ("model",)) -> tuple[list[Run], list[str]]:
@@ -77,14 +79,6 @@ def finished(results: Path) -> list[Run]:
     for line in broken:
         print(f"left out: {line}", file=sys.stderr)
     return [run for run in runs if run.summary is not None]
-
-
-def arms_of(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, float]]]:
-    """arm -> seed -> scores, the latest run of each seed."""
-    arms: dict[str, dict[int, dict[str, float]]] = {}
-    for run in runs:
-        arms.setdefault(run.notes, {})[run.seed] = averages(run.tasks) | run.summary
-    return arms
 
 
 def averages(tasks: list[dict]) -> dict[str, float]:

@@ -39,7 +39,7 @@ def on_a_gpu(real):
 def state_inside_a_task(name: str, path) -> None:
     """Write the last safe point inside a task of a toy run, before its end_task or in the middle of it."""
 
-    def tick(run, **position):
+    def tick(run, before_save=None, **position):
         run.position = run.position | position
         if run.position["task"] > STOP_IN:
             raise Stop

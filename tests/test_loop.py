@@ -335,3 +335,26 @@ def test_a_seed_that_was_not_given_is_in_the_record(data, tmp_path):
     ]
     assert main.main(again) == 0
     assert comparable(newest_record(tmp_path / "b")[-1]) == comparable(first[-1])
+
+
+# what a report draws
+
+
+def test_a_record_has_the_losses_of_each_epoch_and_the_confusion_at_the_end(run_main, monkeypatch):
+    told, real = [], Sgd.meta_observe
+
+    def meta_observe(self, *args, epoch=None, **more):
+        loss = real(self, *args, epoch=epoch, **more)
+        told.append((self.current_task, epoch, float(loss)))
+        return loss
+
+    monkeypatch.setattr(Sgd, "meta_observe", meta_observe)
+    _, rows = run_main(*BASE, "--n_epochs", "2", "--stop_after", "1")
+    for row in tasks(rows):
+        by_hand = [[v for t, e, v in told if (t, e) == (row["task"], epoch)] for epoch in range(2)]
+        assert row["loss"] == [sum(values) / len(values) for values in by_hand] and len(by_hand[0]) == N_BATCHES
+    first, last = tasks(rows)
+    assert first["confusion"] == [] and {type(v) for cell in last["confusion"] for v in cell} == {int}
+    for k, percent in enumerate(last["per_class"][:4]):
+        own = {said: n for true, said, n in last["confusion"] if true == k}
+        assert sum(own.values()) == 10 and own.get(k, 0) * 10 == percent  # ten fabricated test images of each digit

@@ -147,3 +147,10 @@ def test_summary_has_what_was_measured_and_nothing_else():
     assert metrics.summary({"class_il": SMALL}, {"class_il": [10, 20, 30]})["class_il_fwt"] == 22.5
     with pytest.raises(ValueError, match="clas_il"):
         metrics.summary({"clas_il": SMALL})
+
+
+def test_confusion_counts_the_pairs_that_occur():
+    pred, target = [0, 1, 1, 2, 9, -1, 1], [0, 1, 0, 2, 2, 2, 0]
+    slow = [[t, p, list(zip(target, pred, strict=True)).count((t, p))] for t in range(3) for p in range(10)]
+    assert metrics.confusion(pred, target).tolist() == [row for row in slow if row[2]]
+    assert metrics.confusion([], []).shape == (0, 3)

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from scripts import report, reported
+from scripts.reporting import arms, page, payload, rows
 from tests.test_report import record
 from utils.cli import protocols, registry
 
@@ -18,19 +19,19 @@ def run(folder, name, method="clip", dataset="seq-cifar100", protocol="c3box/b0"
     deviations, sha = more.pop("deviations", {}), more.pop("sha256", None)
     record(folder / name, method, last=last, dataset=dataset, clip_backbone=tag, accuracy_weighting="images", **more)
     path = folder / name / "record.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     if protocol:
         sha = sha or protocols.find(protocol, dataset).sha256
-        rows[0]["preset"] = {"name": protocol, "sha256": sha, "deviations": deviations}
-    rows[0]["weights_sha256"] = f"sha of {tag}"
-    rows[-1]["summary"]["class_il_last_images"] = last
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines[0]["preset"] = {"name": protocol, "sha256": sha, "deviations": deviations}
+    lines[0]["weights_sha256"] = f"sha of {tag}"
+    lines[-1]["summary"]["class_il_last_images"] = last
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """A file of published numbers of our own making."""
-    rows = [
+    values = [
         ("clip", "seq-cifar100", "c3box/b0", TAG, "class_il_last_images", 68.5, "Paper A"),
         ("clip", "seq-cifar100", "c3box/b0", TAG, "class_il_last_images", 69.0, "Paper B"),
         ("clip", "seq-cifar100", "c3box/b0", "ViT-B/16", "class_il_last_images", 66.0, "Paper C"),
@@ -42,7 +43,7 @@ def published(tmp_path, monkeypatch):
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(reported.Reported._fields)
-        writer.writerows([*row, "yes", row[0], "a setting"] for row in rows)
+        writer.writerows([*row, "yes", row[0], "a setting"] for row in values)
     monkeypatch.setattr(reported, "FILE", path)
     reported.table.cache_clear()
     yield path
@@ -52,11 +53,7 @@ def published(tmp_path, monkeypatch):
 def lines(folder):
     runs, broken = report.load(folder)
     assert not broken
-    return {
-        report.heading_of(group[0][0]): report.lines_of(group)
-        for arms in report.grouped(runs).values()
-        for group in report.tables(arms)
-    }
+    return {found.heading: rows.lines_of(found) for found in rows.all_tables(arms.grouped(runs))}
 
 
 def test_published_numbers_stand_below_ours_with_the_difference(tmp_path, published):
@@ -103,9 +100,10 @@ def test_seeds_of_one_protocol_are_one_row_and_the_best_is_marked(tmp_path, publ
     out = capsys.readouterr().out
     assert re.search(r"^clip.* 3 +62\.00 ± 5\.0 ", out, re.M)
     assert re.search(r"^ncm.* 1 +70\.00 \*", out, re.M)
-    assert report.APART in out and "protocol c3box/b0" in out
-    page = (folder / "report.html").read_text()
-    assert "<td class=best>70.00</td>" in page and "<td class=grey>65</td>" in page and "nothing is averaged" in page
+    assert page.APART in out and "protocol c3box/b0" in out
+    text = (folder / "report.html").read_text()
+    assert re.search(r"<td[^>]* class=best>70.00</td>", text) and "nothing is averaged" in text
+    assert len(re.findall(r'<tr class="reported grey"', text)) == 2 and ">65</td>" in text
 
 
 def test_the_lowest_forgetting_is_the_best(tmp_path, published):
@@ -115,10 +113,10 @@ def test_the_lowest_forgetting_is_the_best(tmp_path, published):
         path = folder / name / "record.jsonl"
         path.write_text(path.read_text().replace('"class_il_last_images"', f'"class_il_forgetting": {worst}, "x_y"'))
     runs, _ = report.load(folder)
-    (group,) = report.tables(next(iter(report.grouped(runs).values())))
-    best = report.best_of(group, ["class_il_forgetting"])
+    (group,) = arms.tables(next(iter(arms.grouped(runs).values())))
+    best = rows.best_of(group, ["class_il_forgetting"])
     assert [group[n][0].args["model"] for n in best["class_il_forgetting"]] == ["ncm"]
-    assert report.best_of(group, ["class_il_last"]) == {"class_il_last": {0, 1}}, "equal ones are both the best"
+    assert rows.best_of(group, ["class_il_last"]) == {"class_il_last": {0, 1}}, "equal ones are both the best"
 
 
 def test_reported_needs_no_run(capsys):
@@ -152,10 +150,10 @@ def test_what_is_refused(argv, told, capsys):
 
 def test_every_row_of_the_file_has_a_source_and_known_names():
     reported.table.cache_clear()
-    rows = reported.table()
+    every = reported.table()
     known = {f"{name}/{v}" if v else name for name in protocols.names() for v in variants(name)}
-    assert len(rows) > 1500
-    for row in rows:
+    assert len(every) > 1500
+    for row in every:
         assert row.source.strip() and row.verified.strip() and row.setting.strip()
         assert row.protocol in known | {"", "pilot"}, row
         assert row.method == registry.canonical(row.method)
@@ -180,7 +178,7 @@ def test_a_preset_with_a_strange_name_is_shown_and_compares_with_nothing(name, t
     run(tmp_path / "runs", "a", sha256="0123456789ab")
     path = tmp_path / "runs/a/record.jsonl"
     path.write_text(path.read_text().replace('"name": "c3box/b0"', f'"name": {json.dumps(name)}'))
-    ((found,),) = next(iter(report.grouped(report.load(tmp_path / "runs")[0]).values()))
+    ((found,),) = next(iter(arms.grouped(report.load(tmp_path / "runs")[0]).values()))
     assert reported.follows(found) == ""
     assert report.main([str(tmp_path / "runs")]) == 0
 
@@ -188,14 +186,13 @@ def test_a_preset_with_a_strange_name_is_shown_and_compares_with_nothing(name, t
 def test_probe_curves_start_at_the_untouched_model(tmp_path, published):
     run(tmp_path / "runs", "a")
     path = tmp_path / "runs/a/record.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for t, row in enumerate(row for row in rows if row["type"] == "task"):
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    for t, row in enumerate(row for row in written if row["type"] == "task"):
         row |= {"probes": {"x": 80.0 - t}, "probes_untouched": {"x": 90.0}}
-    rows[-1]["summary"] |= {"probe_x_last": 79.0, "probe_x_drop": 11.0}
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written[-1]["summary"] |= {"probe_x_last": 79.0, "probe_x_drop": 11.0}
+    path.write_text("".join(json.dumps(row) + "\n" for row in written))
     (found,), _ = report.load(tmp_path / "runs")
-    assert report.probe_curves([found]) == {"x": [[90.0, 80.0, 79.0]]}
-    assert report.probe_plot([[found]]).startswith(b"\x89PNG")
+    assert payload.probe_curves([found]) == {"x": [[90.0, 80.0, 79.0]]}
     ((cells, _),) = lines(tmp_path / "runs").values()
     assert cells[0][-2:] == ["probe x drop", "probe x last"] and cells[1][-2:] == ["11.00", "79.00"]
 

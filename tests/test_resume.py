@@ -112,6 +112,30 @@ def test_killed_runs_end_like_the_uninterrupted_one(name, data, tmp_path):
     ]
 
 
+def test_losses_that_wait_on_a_device_are_in_the_checkpoint(data, tmp_path):
+    """On a GPU losses are read a few at a time; those not read yet count after a kill within the epoch."""
+    from utils.engine import training
+
+    def waiting(results, autosave, at=None):
+        guard = training.LossGuard
+
+        def slow(device):
+            made = guard(device)
+            made.every = 20
+            return made
+
+        training.LossGuard = slow
+        if at:
+            killed_at("half-written checkpoint", at)  # a save after every step
+        return run(COMMANDS["er"] + ["--stop_after", "0"], data, results, autosave)
+
+    assert in_child(lambda: waiting(tmp_path / "whole", "60")) == 0
+    assert os.WIFSIGNALED(in_child(lambda: waiting(tmp_path / "killed", "0.0001", 3)))
+    assert in_child(lambda: waiting(tmp_path / "killed", "60")) == 0
+    whole, killed = (newest_record(tmp_path / name)[1] for name in ("whole", "killed"))
+    assert len(whole["loss"]) == 2 and killed["loss"] == whole["loss"]
+
+
 def test_killed_before_the_first_save_starts_over(data, tmp_path):
     argv = COMMANDS["er"]
     assert os.WIFSIGNALED(in_child(lambda: (killed_at("step", 3), run(argv, data, tmp_path, "60"))))

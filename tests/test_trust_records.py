@@ -141,27 +141,10 @@ def tags_of(path: Path) -> set[str]:
     return parser.tags
 
 
-OURS = {
-    "html",
-    "meta",
-    "title",
-    "style",
-    "h1",
-    "h2",
-    "h3",
-    "p",
-    "table",
-    "tr",
-    "th",
-    "td",
-    "details",
-    "summary",
-    "code",
-    "br",
-    "figure",
-    "img",
-    "figcaption",
-}
+OURS = set(
+    "html head meta title style body header nav main section script h1 h2 h3 p table thead tbody tr th td details "
+    "summary pre div span small a label input button dl dt dd".split()
+)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -172,7 +155,9 @@ def test_a_bad_record_is_named_and_left_out(name, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert [str(path) in line for line in err.splitlines()] == [True] and "left out" in err
     page = (tmp_path / "report.html").read_text()
-    assert "left out: " in page and str(path) in page and "good" in page and "60.00" not in out.split("good")[0]
+    assert (
+        "left out: " in page and escape.in_html(path) in page and "good" in page and "60.00" not in out.split("good")[0]
+    )
     assert tags_of(tmp_path / "report.html") <= OURS
 
 
@@ -360,16 +345,14 @@ def test_numbers_of_the_one_reader_by_hand(tmp_path):
     assert records.averages(TASKS) == {"class_il_avg": (60 + 45) / 2}
     assert records.averages([]) == {} and records.averages([{"scores": {"a": [None]}}]) == {}
     assert records.markdown(["a", "b"], [[1, "x|y"]]) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n"
-    record(tmp_path / "1", seed=1, last=40.0, notes="arm")
-    record(tmp_path / "2", seed=1, last=50.0, notes="arm")  # the latest of a seed counts
-    record(tmp_path / "3", seed=2, status="failed", notes="arm")
-    assert records.arms_of(records.finished(tmp_path))["arm"].keys() == {1}
-    assert records.arms_of(records.finished(tmp_path))["arm"][1]["class_il_last"] == 50.0
+    record(tmp_path / "1", seed=1, last=40.0)
+    record(tmp_path / "2", seed=2, status="failed")
+    assert [run.seed for run in records.finished(tmp_path)] == [1]
 
 
 def test_no_script_reads_records_by_itself():
     """read_record, intervals and tables have one home."""
-    for path in sorted((ROOT / "scripts").glob("*.py")):
+    for path in sorted((ROOT / "scripts").rglob("*.py")):
         text = path.read_text()
         if path.name not in {
             "records.py",

@@ -256,6 +256,19 @@ def per_class_accuracy(pred: ArrayLike, target: ArrayLike, n_classes: int) -> np
     return np.where(count > 0, 100.0 * hits / np.maximum(count, 1), NAN)
 
 
+def confusion(pred: ArrayLike, target: ArrayLike) -> np.ndarray:
+    """Rows (class, predicted class, samples) of the pairs that occur, in order: (n, 3).
+
+    A prediction below 0, of no class at all, is left out.
+
+    Tasks: classes of all trained so far, after the last
+    Paper: none
+    """
+    pairs = np.stack([np.asarray(target), np.asarray(pred)], 1).astype(int)
+    pairs, count = np.unique(pairs[pairs[:, 1] >= 0], axis=0, return_counts=True)
+    return np.concatenate([pairs, count[:, None]], 1)
+
+
 def summary(
     matrices: dict[str, ArrayLike],
     random_rows: dict[str, ArrayLike] | None = None,

@@ -35,6 +35,14 @@ def _list_of(kind: type) -> Callable:
     return lambda value: isinstance(value, list) and all(type(v) is kind for v in value)
 
 
+def _lists_of(size: int, fits: Callable) -> Callable:
+    """A list of lists of one length."""
+    return lambda value: (
+        isinstance(value, list)
+        and all(isinstance(row, list) and len(row) == size and all(map(fits, row)) for row in value)
+    )
+
+
 def _or_none(fits: Callable) -> Callable:
     return lambda value: value is None or fits(value)
 
@@ -66,6 +74,10 @@ FIELDS: dict[str, dict[str, Callable]] = {
         "config_hash": _is(str, type(None)),
         "class_order": _or_none(_list_of(int)),
         "dataset_fingerprint": _is(str, type(None)),
+        "class_names": _or_none(_list_of(str)),
+        "protocol": _is(dict, type(None)),
+        "versions": _mapping(_is(str)),
+        "weights_sha256": _is(str, type(None)),
     },
     "task": {
         "task": _count,
@@ -75,6 +87,10 @@ FIELDS: dict[str, dict[str, Callable]] = {
         "probes": _mapping(is_number),
         "probes_untouched": _mapping(is_number),
         "wall_s": is_number,
+        "parameters": _mapping(is_number),
+        "per_class": _numbers,
+        "confusion": _lists_of(3, _count),
+        "loss": _or_none(_numbers),
     },
     "epoch": {"task": _count, "epoch": _count, "class_il": _numbers},
     "warning": {"text": _is(str)},

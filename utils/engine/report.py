@@ -30,10 +30,16 @@ def task_row(
     by_class: Iterable[float] = (
         metrics.per_class_accuracy(per_class["prediction"], labels, dataset.N_CLASSES) if labels.ndim == 1 else []
     )
+    at_the_end = task == option(run.args, "stop_after", dataset.N_TASKS - 1)  # for every task it would fill the record
+    confused = (
+        metrics.confusion(per_class["prediction"], labels) if at_the_end and labels.ndim == 1 else np.empty((0, 3))
+    )
     row = {
         "task": task,
         "scores": {name: R[task].tolist() for name, R in matrices.items() if not np.isnan(R[task]).all()},
         "per_class": list(map(float, by_class)),
+        "confusion": confused.tolist(),
+        "loss": list(run.loop_state.get("loss", [])),
         "ece": run.rows["ece"],
         "test_images": [int(n) for n in run.rows.get("counts", [])],
         "seconds": dict(run.watch.phases),

@@ -8,7 +8,7 @@ import signal
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,10 +108,12 @@ class Run:
         with self.watch.phase("save"):
             self.saver.start(self.folder / "ckpt" / name, self.state(position), self.model.NAME)
 
-    def tick(self, **position: Any) -> None:
+    def tick(self, before_save: Callable[[], None] | None = None, **position: Any) -> None:
         """A safe point: save if it is time, stop if requested."""
         self.position = self.position | position
         if self.saver.due() or (self.signal and self.args.save_after_interrupt):
+            if before_save:
+                before_save()
             self.save(MID_TASK, self.position)
         if self.signal:
             self.saver.wait()
@@ -207,6 +209,7 @@ class LossGuard:
         self.every = 1 if device.type == "cpu" else 20
         self.pending: list[tuple[tuple, Any]] = []
         self.last = float("nan")
+        self.sum, self.count = 0.0, 0  # of this epoch
 
     def push(self, loss: Any, place: tuple) -> None:
         self.pending.append((place, loss.detach() if isinstance(loss, torch.Tensor) else loss))
@@ -227,3 +230,5 @@ class LossGuard:
                     "lower --lr or check the data; the last good checkpoint is kept"
                 )
         self.last = values[-1]
+        for value in values:
+            self.sum, self.count = self.sum + value, self.count + 1

@@ -176,6 +176,7 @@ class Fit:
         self.loader = dataset.train_loader
         self.task = run.position["task"]
         self.guard = LossGuard(model.device)
+        self.guard.sum, self.guard.count = run.loop_state.get("epoch_loss", [0.0, 0])
         self.limit = model.get_debug_iters() if self.args.debug_mode else None
 
     def n_epochs(self) -> int:
@@ -226,11 +227,18 @@ class Fit:
             if bar.update(1):
                 bar.set_postfix_str(f"epoch {epoch + 1}/{epochs} loss {self.guard.last:.4g}", refresh=False)
             if self.args.fitting_mode == "iters" and self.model.task_iteration >= self.args.n_iters:
-                self.guard.flush()
+                self.end_epoch()
                 return True
             self.tick(epoch, batch + 1)
-        self.guard.flush()
+        self.end_epoch()
         return False
+
+    def end_epoch(self) -> None:
+        """The mean loss of the epoch, for the record."""
+        self.guard.flush()
+        if self.guard.count:
+            self.run.loop_state.setdefault("loss", []).append(self.guard.sum / self.guard.count)
+        self.guard.sum, self.guard.count = 0.0, 0
 
     def iterate(self, epoch: int, start: int) -> Iterator[tuple]:
         if hasattr(self.loader, "epoch"):
@@ -257,7 +265,12 @@ class Fit:
         if self.run.heartbeat.due():
             within = (epoch * self.batches() + batch) / max(1, self.n_epochs() * self.batches())
             self.run.heartbeat.beat(self.task, self.dataset.N_TASKS, within, self.guard.last)
-        self.run.tick(phase="train", epoch=epoch, batch=batch)
+        self.run.tick(before_save=self.note_loss, phase="train", epoch=epoch, batch=batch)
+
+    def note_loss(self) -> None:
+        """The losses of an unfinished epoch go into the checkpoint."""
+        self.guard.flush()
+        self.run.loop_state["epoch_loss"] = [self.guard.sum, self.guard.count]
 
     def should_stop(self, epoch: int) -> bool:
         """Early stopping on the validation images of the task; the best weights are kept."""
