@@ -153,7 +153,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     foreign = {
         kind: f"{path.name} sha256 {plugins.sha256(path)}"
         for kind in ("model", "dataset", "backbone")
-        if (path := registry.file_of(kind, getattr(args, kind) or "")) and plugins.owns(path)
+        if plugins.used() and (path := registry.file_of(kind, getattr(args, kind) or "")) and plugins.owns(path)
     }
     if foreign:
         args.plugin_files = foreign  # a changed file is a different configuration
