@@ -205,7 +205,12 @@ def on_terminal(lines: list[list[str]], marks: list[list[str]]) -> list[list[str
 def curve(run: records.Run) -> list[float]:
     """Mean score over the tasks seen, after each task; over their images where the run counts these."""
     images = run.args.get("accuracy_weighting") == "images"
-    rows = [row for row in run.tasks if "class_il" in row["scores"]]
+    some = [len(row["scores"]["class_il"]) for row in run.tasks if "class_il" in row["scores"]]
+    rows = [
+        row if row["scores"] else row | {"scores": {"class_il": [np.nan] * some[0]}}  # not evaluated: a gap
+        for row in run.tasks
+        if some and (not row["scores"] or "class_il" in row["scores"])
+    ]
     if images:
         filled = [[np.nan if v is None else v for v in row["scores"]["class_il"]] for row in rows]
         return [float(mean_seen(row, values, True)) for row, values in zip(rows, filled, strict=True)]

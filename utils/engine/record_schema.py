@@ -75,6 +75,7 @@ FIELDS: dict[str, dict[str, Callable]] = {
         "probes": _mapping(is_number),
         "probes_untouched": _mapping(is_number),
         "wall_s": is_number,
+        "evaluated": _is(bool),
     },
     "epoch": {"task": _count, "epoch": _count, "class_il": _numbers},
     "warning": {"text": _is(str)},
