@@ -109,6 +109,8 @@ PARTS = {  # what a file does with torch -> the answer and whether it is an erro
     "parser.add_argument('--kind', default=torch.float32)": None,
     "parser.add_argument('--kind', choices=list(torch.__all__))": None,
     "parser.add_argument('--kind', choices=[torch.relu])": None,
+    "parser.add_argument('--kind', choices=list(torch.names))": None,
+    "parser.add_argument('--kind', default=1 if torch.version == '2' else 2)": None,
     "parser.add_argument('--kind', default=f'{torch.pi}')": None,
     "if torch.cuda.is_available(): parser.add_argument('--kind')": None,
     "parser.add_argument('--kind', default=3) if isinstance(3, torch.Tensor) else None": None,
