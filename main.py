@@ -16,6 +16,13 @@ from utils.errors import Interrupted, UserError, memory_ran_out
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def check(parsed: cli.Parsed) -> None:
+    """Refuse what does not fit together, before anything is made."""
+    from utils.engine import launch
+
+    launch.check(parsed.args, parsed.model_class, parsed.dataset_class)
+
+
 def run(parsed: cli.Parsed) -> dict[str, float]:
     """Build dataset, backbone and model, train, and return the summary."""
     from backbone import get_backbone
@@ -26,7 +33,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     from utils.engine.training import train
 
     args = parsed.args
-    launch.check(args, parsed.model_class, parsed.dataset_class)
+    check(parsed)
     requested = launch.fill_in(args)
     found = launch.find_earlier(args, requested)
     if found is not None and found.status == "done" and args.resume == "force":
@@ -59,7 +66,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     """Run one experiment; exit code 0, 2 for a user error, 1 for a plug-in's error, 128 + signal when interrupted."""
     try:
-        parsed = cli.parse(sys.argv[1:] if argv is None else argv)
+        parsed = cli.parse(sys.argv[1:] if argv is None else argv, check)
         if parsed is not None:
             run(parsed)
         return 0

@@ -59,6 +59,8 @@ TASK = {
     "type": "`task`",
     "task": "number of the task just trained, from 0",
     "scores": "the rows R[t, :] of the matrices above, for this t",
+    "evaluated": "false after a task that `--eval_every` or `--eval_final` leaves out: it has no scores, and summary "
+    "keys that need them are absent",
     "per_class": None,
     "confusion": None,
     "loss": "mean training loss of each epoch of the task, as `observe` returns it",
@@ -240,7 +242,11 @@ def described(kind: str, written: set[str], known: dict) -> None:
 def check() -> None:
     run, model, dataset = made_up("class-il", False, False)
     labels = {"label": np.zeros(1, dtype=int), "prediction": np.zeros(1, dtype=int)}
-    described("a task line", {"type", *report.task_row(run, model, dataset, 0, labels)}, TASK)
+    described(
+        "a task line",
+        {"type", *report.task_row(run, model, dataset, 0, labels), *report.task_row(run, model, dataset, 0, None)},
+        TASK,
+    )
     args = Namespace()
     described("the start line", {"type", "schema", "config_hash", *launch.start_line(args, {}, dataset, model)}, START)
 

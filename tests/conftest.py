@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import pytest
 import torch
 

@@ -76,5 +76,5 @@ def test_the_names_of_the_batch_are_in_the_code():
     assert len(names) > 12 and not [n for n in names if not re.search(rf"(?:def|class) {n}\b", code)]
 
 
-def test_the_page_names_six_decisions():
-    assert len(re.findall(r"^\*\*[^*]+\.\*\*", TEXT.partition("## Six decisions")[2], re.M)) == 6
+def test_the_page_names_seven_decisions():
+    assert len(re.findall(r"^\*\*[^*]+\.\*\*", TEXT.partition("## Seven decisions")[2], re.M)) == 7

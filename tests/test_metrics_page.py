@@ -31,6 +31,7 @@ def test_the_page_is_up_to_date():
 
 RUNS = [
     ("sgd", {"eval_epochs": 1, "enable_other_metrics": 1, "mixed_batches": 1, "validation": 30}),
+    ("sgd", {"eval_final": 1}),
     ("cgil", {"eval_future": 1}),
     ("cgil", {"eval_future": 1, "future_scoring": "mammoth"}),
     ("clumo", {}),

@@ -4,6 +4,7 @@ import gzip
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +61,9 @@ def test_a_checkpoint_of_the_old_tree_is_resumed(tmp_path):
     whole, resumed = newest_record(tmp_path / "whole"), newest_record(tmp_path / "killed")
     last = [[row for row in rows if row["type"] == "task"][-1] for rows in (whole, resumed)]
     assert last[0]["task"] == 4 and all(last[0][k] == last[1][k] for k in ("scores", "per_class", "ece"))
+
+
+def test_a_pair_of_arrays_is_not_taken_for_the_code_of_a_class():
+    pair = [np.arange(3), torch.zeros(2)]
+    found = renamed({"kept": pair})["kept"]
+    assert (found[0] == pair[0]).all() and found[1] is pair[1]

@@ -230,6 +230,8 @@ def test_rehearsal_under_a_budget(model, more, codec, run_main, monkeypatch):
         "60000",
         "--exemplar_codec",
         codec,
+        "--batch_size",
+        "8",
         "--lr",
         "0.01",
         "--debug_mode",

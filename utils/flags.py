@@ -274,6 +274,8 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     )
     add("--notes", help="free text stored in the record")
     add("--eval_epochs", type=positive_int, help="also evaluate every k epochs within a task")
+    add("--eval_every", type=positive_int, help="evaluate after every k-th task and the last (default: after each)")
+    add("--eval_final", type=boolean, default=False, help="evaluate after the last task only")
     add("--eval_batch_size", type=positive_int, help="images per evaluation batch (default: what fits 64 MiB)")
     add(
         "--enable_other_metrics",

@@ -161,9 +161,10 @@ def _digit(digit: int, r: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _grow(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Dilate a boolean mask by an octagon of `radius` pixels (erode by dilating the complement)."""
-    for step in range(radius):
+def _grow(mask: np.ndarray, radius: int, grown: int = 0) -> np.ndarray:
+    """Dilate a boolean mask that was dilated by `grown` pixels to `radius` pixels, by an octagon (erode by dilating the
+    complement)."""
+    for step in range(grown, radius):
         square = step % 2  # cross and square by turns make the octagon
         out = mask.copy()
         out[1:] |= mask[:-1]
@@ -175,20 +176,27 @@ def _grow(mask: np.ndarray, radius: int) -> np.ndarray:
     return mask
 
 
-def _soft(mask: np.ndarray, factor: int) -> np.ndarray:
-    """Box-reduce to CELL * 2 / factor and soften by a [1 2 1] kernel: values 0..127."""
-    n = mask.shape[0] // factor
-    small = mask.reshape(n, factor, n, factor).mean((1, 3))
-    for axis in (0, 1):
-        small = (np.roll(small, 1, axis) + 2 * small + np.roll(small, -1, axis)) / 4
-    return np.floor(small * 127 + 0.5).astype(np.int32)
+def _soft(masks: np.ndarray, factor: int) -> np.ndarray:
+    """Box-reduce masks (M, S, S) to S / factor and soften by a [1 2 1] kernel: values 0..127, rounded half up."""
+    n = masks.shape[1] // factor
+    lines = masks.view(np.uint8).reshape(len(masks), n, factor, -1).sum(2, dtype=np.uint8)
+    soft = sum(lines[:, :, i::factor].astype(np.int32) for i in range(factor))
+    for axis in (1, 2):
+        soft = np.roll(soft, 1, axis) + 2 * soft + np.roll(soft, -1, axis)
+    whole = 16 * factor**2  # what a pixel holds that is covered, neighbors included
+    return (2 * 127 * soft + whole) // (2 * whole)
 
 
-def _packed(body: np.ndarray, detail: np.ndarray, factor: int) -> np.ndarray:
-    """Body, detail, rim and core at one resolution, seven bits each in one int32, flattened."""
-    rim, core = _grow(body, 2 * factor), ~_grow(~body, 3 * factor)  # about one picture pixel, and one and a half
-    channels = [_soft(m, factor) for m in (body, detail & body, rim, core)]
-    return (channels[0] | channels[1] << 7 | channels[2] << 14 | channels[3] << 21).ravel()
+def _packed(body: np.ndarray, detail: np.ndarray) -> np.ndarray:
+    """Body, detail, rim and core at both resolutions, seven bits each in one int32, flattened: fine, then coarse."""
+    rows, rim, hollow, radii = [], body, ~body, (0, 0)
+    for factor in (2, 4):
+        wanted = 2 * factor, 3 * factor  # about one picture pixel, and one and a half
+        rim, hollow = (_grow(m, r, old) for m, r, old in zip((rim, hollow), wanted, radii, strict=True))
+        channels = _soft(np.stack([body, detail & body, rim, ~hollow]), factor)
+        rows.append((channels[0] | channels[1] << 7 | channels[2] << 14 | channels[3] << 21).ravel())
+        radii = wanted
+    return np.concatenate(rows)
 
 
 @functools.lru_cache(maxsize=4)
@@ -208,5 +216,5 @@ def mask_bank(seed: int) -> np.ndarray:
                 body, detail = ~NONE, NONE
             else:
                 body, detail = _digit(entry - FIRST_DIGIT, r), NONE
-            rows.append(np.concatenate([_packed(body, detail, 2), _packed(body, detail, 4)]))
+            rows.append(_packed(body, detail))
     return np.stack(rows)

@@ -34,8 +34,10 @@ def rounded(value: float | None, digits: int = 2) -> float | None:
 def curve(run: records.Run, score: str = "class_il") -> list[float]:
     """Mean of a score over the tasks seen, after each task; over their images where the run counts these."""
     images = run.args.get("accuracy_weighting") == "images"
-    rows = [row for row in run.tasks if score in row["scores"]]
-    filled = [[math.nan if v is None else float(v) for v in row["scores"][score]] for row in rows]
+    some = [len(row["scores"][score]) for row in run.tasks if score in row["scores"]]
+    rows = [row for row in run.tasks if some and (score in row["scores"] or not row["scores"])]
+    gap = [None] * max(some, default=0)  # of a task that was not evaluated
+    filled = [[math.nan if v is None else float(v) for v in row["scores"].get(score, gap)] for row in rows]
     if images:
         return [float(mean_seen(row, values, True)) for row, values in zip(rows, filled, strict=True)]
     return [float(np.mean(values[: row["task"] + 1])) for row, values in zip(rows, filled, strict=True)]
@@ -43,7 +45,7 @@ def curve(run: records.Run, score: str = "class_il") -> list[float]:
 
 def scores_of(arm: Arm) -> list[str]:
     """Matrices that all runs of an arm have after every task, those of every stream first."""
-    every = [set(row["scores"]) for run in arm for row in run.tasks]
+    every = [set(row["scores"]) for run in arm for row in run.tasks if row["scores"]]
     names = sorted(set.intersection(*every)) if every else []
     return [n for n in HEAT if n in names] + [n for n in names if n not in HEAT]
 

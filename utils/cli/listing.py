@@ -1,7 +1,7 @@
-"""What `--list` and `--show_config` print."""
+"""What `--list`, `--help` and `--show_config` print."""
 
 import fnmatch
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from utils.cli import protocols, registry
 from utils.errors import UserError
@@ -46,3 +46,13 @@ def config_table(args: Namespace, origins: dict[str, str]) -> str:
     )
     width = max(len(k) for k, _, _ in rows), max(len(v) for _, v, _ in rows)
     return "\n".join(f"{k:<{width[0]}}  {v:<{min(width[1], 40)}}  {origin}" for k, v, origin in rows)
+
+
+def help_text(parser: ArgumentParser) -> str:
+    """The parser's help; a method's help texts may contain a bare % sign."""
+    for action in parser._actions:
+        try:
+            action.help % (vars(action) | {"prog": parser.prog}) if action.help else None
+        except (TypeError, ValueError, KeyError):
+            action.help = (action.help or "").replace("%", "%%")
+    return parser.format_help()

@@ -2,15 +2,17 @@
 
 import argparse
 import difflib
+import functools
 import inspect
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from utils import flags
-from utils.cli import configs, plugins, protocols, registry, signatures
-from utils.cli.listing import config_table, listing
+from utils.cli import configs, plugins, preview, protocols, registry, signatures
+from utils.cli.listing import config_table, help_text, listing
 from utils.cli.stream_flags import add_stream_args
 from utils.errors import UserError, shown
 
@@ -43,8 +45,8 @@ def new_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: list[str]) -> Parsed | None:
-    """Read the command line; None if it only asked for a text such as --help, which is then printed."""
+def parse(argv: list[str], check: Callable[[Parsed], None] = lambda parsed: None) -> Parsed | None:
+    """Read the command line and `check` it; None if it only asked for a text such as --help, which is then printed."""
     parser = new_parser()
     first, known_problems = first_pass(parser, argv)
     plugins.use(first.plugins)
@@ -68,26 +70,28 @@ def parse(argv: list[str]) -> Parsed | None:
             problems.append(str(registry.unknown(kind, name)))
     if problems:
         raise UserError("\n".join(problems + known_problems + misspelt(first, argv)))
+    read = functools.partial(result, parser, first, argv, check)
+    told = preview.answer(read, parser) if not first.plugins else None  # code of a plug-in is run only once
+    found = read() if told is None else told.tell()
+    if isinstance(found, Parsed):
+        return found
+    print(found)
+    return None
+
+
+def result(
+    parser: argparse.ArgumentParser, first: argparse.Namespace, argv: list[str], check: Callable[[Parsed], None]
+) -> Parsed | str:
+    """What the command line, with model and dataset known, starts or asks for."""
     parsed = second_pass(parser, first, argv)
     if first.help:
-        print(help_text(parser))
-        return None
+        return help_text(parser)
     if parsed.problems:
         raise UserError("\n".join(parsed.problems))
     if first.show_config:
-        print(config_table(parsed.args, parsed.origins))
-        return None
+        return config_table(parsed.args, parsed.origins)
+    check(parsed)
     return parsed
-
-
-def help_text(parser: argparse.ArgumentParser) -> str:
-    """The parser's help; a method's help texts may contain a bare % sign."""
-    for action in parser._actions:
-        try:
-            action.help % (vars(action) | {"prog": parser.prog}) if action.help else None
-        except (TypeError, ValueError, KeyError):
-            action.help = (action.help or "").replace("%", "%%")
-    return parser.format_help()
 
 
 def first_pass(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -150,7 +154,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     foreign = {
         kind: f"{path.name} sha256 {plugins.sha256(path)}"
         for kind in ("model", "dataset", "backbone")
-        if (path := registry.file_of(kind, getattr(args, kind) or "")) and plugins.owns(path)
+        if plugins.used() and (path := registry.file_of(kind, getattr(args, kind) or "")) and plugins.owns(path)
     }
     if foreign:
         args.plugin_files = foreign  # a changed file is a different configuration

@@ -140,6 +140,10 @@ def replaceable(path: str | Path | None) -> bool:
     return "mammoth" in rooms and "ours" not in rooms
 
 
+def used() -> bool:
+    return bool(_roots)
+
+
 def folders(package: str) -> list[Path]:
     return list(_folders.get(package, []))
 

@@ -1,6 +1,7 @@
 """From names to files to classes: listing reads text, only what is chosen is imported. Standard library only."""
 
 import difflib
+import functools
 import importlib
 import os
 import re
@@ -88,7 +89,11 @@ _DEF_DOC = re.compile(r'(?:def|class)\s+\w+(?:[^"]|"[^"\n]+")*?:\s*\n\s+[rR]?"""
 
 
 def _scan_file(kind: str, path: Path) -> list[Entry]:
-    text = path.read_text(encoding="utf-8", errors="replace")
+    return list(_scan(kind, path, path.read_text(encoding="utf-8", errors="replace")))
+
+
+@functools.cache  # one command needs the index several times, and a process may run several commands
+def _scan(kind: str, path: Path, text: str) -> list[Entry]:
     module = f"{PACKAGES[kind]}.{path.stem}"
     found = _DOC.match(text)
     line = found.group(1).strip() if found else ""
@@ -132,14 +137,18 @@ def plugin_index(kind: str) -> dict[str, Entry]:
 
 def plain_name(kind: str, name: str) -> str:
     """The name without "plugin:" if only a plug-in has it."""
-    key, entries = canonical(name), index(kind)
+    return _plain(canonical(name), index(kind)) if plugins.used() else canonical(name)
+
+
+def _plain(key: str, entries: dict[str, Entry]) -> str:
     bare = key.removeprefix(PLUGIN)
     return bare if key not in entries and bare in entries and plugins.owns(entries[bare].path) else key
 
 
 def file_of(kind: str, name: str) -> Path | None:
     """The file of a name; None for one registered at run time."""
-    entry = index(kind).get(plain_name(kind, name))
+    entries = index(kind)
+    entry = entries.get(_plain(canonical(name), entries))
     return entry.path if entry else None
 
 
@@ -165,7 +174,7 @@ def exists(kind: str, name: str) -> bool:
     """Whether the name is known; a file named after it is found without a scan."""
     key = canonical(name)
     by_rule = os.path.isfile(ROOT / PACKAGES[kind] / f"{key.replace('-', '_')}.py")  # False for what cannot be a path
-    return key in _registered[kind] or by_rule or plain_name(kind, key) in index(kind)
+    return key in _registered[kind] or by_rule or file_of(kind, key) is not None
 
 
 def load(kind: str, name: str) -> Any:
@@ -212,7 +221,7 @@ def _module_of(kind: str, key: str) -> str | None:
         if os.path.isfile(path) and not plugins.owns(path) and any(e.name == key for e in _scan_file(kind, path)):
             return f"{PACKAGES[kind]}.{stem}"
     entries = index(kind)
-    name = plain_name(kind, key)
+    name = _plain(canonical(key), entries)
     if name not in entries:
         raise unknown(kind, key)
     return None if plugins.owns(entries[name].path) else entries[name].module

@@ -55,6 +55,7 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
         problems.append(f"--eval_future 1: model {args.model} cannot name classes it has not seen; leave the flag out")
     if option(args, "eval_future") and (option(args, "joint") or setting not in SPLIT_SETTINGS):
         problems.append("--eval_future 1 needs tasks with classes of their own, and no --joint")
+    problems += sparse_evaluation(args)
     if args.fitting_mode == "iters" and not args.n_iters:
         problems.append("--fitting_mode iters needs --n_iters")
     if args.fitting_mode == "early_stopping" and not option(args, "validation"):
@@ -70,6 +71,16 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
     problems += sinks.problems(args)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def sparse_evaluation(args: Namespace) -> list[str]:
+    """What is wrong with --eval_every and --eval_final."""
+    sparse = [f"--{flag}" for flag in ("eval_every", "eval_final") if option(args, flag)]
+    needs = [f"--{flag}" for flag in ("probe", "enable_other_metrics") if option(args, flag)]
+    problems = [f"{flag} measures after each task, so it does not go with {sparse[0]}" for flag in needs if sparse]
+    if len(sparse) > 1:
+        problems.append("--eval_final 1 leaves nothing for --eval_every to choose; use one of them")
+    return problems
 
 
 def check_class_sizes(args: Namespace, model_class: type, dataset: ContinualDataset) -> None:

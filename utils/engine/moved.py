@@ -31,9 +31,10 @@ def renamed(state: Any) -> Any:
     kind: Any = type(state)
     if isinstance(state, dict):
         return {k: new_name(v) if k == "class" and isinstance(v, str) else renamed(v) for k, v in state.items()}
-    if isinstance(state, (list, tuple)) and len(state) == 2 and state[0] == "code":
+    mark = state[0] if isinstance(state, (list, tuple)) and len(state) == 2 else None
+    if isinstance(mark, str) and mark == "code":  # a pair may hold arrays, which do not compare to one truth value
         return kind(("code", new_name(state[1])))
-    if isinstance(state, (list, tuple)) and len(state) == 2 and state[0] == "object":
+    if isinstance(mark, str) and mark == "object":
         name, *rest = state[1]
         return kind(("object", [new_name(name), *map(renamed, rest)]))
     if kind in (list, tuple):

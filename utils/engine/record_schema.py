@@ -91,6 +91,7 @@ FIELDS: dict[str, dict[str, Callable]] = {
         "per_class": _numbers,
         "confusion": _lists_of(3, _count),
         "loss": _or_none(_numbers),
+        "evaluated": _is(bool),
     },
     "epoch": {"task": _count, "epoch": _count, "class_il": _numbers},
     "warning": {"text": _is(str)},

@@ -22,18 +22,16 @@ if TYPE_CHECKING:
 
 
 def task_row(
-    run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, per_class: dict[str, np.ndarray]
+    run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, per_class: dict[str, np.ndarray] | None
 ) -> dict:
-    """The record's line about one task: scores of every test set and costs."""
+    """The record's line about one task: scores of every test set, unless it was not evaluated, and costs."""
     matrices = run.rows["matrices"]
-    labels = per_class["label"]
-    by_class: Iterable[float] = (
-        metrics.per_class_accuracy(per_class["prediction"], labels, dataset.N_CLASSES) if labels.ndim == 1 else []
-    )
-    at_the_end = task == option(run.args, "stop_after", dataset.N_TASKS - 1)  # for every task it would fill the record
-    confused = (
-        metrics.confusion(per_class["prediction"], labels) if at_the_end and labels.ndim == 1 else np.empty((0, 3))
-    )
+    by_class: Iterable[float] = []
+    confused = np.empty((0, 3))
+    if per_class is not None and per_class["label"].ndim == 1:
+        by_class = metrics.per_class_accuracy(per_class["prediction"], per_class["label"], dataset.N_CLASSES)
+        if task == option(run.args, "stop_after", dataset.N_TASKS - 1):  # for every task it would fill the record
+            confused = metrics.confusion(per_class["prediction"], per_class["label"])
     row = {
         "task": task,
         "scores": {name: R[task].tolist() for name, R in matrices.items() if not np.isnan(R[task]).all()},
@@ -48,7 +46,8 @@ def task_row(
         "stored_bytes": model.stored_bytes(),
         "parameters": accounting.parameter_counts(model),
     }
-    return row | run.forwards() | probes.of_task(run.rows)
+    absent = {"evaluated": False} if per_class is None else {}
+    return row | absent | run.forwards() | probes.of_task(run.rows)
 
 
 def note_reused(run: Run, model: ContinualModel, task: int) -> None:
@@ -82,7 +81,7 @@ def mean_seen(row: dict, values: list[float], images: bool) -> float:
 def print_task(row: dict, n_tasks: int, vqa: bool = False, images: bool = False) -> None:
     """One line on stdout when a task is done."""
     task, scores = row["task"], row["scores"]
-    parts = [f"task {task + 1}/{n_tasks}"]
+    parts = [f"task {task + 1}/{n_tasks}"] + ["not evaluated"] * (row.get("evaluated") is False)
     headline = (("exact_match", "exact match"),) if vqa else ()
     for name, title in (*headline, ("class_il", "vqa" if vqa else "class-il"), ("task_il", "task-il")):
         if name in scores:

@@ -82,8 +82,10 @@ def _train_tasks(run: Run, model: ContinualModel, dataset: ContinualDataset, res
         probes.start()
     for task in range(begun_at, last + 1):
         _one_task(run, model, dataset, task, mid if mid and mid["position"]["task"] == task else None)
-        with run.watch.phase("evaluate"):
-            seen = _evaluate(run, model, dataset, task, future)
+        seen = None
+        if task == last or is_scored(args, task):
+            with run.watch.phase("evaluate"):
+                seen = _evaluate(run, model, dataset, task, future)
         if probes is not None:
             probes.after_task()
         _write_row(run, model, dataset, task, seen)
@@ -94,6 +96,11 @@ def _train_tasks(run: Run, model: ContinualModel, dataset: ContinualDataset, res
             raise Interrupted(run.signal)
     run.saver.wait()
     return _finish(run, model, dataset)
+
+
+def is_scored(args: Namespace, task: int) -> bool:
+    """Whether --eval_every and --eval_final ask for scores after a task that is not the last."""
+    return not option(args, "eval_final") and (task + 1) % option(args, "eval_every", 1) == 0
 
 
 def wants_future(model: ContinualModel, dataset: ContinualDataset, args: Namespace) -> bool:
@@ -359,12 +366,14 @@ def _evaluate_mixed(run: Run, model: ContinualModel, dataset: ContinualDataset, 
             matrices.setdefault(f"mixed_{name}", empty)[task, t] = score.percent(name)
 
 
-def _write_row(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, seen: dict) -> None:
-    confidence, correct = (
-        np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("confidence", "correct")
-    )
-    run.rows["ece"] = metrics.ece(confidence, correct)
-    per_class = {n: np.concatenate([s.flat(n).numpy() for s in seen.values()]) for n in ("prediction", "label")}
+def _write_row(run: Run, model: ContinualModel, dataset: ContinualDataset, task: int, seen: dict | None) -> None:
+    """The line about a task; `seen` is None if it was not evaluated."""
+    flat = {
+        n: np.concatenate([s.flat(n).numpy() for s in (seen or {}).values()] or [np.empty(0)])
+        for n in ("confidence", "correct", "prediction", "label")
+    }
+    run.rows["ece"] = metrics.ece(flat["confidence"], flat["correct"])
+    per_class = {n: flat[n] for n in ("prediction", "label")} if seen is not None else None
     row = report.task_row(run, model, dataset, task, per_class)
     report.print_task(row, dataset.N_TASKS, dataset.VQA, report.over_images(run.args))
     if run.record:
