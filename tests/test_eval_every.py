@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import records, report
+from scripts import records
+from scripts.reporting import payload
 from tests.conftest import comparable, in_child, newest_record
 from utils.engine import training
 from utils.engine.record_schema import wrong_record
@@ -92,7 +93,16 @@ def test_what_needs_every_evaluation_is_refused(run_main, capsys, flags, told):
 def test_the_curve_of_the_report_has_a_gap_there():
     def curve(*scores):
         rows = [{"task": t, "scores": {"class_il": s} if s else {}} for t, s in enumerate(scores)]
-        return report.curve(records.Run(Path(), {"args": {}}, rows, {}))
+        return payload.curve(records.Run(Path(), {"args": {}}, rows, {}))
 
     assert np.allclose(curve([], [60.0, 80.0], []), [np.nan, 70.0, np.nan], equal_nan=True)
     assert curve([50.0, None], [60.0, 80.0]) == [50.0, 70.0] and curve([], []) == []
+
+
+def test_the_matrix_of_the_report_has_an_empty_row_there():
+    rows = [
+        {"task": t, "scores": s} for t, s in enumerate([{}, {"class_il": [60.0, None]}, {"class_il": [50.0, 80.0]}])
+    ]
+    run = records.Run(Path(), {"args": {}}, rows, {})
+    assert payload.scores_of([run]) == ["class_il"]
+    assert payload.matrix([run], "class_il") == [[None, None], [60.0, None], [50.0, 80.0]]

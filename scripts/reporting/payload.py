@@ -34,13 +34,21 @@ def rounded(value: float | None, digits: int = 2) -> float | None:
 def curve(run: records.Run, score: str = "class_il") -> list[float]:
     """Mean of a score over the tasks seen, after each task; over their images where the run counts these."""
     images = run.args.get("accuracy_weighting") == "images"
-    some = [len(row["scores"][score]) for row in run.tasks if score in row["scores"]]
-    rows = [row for row in run.tasks if some and (score in row["scores"] or not row["scores"])]
-    gap = [None] * max(some, default=0)  # of a task that was not evaluated
-    filled = [[math.nan if v is None else float(v) for v in row["scores"].get(score, gap)] for row in rows]
+    filled = rows_of(run, score)
+    rows = [row for row in run.tasks if filled and (score in row["scores"] or not row["scores"])]
     if images:
         return [float(mean_seen(row, values, True)) for row, values in zip(rows, filled, strict=True)]
     return [float(np.mean(values[: row["task"] + 1])) for row, values in zip(rows, filled, strict=True)]
+
+
+def rows_of(run: records.Run, score: str) -> list[list[float]]:
+    """The rows of a matrix; that of a task that was not evaluated is empty (NaN)."""
+    some = [len(row["scores"][score]) for row in run.tasks if score in row["scores"]]
+    gap = [None] * max(some, default=0)
+    found = [
+        row["scores"].get(score, gap) for row in run.tasks if some and (score in row["scores"] or not row["scores"])
+    ]
+    return [[math.nan if v is None else float(v) for v in values] for values in found]
 
 
 def scores_of(arm: Arm) -> list[str]:
@@ -52,12 +60,11 @@ def scores_of(arm: Arm) -> list[str]:
 
 def matrix(arm: Arm, score: str) -> list[list[float | None]] | None:
     """Mean over seeds of a matrix; a cell that some run lacks is empty; None if the runs have other shapes."""
-    found = [[row["scores"][score] for row in run.tasks] for run in arm]
+    found = [rows_of(run, score) for run in arm]
     shapes = {tuple(map(len, rows)) for rows in found}
     if len(shapes) != 1 or len(set(next(iter(shapes)))) > 1:
         return None
-    stacked = np.array([[[math.nan if v is None else v for v in row] for row in rows] for rows in found], float)
-    return [[rounded(v, 1) for v in row] for row in stacked.mean(0)]
+    return [[rounded(v, 1) for v in row] for row in np.array(found, float).mean(0)]
 
 
 def probe_curves(arm: Arm) -> dict[str, list[list[float]]]:
