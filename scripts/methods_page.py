@@ -32,8 +32,8 @@ HEAD = """# Methods
 Every registered method. Ideas, papers, choices and commands are the docstrings of the files in `models/`, which also
 have the formulas; `python scripts/methods_page.py` writes this page.
 
-- **keeps**: bytes kept between tasks beside the network after 100 classes in 10 tasks, 20 images of 48 x 48 per class,
-  with the sizes of the picture world's runs and a memory of 2,000 images for methods that have one (6,912 bytes each,
+- **keeps**: bytes kept between tasks beside the network after 100 classes in 10 tasks, 5 images of 48 x 48 per class,
+  with the sizes of the picture world's runs and a memory of 500 images for methods that have one (6,912 bytes each,
   27,648 as floats), on the embedded CLIP: features of {width} numbers; methods for any network on its image tower.
   Copies of the network count.
 - **trains**: parameters with a gradient in the largest step of that run; 0: closed form or nothing trained.
@@ -49,7 +49,7 @@ SOURCES = {"descriptions", "reference", "clip_backbone"}  # flags that name file
 
 
 class Hundred(contract.ToyClasses):
-    """100 classes named by two words that the embedded CLIP knows, 20 images of 48 x 48 each, in 10 tasks."""
+    """100 classes named by two words that the embedded CLIP knows, 5 images of 48 x 48 each, in 10 tasks."""
 
     NAME = "toy-hundred"
     N_TASKS = 10
@@ -59,7 +59,7 @@ class Hundred(contract.ToyClasses):
     DEFAULTS = {"batch_size": 64, "n_epochs": 1, "backbone": "clip-visual", "clip_backbone": "tiny", "lr": 1e-4}
 
     def load(self, train: bool):
-        labels = torch.arange(100).repeat_interleave(20 if train else 1)
+        labels = torch.arange(100).repeat_interleave(5 if train else 1)
         samples = contract.pictures(labels, train)
         samples.data = samples.data.repeat(1, 1, 6, 6)
         return samples
@@ -145,7 +145,7 @@ def measured(name: str) -> Facts:
     cls = contract.model_class(name)
     sources = {flag: value for flag, value in cls.TOY_ARGS.items() if flag in SOURCES}
     sizes = picture_world(name)
-    memory = {"buffer_size": 2000} if "buffer_size" in {a.dest for a in contract.own_actions(name)} else {}
+    memory = {"buffer_size": 500} if "buffer_size" in {a.dest for a in contract.own_actions(name)} else {}
     handle = register_optimizer_step_post_hook(stepped)
     try:
         with (
