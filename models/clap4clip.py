@@ -13,8 +13,9 @@ Jha et al., NeurIPS 2024, arXiv 2403.19137. f is the unit image feature, t the m
 Choices: each image attends on its own (released: over the whole test batch), so its attention is on one token and adds
 the same to all names before they are mixed. At test the draws are replaced by their mean. Old heads are frozen. Heads
 read t; mu starts at T^T T / D of the task's t, sigma at V^T V / D of their variances over the sentences with an offset
-that makes it --sigma_start: softplus(0) would drown unit features. KL is summed over the numbers of a feature, with the
-standard normal as prior; the distillation, an option of the released code, is left out. Exemplars are features.
+that makes it --sigma_start: softplus(0) would drown unit features. KL is summed over the numbers of a feature, with
+the standard normal as prior. The layer has one head. The distillation, an option of the released code, is left out.
+Exemplars are features.
 
 No table has a row of it; on the picture world:
     python main.py --model clap4clip --dataset seq-tiny --permute_classes 1 --seed 1992 --picture_seed 1992
@@ -46,7 +47,6 @@ class Clap4Clip(FeatureTraining):
         add("--kl_weight", type=non_negative, default=0.001, help="weight of the distance to the prior")
         add("--lasp_weight", type=non_negative, default=15.0, help="weight of the alignment with the names")
         add("--sigma_start", type=positive, default=0.05, help="first standard deviation")
-        add("--guide_heads", type=positive_int, default=1, help="heads of the attention to the image")
         add("--guide_dropout", type=fraction, default=0.1, help="dropout in that layer")
         add("--exemplars", type=natural, default=20, help="features kept per class")
         add("--balanced_epochs", type=natural, default=2, help="epochs on the memory after those of the task")
@@ -59,7 +59,7 @@ class Clap4Clip(FeatureTraining):
         self.texts = self.text_features(names, templates)  # (C, D)
         self.spread = self.variances(names, templates)  # (C, D)
         self.guide = nn.TransformerDecoderLayer(
-            dim, args.guide_heads, dim, args.guide_dropout, "gelu", batch_first=True, norm_first=True
+            dim, 1, dim, args.guide_dropout, "gelu", batch_first=True, norm_first=True
         ).to(self.device)
         self.mu, self.sigma = nn.ModuleList(), nn.ModuleList()  # a head per task
         self.memory = torch.zeros(0, dim, device=self.device)  # unit features

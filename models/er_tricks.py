@@ -98,7 +98,7 @@ class ErTricks(ContinualModel):
         """Logits (N, C) of plain images, in eval mode."""
         self.net.eval()
         inputs = normalized(images, self.normalization_transform)
-        found = torch.cat([self.net(part.to(self.device)) for part in inputs.split(256)])
+        found = torch.cat([self.net(inputs[i : i + 256].to(self.device)) for i in range(0, len(inputs), 256)])
         self.net.train()
         return found
 
