@@ -1,7 +1,7 @@
 """Writes docs/methods.md: every method, its paper, what it keeps, trains and needs, and where it leaves its paper.
 
 Words are read from the docstrings of the method files. Bytes and parameters are measured by a short run of each method
-(`measured`); what the page already has is kept, and `--measure NAME ...` or `--measure all` measures again.
+(`measured`); what the page has is kept, `--measure NAME ...` or `all` measures again, `--words` measures nothing.
 """
 
 import argparse
@@ -45,7 +45,7 @@ have the formulas; `python scripts/methods_page.py` writes this page.
 YEAR = re.compile(r"arXiv \d{4}\.\d{4,5}|[12][09]\d\d")
 PAPER = re.compile(r"[A-Z]\w+(?:[ ,&]+(?:and )?[A-Z]\w+)*(?: et al\.)?,? (?:[A-Z][\w ]+ )?\d{4}(?:, arXiv [\d.]+\d)?")
 MEMORY = {"buffer_size", "exemplars", "memory_bytes"}  # flags of methods that store samples
-SOURCES = {"descriptions", "reference", "clip_backbone"}  # flags that name files: those of the toy runs
+SOURCES = {"descriptions", "reference", "clip_backbone", "attention_kept"}  # flags taken over from the toy runs
 
 
 class Hundred(contract.ToyClasses):
@@ -139,7 +139,7 @@ def measured(name: str) -> Facts:
         steps.append(sum(taken.values()))
 
     def tokenized(net, words):
-        texts.append(words)
+        texts.extend(filter(None, [words] if isinstance(words, str) else words))  # "" is the null question
         return tokenize(net, words)
 
     cls = contract.model_class(name)
@@ -168,15 +168,10 @@ def facts_of(page: str) -> dict[str, Facts]:
     }
 
 
-def row(name: str, facts: Facts) -> list[str]:
-    entry = registry.index("model")[name]
-    return [
-        f"`{name}`",
-        entry.line,
-        paper(text_of(entry.path)),
-        *facts.cells,
-        ", ".join(needs(name, facts.text)) or "-",
-    ]
+def row(name: str, facts: Facts | None) -> list[str]:
+    entry, cells = registry.index("model")[name], facts.cells if facts else ["*not run*"] * 2
+    wants = ", ".join(needs(name, facts is not None and facts.text)) or "-"
+    return [f"`{name}`", entry.line, paper(text_of(entry.path)), *cells, wants]
 
 
 def note(name: str) -> str:
@@ -189,23 +184,25 @@ def note(name: str) -> str:
 def page(found: dict[str, Facts]) -> str:
     names = get_model_names()
     head = ["method", "idea", "paper", "keeps, bytes", "trains", "needs"]
-    table = markdown(head, [row(name, found[name]) for name in names])
+    known = sum(name in found for name in names)
+    table = markdown(head, [row(name, found.get(name)) for name in names])
     notes = "\n".join(note(name) for name in names)
-    return (
-        f"{HEAD.format(width=128)}{table}\n{len(names)} methods.\n\n## Choices, and the command of a row\n\n{notes}\n"
-    )
+    count = f"{len(names)} methods, {known} measured.\n\n## Choices, and the command of a row\n"
+    return f"{HEAD.format(width=128)}{table}\n{count}\n{notes}\n"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="methods_page", description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--measure", nargs="+", default=[], choices=["all", *get_model_names()], metavar="NAME")
+    parser.add_argument("--words", action="store_true", help="measure nothing; methods without numbers say so")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     found = {} if "all" in args.measure or not PAGE.is_file() else facts_of(PAGE.read_text(encoding="utf-8"))
     for name in get_model_names():
-        if name not in found or name in args.measure:
+        if not args.words and (name not in found or name in args.measure):
             found[name] = measured(name)
             print(name, *found[name], flush=True)
+            PAGE.write_text(page(found), encoding="utf-8")  # what is measured so far is kept if it is stopped
     PAGE.write_text(page(found), encoding="utf-8")
     return 0
 
