@@ -25,6 +25,7 @@ from models import get_model_names
 from scripts.records import markdown
 from tests import contract
 from utils.cli import registry
+from utils.errors import UserError
 
 PAGE = registry.ROOT / "docs" / "methods.md"
 HEAD = """# Methods
@@ -198,13 +199,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     found = {} if "all" in args.measure or not PAGE.is_file() else facts_of(PAGE.read_text(encoding="utf-8"))
+    failed = 0
     for name in get_model_names():
         if not args.words and (name not in found or name in args.measure):
-            found[name] = measured(name)
+            try:
+                found[name] = measured(name)
+            except UserError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                failed = 1
+                continue
             print(name, *found[name], flush=True)
             PAGE.write_text(page(found), encoding="utf-8")  # what is measured so far is kept if it is stopped
     PAGE.write_text(page(found), encoding="utf-8")
-    return 0
+    return failed
 
 
 if __name__ == "__main__":
