@@ -87,8 +87,10 @@ class FusionTransformer(nn.Module):
         prompts: Tensor | None = None,
         prefixes: dict[int, Tensor] | None = None,
         prompt_states: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """CLS state (B, W); with `prompt_states` also the states (B, n, W) of the prompts.
+        attention: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor | list[Tensor]]:
+        """CLS state (B, W); with `prompt_states` also the states (B, n, W) of the prompts, with `attention` also a map
+        (B, heads, R, R) of each block.
 
         text_seen (B, L) is False after the end of a question; prefixes are (B, 2, P, W) by number of the block.
         """
@@ -100,8 +102,10 @@ class FusionTransformer(nn.Module):
         parts += [self.image_in(image) + self.kinds[1], self.text_in(text) + self.kinds[2]]
         x = torch.cat(parts, dim=1)
         seen = torch.cat([text_seen.new_ones(n, x.shape[1] - text.shape[1]), text_seen], dim=1)
-        x, _ = run(self.blocks, x, seen, front if prompt_states else 1, prefixes)
+        x, maps = run(self.blocks, x, seen, front if prompt_states else 1, prefixes, attention)
         x = self.norm(x)
+        if attention:
+            return x[:, 0], maps
         return (x[:, 0], x[:, 1:]) if prompt_states else x[:, 0]
 
 
@@ -175,13 +179,22 @@ class ClipFusion(MammothBackbone):
         self.feature_dim = self.embed_dim = fusion.width
         self.classifier = nn.Linear(fusion.width, num_classes)
 
-    def forward(self, x: Inputs, returnt: str = "out"):
+    def tokens(self, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """What the fusion reads: image tokens, question tokens, and which of these are not padding."""
         image, text = (x.image, x.text) if isinstance(x, Pair) else (x, self.null_question.expand(len(x), -1))
         check_size(image, self.clip.resolution)
         with torch.no_grad():
             image, states = self.clip.image_tokens(image).float(), self.clip.text_tokens(text).float()
-        features = self.fusion(image, states, question_mask(text))
+        return image, states, question_mask(text)
+
+    def forward(self, x: Inputs, returnt: str = "out"):
+        features = self.fusion(*self.tokens(x))
         return answer(returnt, self.classifier, features, [features])
+
+    def with_maps(self, x: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, C), and what each block of the fusion attends to (B, heads, R, R)."""
+        state, maps = self.fusion(*self.tokens(x), attention=True)
+        return self.classifier(state), maps
 
     def attention(self, x: Inputs) -> tuple[Tensor, Tensor | None]:
         """(B, n) of the frozen towers to the patches, (B, L) to the words."""

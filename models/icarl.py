@@ -2,7 +2,7 @@
 
 Rebuffi et al., CVPR 2017, arXiv 1611.07725.
 
-    targets   old classes: sigmoid of the previous network's logits; new classes: one-hot        -> `targets`
+    targets   old classes: sigmoid of the previous network's logits; new classes: one-hot        -> `targets` of LwF.MC
     loss      binary cross-entropy, mean over batch and seen classes, + opt_wd * |theta|^2       -> `observe`
     exemplars greedy choice that keeps the mean feature of a class, M / C for each class         -> `end_task`
     classify  nearest class mean of unit features of the exemplars                               -> `forward`
@@ -15,20 +15,19 @@ Row of docs/classics.md, by scripts/classics.sh, one seed:
         --permute_classes 1 --seed 1992 --picture_seed 1992
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 
-from models.utils.continual_model import ContinualModel
+from models.lwf_mc import LwfMc
 from utils.flags import add_memory_args, non_negative
 from utils.memory.exemplars import add_rule_arg, check_rule, exemplar_means, fill_buffer, icarl_replay
 from utils.memory.record_buffer import add_codec_args, replay_buffer
 
 
-class ICarl(ContinualModel):
+class ICarl(LwfMc):
     NAME = "icarl"
     COMPATIBILITY = ["class-il", "task-il"]
+    DECAY = "opt_wd"
 
     @staticmethod
     def get_parser(parser):
@@ -44,29 +43,14 @@ class ICarl(ContinualModel):
         super().__init__(backbone, loss, args, transform, dataset)
         check_rule(args, self.num_classes)
         self.buffer = replay_buffer(args, self.net, self.normalization_transform, "uint8")
-        self.old_net = None
         self.means = None  # (C, D) unit class means; None when the network has changed since then
 
     def begin_task(self, dataset):
         icarl_replay(self, dataset)
 
-    def targets(self, inputs, labels):
-        targets = F.one_hot(labels, self.n_seen_classes).float()
-        if self.old_net is not None:
-            with torch.no_grad():
-                targets[:, : self.n_past_classes] = self.old_net(inputs)[:, : self.n_past_classes].sigmoid()
-        return targets
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.means = None
-        self.opt.zero_grad()
-        outputs = self.net(inputs)[:, : self.n_seen_classes]
-        loss = F.binary_cross_entropy_with_logits(outputs, self.targets(inputs, labels))
-        if self.args.opt_wd:
-            loss = loss + self.args.opt_wd * sum(p.square().sum() for p in self.net.parameters() if p.requires_grad)
-        loss.backward()
-        self.opt.step()
-        return loss.detach()
+        return super().observe(inputs, labels, not_aug_inputs, epoch)
 
     def end_task(self, dataset):
         fill_buffer(
@@ -79,7 +63,7 @@ class ICarl(ContinualModel):
             normalization=self.normalization_transform,
             memory_rule=self.args.memory_rule,
         )
-        self.old_net = copy.deepcopy(self.net).eval().requires_grad_(False)
+        super().end_task(dataset)
         self.means = None
 
     def forward(self, x):

@@ -10,8 +10,9 @@ The KL divergence has the gradient of the paper's cross-entropy with soft target
 
 Choices: --old_outputs recorded (the paper's) takes Y_o once, on images without augmentation, network in eval mode;
 network keeps a copy of the old network and runs it on each augmented batch. The warm-up sees each image's features
-once, so its epochs (--warmup_epochs) cost almost nothing. Cross-entropy runs over all seen classes,
-since no task is known at test time. --mammoth_compat 1 records Y_o on images that are not normalized, as Mammoth does.
+once, so its epochs (--warmup_epochs) cost almost nothing. Cross-entropy runs over all seen classes, since no task is
+known at test time. In domain-il there are no new rows to warm up, and all classes are old. --mammoth_compat 1 records
+Y_o on images that are not normalized, as Mammoth does.
 
 Row of docs/classics.md, by scripts/classics.sh, one seed:
     python main.py --model lwf --dataset seq-tiny --backbone clip-visual --model_config best --device cpu \
@@ -32,7 +33,7 @@ from utils.progress import progress
 
 class Lwf(ContinualModel):
     NAME = "lwf"
-    COMPATIBILITY = ["class-il", "task-il"]
+    COMPATIBILITY = ["class-il", "domain-il", "task-il"]
 
     @staticmethod
     def get_parser(parser):
@@ -56,6 +57,11 @@ class Lwf(ContinualModel):
         super().__init__(backbone, loss, args, transform, dataset)
         self.old_net = None
 
+    @property
+    def old(self):
+        """Classes whose old answers are kept: all, where every domain has them."""
+        return slice(self.n_seen_classes if self.SETTING == "domain-il" else self.n_past_classes)
+
     def begin_task(self, dataset):
         if self.current_task == 0 or self.args.inference_only:
             return
@@ -64,7 +70,8 @@ class Lwf(ContinualModel):
             if self.args.mammoth_compat:
                 logits, _, _ = self.look(dataset, normalize=False)
             dataset.train_loader.dataset.add_extra_return_field("logits", logits.cpu())
-        self.warm_up(features[labels >= 0], labels[labels >= 0])
+        if self.SETTING != "domain-il":
+            self.warm_up(features[labels >= 0], labels[labels >= 0])
 
     @torch.no_grad()
     def look(self, dataset, normalize=True):
@@ -99,8 +106,8 @@ class Lwf(ContinualModel):
             with torch.no_grad():
                 logits = self.old_net(inputs)
         if logits is not None:
-            old = slice(self.n_past_classes)
-            loss = loss + self.args.alpha * soft_divergence(outputs[:, old], logits[:, old], self.args.softmax_temp)
+            wanted, own = logits[:, self.old], outputs[:, self.old]
+            loss = loss + self.args.alpha * soft_divergence(own, wanted, self.args.softmax_temp)
         loss.backward()
         self.opt.step()
         return loss.detach()

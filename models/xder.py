@@ -37,6 +37,7 @@ from utils.passes import normalized
 class XDer(ContinualModel):
     NAME = "xder"
     COMPATIBILITY = ["class-il", "task-il"]
+    CONTRAST = True  # whether unused outputs are prepared by a contrastive loss
     TOY_ARGS = {
         "simclr_num_aug": 2,
         "simclr_batch_size": 4,
@@ -46,17 +47,18 @@ class XDer(ContinualModel):
         "dp_weight": 0.5,
     }
 
-    @staticmethod
-    def get_parser(parser):
+    @classmethod
+    def get_parser(cls, parser):
         add_rehearsal_args(parser)
         add = parser.add_argument
         add("--alpha", type=non_negative, required=True, help="weight of the stored logits")
         add("--beta", type=non_negative, required=True, help="weight of the stored labels")
         add("--gamma", type=real, default=0.85, help="implanted logits stay below this fraction of the label's")
-        add("--lambd", type=non_negative, default=0.05, help="weight of the future outputs' contrastive loss")
-        add("--simclr_temp", type=positive, default=5.0, help="temperature of that loss")
-        add("--simclr_batch_size", type=positive_int, default=64, help="samples in that loss")
-        add("--simclr_num_aug", type=positive_int, default=4, help="views of each of these samples")
+        if cls.CONTRAST:
+            add("--lambd", type=non_negative, default=0.05, help="weight of the future outputs' contrastive loss")
+            add("--simclr_temp", type=positive, default=5.0, help="temperature of that loss")
+            add("--simclr_batch_size", type=positive_int, default=64, help="samples in that loss")
+            add("--simclr_num_aug", type=positive_int, default=4, help="views of each of these samples")
         add("--constr_eta", type=non_negative, default=0.1, help="weight of the margin to outputs of other tasks")
         add("--constr_margin", type=non_negative, default=0.3, help="size of that margin")
         add("--past_constraint", type=boolean, default=False, help="also apply the margin to past outputs")
@@ -74,10 +76,17 @@ class XDer(ContinualModel):
     def current(self):
         return slice(self.n_past_classes, self.n_seen_classes)
 
+    def answer(self, net, x):
+        """Logits (B, C) of the network or a copy of it."""
+        return net(x)
+
+    def forward(self, x):
+        return self.answer(self.net, x)
+
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         args, past = self.args, self.n_past_classes
         self.opt.zero_grad()
-        outputs = self.net(inputs)
+        outputs = self(inputs)
         loss = cross_entropy(outputs[:, self.current], labels - past)
         loss = loss + self.constraint(outputs, self.current, past=True)
         views, of = [not_aug_inputs], [labels]
@@ -85,14 +94,14 @@ class XDer(ContinualModel):
             rows, plain, x, y, z, _ = self.buffer.get_data(
                 args.minibatch_size, self.transform, return_index=True, device=self.device, return_not_aug=True
             )
-            again = self.net(x)
+            again = self(x)
             loss = loss + args.alpha * mse_loss(again, z)
             self.refresh(rows, z, again.detach(), y)
             views, of = [*views, plain.to(not_aug_inputs.device)], [*of, y]
             x, y, _, _ = self.buffer.get_data(args.minibatch_size, self.transform, device=self.device)
-            again = self.net(x)
+            again = self(x)
             loss = loss + args.beta * cross_entropy(again[:, :past], y) + self.constraint(again, slice(past))
-        if args.lambd and self.n_seen_classes < self.num_classes:
+        if self.CONTRAST and args.lambd and self.n_seen_classes < self.num_classes:
             loss = loss + args.lambd * self.prepared(torch.cat(views), torch.cat(of))
         if args.dp_weight and self.old_net is not None:
             loss = loss + args.dp_weight * self.similarity(inputs, outputs)
@@ -114,14 +123,14 @@ class XDer(ContinualModel):
         """Supervised contrastive loss of each future task's outputs, mean over those tasks."""
         plain, labels = plain[: self.args.simclr_batch_size], labels[: self.args.simclr_batch_size]
         views = torch.cat([apply(self.transform, plain) for _ in range(self.args.simclr_num_aug)])
-        outputs, labels = self.net(views.to(self.device)), labels.repeat(self.args.simclr_num_aug)
+        outputs, labels = self(views.to(self.device)), labels.repeat(self.args.simclr_num_aug)
         heads = [slice(*self.get_offsets(t)) for t in range(self.current_task + 1, self.n_tasks)]
         return torch.stack([contrast(outputs[:, head], labels, self.args.simclr_temp) for head in heads]).mean()
 
     def similarity(self, inputs, outputs):
         """Mean square of the change in cosines between the outputs of a batch's samples."""
         with torch.no_grad():
-            wanted = normalize(self.old_net(inputs), dim=1)
+            wanted = normalize(self.answer(self.old_net, inputs), dim=1)
         own = normalize(outputs, dim=1)
         return (own @ own.T - wanted @ wanted.T).square().mean()
 
@@ -166,7 +175,7 @@ class XDer(ContinualModel):
         """Logits (N, C) of plain images, in eval mode."""
         self.net.eval()
         inputs, size = normalized(images, self.normalization_transform), self.args.batch_size
-        found = [self.net(inputs[i : i + size].to(self.device)).cpu() for i in range(0, len(inputs), size)]
+        found = [self(inputs[i : i + size].to(self.device)).cpu() for i in range(0, len(inputs), size)]
         self.net.train()
         return torch.cat(found)
 

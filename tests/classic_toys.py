@@ -45,10 +45,10 @@ class Both(Linear):
         )
 
 
-def build(method, norm=False, **changes):
+def build(method, norm=False, stream=ToyStream, **changes):
     args = toy_args(**{**FLAGS, **changes})
     torch.manual_seed(0)
-    stream = ToyStream(args)
+    stream = stream(args)
     model = method(Both(6, stream.N_CLASSES, norm), F.cross_entropy, args, None, stream)
     return model
 

@@ -29,6 +29,7 @@ NO_TABLE = {"ridge", "rail", "first-stage-starprompt", "icarl-clip", "exemplar-m
 NO_TABLE |= {"acil", "ranpac", "simplecil", "moe-adapters", "rapf", "proof", "engine", "bofa", "diki"}
 NO_TABLE |= {"attriclip", "mg-clip", "clg-cbm"}
 NO_TABLE |= {"coda-prompt", "lora", "ease", "aper", "slca", "merge", "starprompt", "second-stage-starprompt"}
+NO_TABLE |= {"lwf-mc", "er-tricks", "xder-ce", "xder-rpc", "clap4clip", "quad", "pnn"}
 NO_ROW = {"lwf-vr", "wise-ft"}  # arms of a script that were not run for its page
 
 
