@@ -69,6 +69,11 @@ def sentence(text) -> str:
     return text
 
 
+def sentences(text) -> str:
+    """Argument type: a sentence with {}, or a file of them, one per line."""
+    return str(text) if "{}" not in str(text) and os.path.isfile(os.path.expanduser(str(text))) else sentence(text)
+
+
 def integer_list(text) -> list[int]:
     """Argument type: integers separated by commas, dashes or blanks: "0,2,1", "0-2-1"."""
     if isinstance(text, (list, tuple)):
@@ -232,7 +237,7 @@ def _add_training_args(add: Callable) -> None:
         help="what ends a task: --n_epochs, --n_iters, or the validation score",
     )
     add("--early_stopping_patience", type=positive_int, default=5, help="checks without improvement before stopping")
-    add("--early_stopping_metric", choices=["loss", "accuracy"], default="loss")
+    add("--early_stopping_metric", choices=["loss", "accuracy"], default="loss", help="of the validation images")
     add("--early_stopping_freq", type=positive_int, default=1, help="epochs between checks")
     add(
         "--early_stopping_epsilon",
@@ -242,18 +247,18 @@ def _add_training_args(add: Callable) -> None:
     )
     add("--n_epochs", type=natural, help="epochs per task (default: the dataset's)")
     add("--n_iters", type=positive_int, help="iterations per task, with --fitting_mode iters")
-    add("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd")
+    add("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd", help="torch.optim's class of that name")
     add("--optim_wd", type=non_negative, default=0.0, help="weight decay")
     add(
         "--decay_vectors", type=boolean, default=True, help="also apply weight decay to biases, norms and scale factors"
     )
     add("--optim_mom", type=non_negative, default=0.0, help="SGD momentum")
-    add("--optim_nesterov", type=boolean, default=False)
+    add("--optim_nesterov", type=boolean, default=False, help="Nesterov's form of the momentum")
     add("--drop_last", type=boolean, default=False, help="drop the last incomplete batch of an epoch")
     add("--lr_scheduler", choices=["multisteplr", "cosine"], help="learning-rate schedule within a task")
     add("--scheduler_mode", choices=["epoch", "iter"], default="epoch", help="when the schedule steps")
     add("--lr_milestones", type=natural, nargs="+", default=[], help="epochs at which multisteplr steps")
-    add("--sched_multistep_lr_gamma", type=positive, default=0.1)
+    add("--sched_multistep_lr_gamma", type=positive, default=0.1, help="factor of the learning rate at a milestone")
 
 
 def add_management_args(parser: argparse.ArgumentParser) -> None:

@@ -146,8 +146,14 @@ def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[
 
 
 def _buffer_size(argv: list[str], block: dict) -> int | None:
+    given = given_value(argv, "buffer_size") or ""
+    return int(given) if given.isdigit() else block.get("buffer_size")
+
+
+def given_value(argv: list[str], flag: str) -> str | None:
+    """What follows a flag on the command line, before it is parsed."""
     for token, following in zip(argv, argv[1:] + [""], strict=True):
         name, _, value = token.partition("=")
-        if name.lstrip("-").replace("-", "_") == "buffer_size" and (value or following).isdigit():
-            return int(value or following)
-    return block.get("buffer_size")
+        if name.startswith("-") and name.lstrip("-").replace("-", "_") == flag:
+            return value or following
+    return None

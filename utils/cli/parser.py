@@ -103,6 +103,8 @@ def first_pass(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argpar
 def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv: list[str]) -> Parsed:
     """Import model and dataset, add their flags, merge the layers of defaults, then parse."""
     dataset_class = registry.load("dataset", first.dataset)
+    if flag := getattr(dataset_class, "VARIANT_FLAG", None):
+        dataset_class = registry.variant(dataset_class, configs.given_value(argv, flag))
     model_class = registry.load("model", first.model)
     before = {a.dest: a.default for a in parser._actions}
     add_model_args(parser, model_class)
