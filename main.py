@@ -23,6 +23,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     from models import get_model
     from utils import free_memory
     from utils.engine import launch, unchanged
+    from utils.engine.first_lines import first_lines
     from utils.engine.training import train
 
     args = parsed.args
@@ -49,6 +50,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
                 return launch.show_finished(found)
         record = launch.open_record(args, requested, found, first_line, model)
         attach(record)
+        print("\n".join(first_lines(args, dataset, model, record)), flush=True)
         try:
             return train(model, dataset, args, record, resume=found is not None)
         finally:

@@ -203,6 +203,7 @@ class FolderPairs(SequentialFolder):
     """Images with one text each, cut to what the run's CLIP reads."""
 
     HAS_TEXT = True
+    CLIP_BACKBONE = "ViT-B/16"
     MEAN, STD = file_streams.CLIP
     DEFAULTS = {"batch_size": 32, "n_epochs": 10, "backbone": "clip-fused"}
 

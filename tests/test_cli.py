@@ -243,3 +243,19 @@ def test_a_misspelt_first_flag_is_named():
     text = problems("--modell", "sgd", "--dataset", "seq-mnist", "--lr", "0.1")
     assert "--model is missing" in text and "unknown flag '--modell'. Closest: --model" in text
     assert "unknown flag" not in problems("--lr", "0.1", "--dataset", "seq-mnist")
+
+
+def clip_of(model: str, dataset: str, *more: str) -> str:
+    parsed = cli.parse(["--model", model, "--dataset", dataset, *more])
+    return parsed.args.clip_backbone
+
+
+@pytest.mark.parametrize("dataset, clip", [("seq-cifar10", "ViT-L/14"), ("mtil", "ViT-B/16"), ("seq-tiny", "tiny")])
+def test_a_stream_has_one_clip_for_all_methods(dataset, clip):
+    assert {clip_of(model, dataset) for model in ("clip", "cgil", "rapf", "ranpac", "wise-ft")} == {clip}
+    assert clip_of("er", dataset, "--buffer_size", "9", "--lr", "0.1", "--backbone", "clip-visual") == clip
+    assert clip_of("rapf", dataset, "--clip_backbone", "RN50") == "RN50"
+
+
+def test_questions_and_captions_have_one_clip():
+    assert clip_of("clumo", "vqacl") == clip_of("exemplar-masking", "mm-imagenet-r") == "ViT-B/16"

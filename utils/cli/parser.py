@@ -130,6 +130,9 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     if preset is not None:
         protocols.check_method(preset, model_class, [a.dest for a in parser._actions])
         layers[-1] = (preset.origin, preset.fitting(a.dest for a in parser._actions))
+    clip = getattr(dataset_class, "CLIP_BACKBONE", None)
+    if clip and any(a.dest == "clip_backbone" for a in parser._actions):  # one for all methods of a stream
+        layers.insert(0, ("dataset", {"clip_backbone": clip}))
     origins = apply_layers(parser, layers, set(before))
     if preset is not None:
         fixed = {a.dest: a.default for a in parser._actions if a.dest in layers[-1][1]}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from utils.cli import shell
 from utils.cli.shell import STOPS
 from utils.conf import warn_once
 from utils.engine import checkpoint
@@ -192,10 +193,11 @@ class Run:
     def polling(self) -> Iterator[None]:
         """A section whose safe points call `tick`, so that a signal waits for the next one."""
         before, self.polled = self.polled, True
+        shell.waits = True
         try:
             yield
         finally:
-            self.polled = before
+            self.polled = shell.waits = before
 
 
 class LossGuard:
