@@ -43,7 +43,11 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
         free_memory.require_images(args, dataset, backbone)
         model = get_model(args, backbone, dataset.get_loss(), dataset.get_transform(), dataset)
         launch.load_checkpoint(model, args)
-        first_line = {} if args.disable_log and found is None else launch.start_line(args, requested, dataset, model)
+        first_line = (
+            {}
+            if args.disable_log and found is None
+            else launch.start_line(args, requested, dataset, model, parsed.argv)
+        )
         if found is not None:
             unchanged.check(found, first_line, args)
             if found.status == "done":

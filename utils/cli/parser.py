@@ -24,6 +24,7 @@ class Parsed:
     model_class: type
     dataset_class: type
     problems: list[str] = field(default_factory=list)
+    argv: list[str] = field(default_factory=list)
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -139,7 +140,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     tokens, problems = check_tokens(parser, argv)
     problems += missing_required(parser, argv)
     if problems or first.help:
-        return Parsed(first, origins, model_class, dataset_class, problems)
+        return Parsed(first, origins, model_class, dataset_class, problems, argv)
     try:
         args = parser.parse_args(tokens, flags.Arguments())
     except (SystemExit, argparse.ArgumentError) as error:
@@ -158,7 +159,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     }
     if foreign:
         args.plugin_files = foreign  # a changed file is a different configuration
-    return Parsed(args, origins, model_class, dataset_class, idle)
+    return Parsed(args, origins, model_class, dataset_class, idle, argv)
 
 
 def idle_flags(model_class: type, given: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -141,6 +142,12 @@ class Run:
         checkpoint.save(
             path, self.state({"task": task, "phase": "done", "epoch": 0, "batch": 0}), model=self.model.NAME
         )
+
+    def drop_checkpoints(self) -> None:
+        """A finished run needs none of its saves; --savecheck keeps them all."""
+        folder = self.folder / "ckpt" if self.folder else None
+        if folder is not None and folder.is_dir() and not self.args.savecheck:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # going on
 
