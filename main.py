@@ -30,6 +30,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     launch.check(args, parsed.model_class, parsed.dataset_class)
     requested = launch.fill_in(args)
     found = launch.find_earlier(args, requested)
+    parsed.folder = str(found.folder) if found is not None else None
     if found is not None and found.status == "done" and args.resume == "force":
         return launch.show_finished(found)
     launch.set_up(args, found)
@@ -54,6 +55,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
                 return launch.show_finished(found)
         record = launch.open_record(args, requested, found, first_line, model)
         attach(record)
+        parsed.folder = str(record.folder) if record is not None else None
         print("\n".join(first_lines(args, dataset, model, record)), flush=True)
         try:
             return train(model, dataset, args, record, resume=found is not None)

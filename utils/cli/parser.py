@@ -25,6 +25,7 @@ class Parsed:
     dataset_class: type
     problems: list[str] = field(default_factory=list)
     argv: list[str] = field(default_factory=list)
+    folder: str | None = None  # of the record, once there is one
 
 
 def new_parser() -> argparse.ArgumentParser:
