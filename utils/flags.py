@@ -363,6 +363,7 @@ REFUSED = {
     "load_best_args": "is deprecated upstream; use --model_config best",
     "save_checkpoint_mode": "has one mode here: checkpoints are safetensors, and nothing in them is executed",
     "distributed": "is not available: runs use one device",
+    "nowand": "can only be 1: the record is record.jsonl in the run's folder, nothing is sent",
     "wandb_name": "is not available: the record is record.jsonl in the run's folder",
     "wandb_entity": "is not available: the record is record.jsonl in the run's folder",
     "wandb_project": "is not available: the record is record.jsonl in the run's folder",
@@ -381,4 +382,4 @@ class Arguments(argparse.Namespace):
 
 
 # Flags whose default is accepted if given explicitly, because scripts written for Mammoth pass it.
-REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "load_best_args": set()}
+REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "nowand": {"1", "true", "True"}}

@@ -226,7 +226,7 @@ def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]
                 if origin == "dataset" and dest not in ours:
                     continue
                 if (
-                    origin != "model"
+                    (origin != "model" and (dest, value) != ("lr", 0))
                     or isinstance(value, bool)
                     or not isinstance(value, (int, float))
                     or actions[dest].choices
