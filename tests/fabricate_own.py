@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,15 @@ def listed(path: Path, content: list[dict]) -> Path:
         writer.writeheader()
         writer.writerows({k: "|".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in content)
     return path
+
+
+LISTS = {
+    "captions.csv": ("image", "label", "text", "note"),
+    "domains.csv": ("image", "label", "domain"),
+    "questions.jsonl": ("image", "task", "question", "answers", "split"),
+}
+
+if __name__ == "__main__":
+    root = folder(Path(sys.argv[1]))
+    for name, columns in LISTS.items():
+        listed(root / name, rows(root, *columns))
