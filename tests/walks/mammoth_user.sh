@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A user of Mammoth: a method file of Mammoth's style, its flags and its published values.
 source "$(dirname "$0")/common.sh"
-run drop-replay seq-tiny --plugins tests/plugins --buffer_size 20 --lr 0.02 --stop_after 1 --n_epochs 1 --nowand 1 --debug_mode 1 --backbone resnet18 --num_filters 2
+run drop-replay seq-tiny --plugins tests/plugins --buffer_size 20 --lr 0.02 --noise_rate 0.2 --stop_after 1 --n_epochs 1 --nowand 1 --debug_mode 1 --backbone resnet18 --num_filters 2
 says "drop-replay on seq-tiny"
 "$python" main.py --model er --dataset seq-cifar10 --buffer_size 500 --model_config best --show_config >"$place/said"
 says "Mammoth utils/best_args.py"
