@@ -33,7 +33,10 @@ def test_the_first_lines_of_a_run(run_main, tmp_path, capsys):
             ["--model", "sgd", "--dataset", "perm-mnist", "--stop_after", "0"],
             "domain-il, 20 tasks of the same 10 classes",
         ),
-        (["--model", "clip", "--dataset", "seq-tiny", "--stop_after", "0"], "network: CLIP tiny, "),
+        (
+            ["--model", "clip", "--dataset", "seq-mnist", "--clip_backbone", "tiny", "--stop_after", "0"],
+            "network: CLIP tiny, ",
+        ),
         ([*SGD[:4], "--disable_log", "1"], "record: none"),
         ([*SGD[:4], "--autosave", "0"], "it cannot be continued"),
         (
