@@ -30,12 +30,14 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     from models import get_model
     from utils import free_memory
     from utils.engine import launch, unchanged
+    from utils.engine.first_lines import first_lines
     from utils.engine.training import train
 
     args = parsed.args
     check(parsed)
     requested = launch.fill_in(args)
     found = launch.find_earlier(args, requested)
+    parsed.folder = str(found.folder) if found is not None else None
     if found is not None and found.status == "done" and args.resume == "force":
         return launch.show_finished(found)
     launch.set_up(args, found)
@@ -49,13 +51,19 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
         free_memory.require_images(args, dataset, backbone)
         model = get_model(args, backbone, dataset.get_loss(), dataset.get_transform(), dataset)
         launch.load_checkpoint(model, args)
-        first_line = {} if args.disable_log and found is None else launch.start_line(args, requested, dataset, model)
+        first_line = (
+            {}
+            if args.disable_log and found is None
+            else launch.start_line(args, requested, dataset, model, parsed.argv)
+        )
         if found is not None:
             unchanged.check(found, first_line, args)
             if found.status == "done":
                 return launch.show_finished(found)
         record = launch.open_record(args, requested, found, first_line, model)
         attach(record)
+        parsed.folder = str(record.folder) if record is not None else None
+        print("\n".join(first_lines(args, dataset, model, record)), flush=True)
         try:
             return train(model, dataset, args, record, resume=found is not None)
         finally:

@@ -88,7 +88,7 @@ def check_size(image: torch.Tensor, resolution: int) -> None:
     if image.shape[-1] != resolution:
         raise UserError(
             f"CLIP's image tower takes images of {resolution} pixels, these have {image.shape[-1]}: "
-            "choose a dataset of that size or another --clip_backbone"
+            "choose a dataset of that size (seq-folder: --image_size) or another --clip_backbone"
         )
 
 

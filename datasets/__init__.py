@@ -19,7 +19,10 @@ def get_dataset_names() -> list[str]:
 
 def get_dataset_class(args: Namespace | str) -> type:
     """The class of `args.dataset`, or of a name."""
-    return registry.load("dataset", args if isinstance(args, str) else args.dataset)
+    if isinstance(args, str):
+        return registry.load("dataset", args)
+    found = registry.load("dataset", args.dataset)
+    return registry.variant(found, getattr(args, getattr(found, "VARIANT_FLAG", ""), None))
 
 
 def get_dataset(args: Namespace):

@@ -1,28 +1,123 @@
-"""Any folder of images, or a CSV or JSONL list of them, split into tasks by class"""
+"""Any folder of images, or a CSV or JSONL list: tasks by class or by a column task or domain; texts; questions"""
 
-import csv
 import os
-import unicodedata
 from argparse import Namespace
 from pathlib import Path
+from typing import Annotated, Literal
 
+import torch
 from torchvision import transforms as T
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from datasets.utils import file_streams
 from datasets.utils.continual_dataset import ContinualDataset
-from datasets.utils.samples import FileSamples
-from utils import json_text
-from utils.errors import UserError, shown
+from datasets.utils.fetch import base_path
+from datasets.utils.file_streams import BICUBIC
+from datasets.utils.image_check import transparent, unreadable
+from datasets.utils.mm_files import TEXT_TOKENS
+from datasets.utils.own_files import OwnFiles, gather, listed_in, refuse_equal_names, spoken_names, without
+from datasets.utils.own_list import SUFFIXES, Row, read_list
+from datasets.utils.samples import FileSamples, PairFiles
+from datasets.utils.tokens import tokenize
+from datasets.utils.vqa import Question, question_of
+from datasets.utils.vqa_files import QuestionFiles
+from utils.conf import warn_once
+from utils.errors import UserError
 from utils.free_memory import require
 from utils.settings import option
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-BICUBIC = T.InterpolationMode.BICUBIC
-Images = dict[str, list[Path]]  # class -> images
+MEAN, STD = file_streams.IMAGENET
+FolderPath = Annotated[
+    Path, "folder with a subfolder per class (or train/ and test/ with them), or a .csv or .jsonl list"
+]
+ImageSize = Annotated[int, "side of the square images in pixels"]
+TestShare = Annotated[float | None, "share of each class that is for tests, by a hash of the path (default: 0.2)"]
+Background = Annotated[Literal["white", "black", "ignore"], "what transparent images are laid on; ignore drops alpha"]
+SkipBroken = Annotated[int, "so many unreadable images are left out and recorded; more are refused"]
 
 
-class SequentialFolder(ContinualDataset):
-    """`folder_path` is a folder with train/<class>/ and test/<class>/ (or val/), or a file with path, label, split.
+class OwnStream:
+    """What all variants share: the files, their size, and what is told about them before training."""
+
+    VARIANT_FLAG = "folder_path"  # its value decides which class builds the stream
+
+    @classmethod
+    def variant(cls, source: str | Path) -> type:
+        """The class for a folder or list: by its columns question, text, task and domain."""
+        path = listed_in(Path(os.path.expanduser(source)))
+        if path is None or path.suffix.lower() not in SUFFIXES:
+            return SequentialFolder
+        found = read_list(path)
+        if found.kind == "question":
+            return FolderQuestions
+        label_places = {(row.label, row.place) for row in found.rows if row.split in {"", "train"}}
+        shared = len(label_places) > len({label for label, _ in label_places})
+        domains = "domain" in found.columns or ("task" in found.columns and shared)
+        if found.kind == "text":
+            return FolderPairDomains if domains else FolderPairs
+        return FolderDomains if domains else SequentialFolder
+
+    def read_files(self, folder_path: Path, test_share: float | None, image_size: int) -> OwnFiles:
+        if image_size < 1:
+            raise UserError(f"--image_size {image_size}: it must be at least 1")
+        require(2 * 3 * 4 * image_size**2, f"one image of --image_size {image_size}, augmented and plain,", "lower it")
+        self.SIZE = (image_size, image_size)
+        self.resize = T.Compose([T.Resize(image_size, BICUBIC), T.CenterCrop(image_size)])
+        self.own = gather(Path(folder_path).expanduser(), test_share)
+        if self.own.unused:
+            warn_once(f"{self.own.source}: columns that are not used: {', '.join(self.own.unused)}")
+        return self.own
+
+    def set_care(self, transparency: str, skip_broken: int) -> None:
+        if skip_broken < 0:
+            raise UserError(f"--skip_broken {skip_broken}: give the number of unreadable images that may be left out")
+        self.background, self.skip_broken = (None if transparency == "ignore" else transparency), skip_broken
+        self.skipped: list[str] = []
+        self.transparent = 0
+
+    def laid(self, samples: FileSamples) -> FileSamples:
+        samples.lay_on(self.background)
+        return samples
+
+    def check_samples(self) -> None:
+        """Unreadable images up to --skip_broken are left out; the transparent ones are counted."""
+        cache, progress = base_path(self.args) / "features", not option(self.args, "non_verbose", False)
+        paths = [row.image for row in self.own.train + self.own.test]
+        bad = unreadable(paths, cache, progress) if self.skip_broken else []
+        if bad and len(bad) <= self.skip_broken:
+            self.skipped = [f"{path} ({reason})" for path, reason in bad]
+            warn_once(
+                f"{len(bad)} of {len(set(paths))} images cannot be read and are left out: {'; '.join(self.skipped)}"
+            )
+            self.own = without(self.own, {path for path, _ in bad})
+            self.forget_samples()
+        super().check_samples()
+        if self.background:
+            self.transparent = len(transparent(paths, cache, progress))
+        if self.transparent:
+            print(f"{self.transparent} of {len(set(paths))} images are transparent: laid on {self.background}")
+
+    def forget_samples(self) -> None:
+        self._samples.clear()
+
+    def facts(self) -> dict:
+        """For the record."""
+        told = {"transparent": self.transparent, "skipped": self.skipped, "test_images_by_hash": self.own.drawn}
+        return (super().facts() if hasattr(super(), "facts") else {}) | told | {"places": self.own.places}
+
+    def get_data_loaders(self):
+        loaders = super().get_data_loaders()
+        self.train_loader.dataset.not_aug_resize = self.resize
+        return loaders
+
+
+class SequentialFolder(OwnStream, ContinualDataset):
+    """`folder_path` is a folder with a subfolder per class, with train/<class>/ and test/<class>/ (or val/), or a list:
+    data.csv or data.jsonl in the folder, or its own path.
+
+    A list has any of the columns image, label, split, task, domain, text, question, answers. Without `split` (or
+    train/ and test/) a hash of the path draws --test_share of each class. `task` sets the tasks; `domain`, or a class
+    in several tasks, makes the stream domain-incremental; `text` makes each sample an image with a text; `question`
+    and `answers` (a JSON list, or separated by |) make it question answering.
 
     Classes are ordered by name, numbers by value; the first tasks get one more class if the count is not divisible.
     """
@@ -32,161 +127,136 @@ class SequentialFolder(ContinualDataset):
     MEAN, STD = MEAN, STD
     DEFAULTS = {"batch_size": 32, "n_epochs": 10, "backbone": "resnet18"}
 
-    def __init__(self, args: Namespace, folder_path: Path, n_tasks: int = 5, image_size: int = 224):
-        source = Path(folder_path).expanduser()
-        train, test = read_list(source) if source.is_file() else read_folder(source)
-        classes = sorted(train, key=by_number)
-        refuse_equal_names(source, classes)
-        strange = sorted(set(test) - set(train))
-        if strange:
-            raise UserError(
-                f"{source}: the test images have class '{strange[0]}', which no training image has; add "
-                "training images or remove it"
-            )
-        if not 1 <= n_tasks <= len(classes):
-            raise UserError(
-                f"--n_tasks {n_tasks} does not fit the {len(classes)} classes of {source}: give 1 to {len(classes)}"
-            )
-        sizes = [flag for flag in ("first_classes", "classes_per_task") if option(args, flag)]
-        if sizes and n_tasks != 5:
-            raise UserError(f"--n_tasks and --{sizes[0]} both set the tasks of {source}: use one")
-        each, rest = divmod(len(classes), n_tasks)
-        if image_size < 1:
-            raise UserError(f"--image_size {image_size}: it must be at least 1")
-        require(2 * 3 * 4 * image_size**2, f"one image of --image_size {image_size}, augmented and plain,", "lower it")
-        self.N_TASKS = n_tasks
-        self.N_CLASSES_PER_TASK = [each + 1] * rest + [each] * (n_tasks - rest) if rest else each
-        self.SIZE = (image_size, image_size)
-        self.CLASS_NAMES = [name.replace("_", " ") for name in classes]
-        self.resize = T.Compose([T.Resize(image_size, BICUBIC), T.CenterCrop(image_size)])
-        plain = [T.ToTensor(), T.Normalize(MEAN, STD)]
+    def __init__(
+        self,
+        args: Namespace,
+        folder_path: FolderPath,
+        n_tasks: Annotated[int | None, "tasks of equal size (default: 5, or the column task)"] = None,
+        image_size: ImageSize = 224,
+        class_names: Annotated[Path | None, "names for CLIP: JSON {class: name}, or lines of class and name"] = None,
+        test_share: TestShare = None,
+        transparency: Background = "white",
+        skip_broken: SkipBroken = 0,
+    ):
+        own = self.read_files(folder_path, test_share, image_size)
+        self.set_care(transparency, skip_broken)
+        self.set_tasks(args, own, n_tasks)
+        self.CLASS_NAMES = spoken_names(class_names and Path(class_names).expanduser(), own.classes)
+        refuse_equal_names(own.source, self.CLASS_NAMES)
+        plain = [T.ToTensor(), T.Normalize(self.MEAN, self.STD)]
         self.TRANSFORM = T.Compose(
             [T.RandomResizedCrop(image_size, interpolation=BICUBIC), T.RandomHorizontalFlip(), *plain]
         )
         self.TEST_TRANSFORM = T.Compose([self.resize, *plain])
-        self._files = {True: self._samples_of(train, classes), False: self._samples_of(test, classes)}
         super().__init__(args)
 
-    @staticmethod
-    def _samples_of(images: Images, classes: list[str]) -> FileSamples:
-        rows = [(path, label) for label, name in enumerate(classes) for path in images.get(name, [])]
-        return FileSamples([path for path, _ in rows], [label for _, label in rows])
+    def set_tasks(self, args: Namespace, own: OwnFiles, n_tasks: int | None) -> None:
+        """Classes of each task: equal shares, or what the column task says."""
+        sizes = [flag for flag in ("first_classes", "classes_per_task") if option(args, flag)]
+        given = [*(["n_tasks"] if n_tasks is not None else []), *sizes]
+        if own.places and given:
+            raise UserError(
+                f"--{given[0]}: the column task or domain of {own.source} sets the tasks; leave the flag out"
+            )
+        if sizes and n_tasks is not None:
+            raise UserError(f"--n_tasks and --{sizes[0]} both set the tasks of {own.source}: use one")
+        n_classes = len(own.classes)
+        if n_tasks is not None and not 1 <= n_tasks <= n_classes:
+            raise UserError(
+                f"--n_tasks {n_tasks} does not fit the {n_classes} classes of {own.source}: give 1 to {n_classes}"
+            )
+        self.N_TASKS = len(own.places) or n_tasks or min(5, n_classes)
+        if self.SETTING == "domain-il":
+            self.N_CLASSES_PER_TASK = n_classes
+            return
+        if own.places:
+            place_of = {row.label: row.place for row in own.train}
+            counts = [sum(place_of[name] == place for name in own.classes) for place in own.places]
+        else:
+            each, rest = divmod(n_classes, self.N_TASKS)
+            counts = [each + 1] * rest + [each] * (self.N_TASKS - rest)
+        self.N_CLASSES_PER_TASK = counts if len(set(counts)) > 1 else counts[0]
 
     def load(self, train: bool) -> FileSamples:
-        return self._files[train]
+        rows = self.own.train if train else self.own.test
+        number = {name: label for label, name in enumerate(self.own.classes)}
+        samples = self.laid(self.samples_of(rows, [number[row.label] for row in rows]))
+        if self.SETTING == "domain-il":
+            task = {place: number for number, place in enumerate(self.own.places)}
+            samples.task_ids = torch.tensor([task[row.place] for row in rows])
+        return samples
+
+    def samples_of(self, rows: list[Row], labels: list[int]) -> FileSamples:
+        return FileSamples([row.image for row in rows], labels)
 
     def get_transform(self) -> T.Compose:
         return T.Compose([T.ToPILImage(), self.TRANSFORM])
 
-    def get_data_loaders(self):
-        loaders = super().get_data_loaders()
-        self.train_loader.dataset.not_aug_resize = self.resize
-        return loaders
+
+class FolderDomains(SequentialFolder):
+    """The same classes in each task, whose images are of another kind."""
+
+    SETTING = "domain-il"
 
 
-def by_number(name: str) -> tuple:
-    """Sorting key: numbers by value, of any length, then names."""
-    if not (name.isascii() and name.isdecimal()):
-        return 1, 0, "", name
-    digits = name.lstrip("0")
-    return 0, len(digits), digits, name
+class FolderPairs(SequentialFolder):
+    """Images with one text each, cut to what the run's CLIP reads."""
+
+    HAS_TEXT = True
+    CLIP_BACKBONE = "ViT-B/16"
+    MEAN, STD = file_streams.CLIP
+    DEFAULTS = {"batch_size": 32, "n_epochs": 10, "backbone": "clip-fused"}
+
+    def samples_of(self, rows: list[Row], labels: list[int]) -> PairFiles:
+        texts = [row.text for row in rows]
+        samples = PairFiles([row.image for row in rows], tokenize(texts, self.args, cut=TEXT_TOKENS), labels)
+        samples.captions = texts
+        return samples
+
+    def facts(self) -> dict:
+        empty = sum(not row.text for row in self.own.train + self.own.test)
+        if empty:
+            warn_once(f"{self.own.source}: {empty} images have an empty text")
+        return super().facts() | {"empty_texts": empty}
 
 
-def refuse_equal_names(source: Path, classes: list[str]) -> None:
-    """Two classes whose names differ in letters that are not shown, or in _ for a space."""
-    known: dict[str, str] = {}
-    for name in classes:
-        if (other := known.setdefault(unicodedata.normalize("NFC", name.replace("_", " ")), name)) != name:
-            raise UserError(
-                f"{source}: classes {shown(other)!r} and {shown(name)!r} have the same name: rename or merge them"
-            )
+class FolderPairDomains(FolderPairs):
+    SETTING = "domain-il"
 
 
-def read_folder(root: Path) -> tuple[Images, Images]:
-    """Training and test images by class, from <root>/train/<class>/ and <root>/test/<class>/, or val/."""
-    if not root.is_dir():
-        raise UserError(
-            f"--folder_path {root} does not exist: name a folder with train/ and test/, or a .csv or .jsonl list"
+class FolderQuestions(OwnStream, QuestionFiles):
+    """Questions about images in tasks by a column task or domain; classes are answers of training questions."""
+
+    NAME = SequentialFolder.NAME
+    DEFAULTS = {"batch_size": 32, "n_epochs": 10, "backbone": "clip-fused"}
+
+    def __init__(
+        self,
+        args: Namespace,
+        folder_path: FolderPath,
+        image_size: ImageSize = 224,
+        min_answer_freq: Annotated[int, "training questions that an answer needs to be a class"] = 1,
+        max_answers: Annotated[int, "most answers of a task that become classes, the frequent ones first"] = 3000,
+        test_share: TestShare = None,
+        transparency: Background = "white",
+        skip_broken: SkipBroken = 0,
+    ):
+        own = self.read_files(folder_path, test_share, image_size)
+        if not own.places:
+            raise UserError(f"{own.source}: questions need a column task or domain, which says what task each is in")
+        self.set_care(transparency, skip_broken)
+        self.TRANSFORM = self.TEST_TRANSFORM = T.Compose(
+            [*self.resize.transforms, T.ToTensor(), T.Normalize(self.MEAN, self.STD)]
         )
-    train, test = root / "train", root / "test" if (root / "test").is_dir() else root / "val"
-    for folder, wanted in ((train, "train/"), (test, "test/ or val/")):
-        if not folder.is_dir():
-            raise UserError(f"{root} has no {wanted}: put one subfolder per class there")
-    return _classes(train), _classes(test)
+        super().__init__(args, own.places, min_answer_freq, max_answers)
 
+    def read(self, name: str, train: bool) -> list[Question]:
+        rows = self.own.train if train else self.own.test
+        return [question_of(row.image, row.text, row.answers) for row in rows if row.place == name]
 
-def _classes(root: Path) -> Images:
-    found = {}
-    for folder in sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")):
-        refuse_no_utf8(folder)
-        found[folder.name] = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
-        if not found[folder.name]:
-            raise UserError(
-                f"class folder {folder} does not contain an image ({' '.join(IMG_EXTENSIONS)}): add some or remove it"
-            )
-    if not found:
-        raise UserError(f"{root} has no class folders: put one subfolder per class there")
-    return found
+    def load(self, train: bool) -> PairFiles:
+        return self.laid(super().load(train))
 
-
-def refuse_no_utf8(folder: Path) -> None:
-    try:
-        folder.name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"class folder {os.fsencode(folder)!r} has a name that is not UTF-8: rename it") from None
-
-
-def read_list(source: Path) -> tuple[Images, Images]:
-    """Training and test images by class, from the rows of a file; relative paths start at the file's folder."""
-    parts: dict[str, Images] = {"train": {}, "test": {}, "val": {}}
-    for line, row in _rows(source):
-        missing = [
-            name for name in ("path", "label", "split") if str(row.get(name) or "").strip() == "" and row.get(name) != 0
-        ]
-        if missing:
-            raise UserError(
-                f"{source} line {line}: no value for {', '.join(missing)}; every row needs path, label and split"
-            )
-        path, label, split = (str(row[name]).strip() for name in ("path", "label", "split"))
-        if split not in parts:
-            raise UserError(f"{source} line {line}: split '{split}' is not one of train, test, val")
-        if not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == "..":
-            raise UserError(
-                f"{source} line {line}: {shown(path)} is outside the folder of the list; "
-                "move the image or give its full path"
-            )
-        if not os.path.isfile(source.parent / path):
-            raise UserError(f"{source} line {line}: image {source.parent / path} does not exist; fix or remove the row")
-        parts[split].setdefault(label, []).append(source.parent / path)
-    train, test = parts["train"], parts["test"] or parts["val"]
-    if not train or not test:
-        raise UserError(f"{source} has no row with split {'test or val' if train else 'train'}: both are needed")
-    return train, test
-
-
-def _rows(source: Path):
-    """(line number, row) of a .csv with a header line, or of a .jsonl with one object per line."""
-    if source.suffix.lower() not in {".csv", ".jsonl"}:
-        raise UserError(f"--folder_path {source} is neither a folder nor a .csv or .jsonl list")
-    line = 1
-    try:
-        with source.open(encoding="utf-8-sig", newline="") as file:
-            if source.suffix.lower() == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                absent = [n for n in ("path", "label", "split") if n not in (reader.fieldnames or [])]
-                if absent:
-                    raise UserError(
-                        f"{source} line 1: no column {', '.join(absent)}; the header must name path, label, split"
-                    )
-                for row in reader:
-                    line = reader.line_num
-                    yield line, row
-                return
-            for line, text in enumerate(file, 1):
-                if text.strip():
-                    row = json_text.parse(text)
-                    if not isinstance(row, dict):
-                        raise ValueError("not an object with path, label and split")
-                    yield line, row
-    except (csv.Error, ValueError, OSError) as error:
-        raise UserError(f"{source} cannot be read at or after line {line} ({error}): fix that row") from None
+    def forget_samples(self) -> None:
+        super().forget_samples()
+        self._questions.clear()

@@ -32,7 +32,7 @@ class Acil(RandomFeatures):
 
     @staticmethod
     def get_parser(parser):
-        add = add_vlm_args(parser, default="ViT-B/16", names=False).add_argument
+        add = add_vlm_args(parser, names=False).add_argument
         add("--rp_size", type=natural, default=8192, help="width of the random layer, 0 for none")
         add("--rp_init", choices=["uniform", "normal"], default="uniform", help="distribution of the random layer")
         add("--ridge", type=positive, default=0.1, help="ridge penalty gamma")

@@ -40,7 +40,7 @@ class Bofa(Unprojected):
     @staticmethod
     def get_parser(parser):
         parser.set_defaults(lr=0.05, optim_mom=0.9, optim_wd=0.05, n_epochs=15, batch_size=128, lr_scheduler="cosine")
-        add = add_vlm_args(parser, default="ViT-B/16").add_argument
+        add = add_vlm_args(parser).add_argument
         add("--null_dim", type=positive_int, default=64, help="directions in which later tasks may change W")
         add("--null_epochs", type=natural, default=2, help="epochs of stage 2")
         add("--null_lr", type=positive, default=1e-3, help="learning rate of stage 2")

@@ -46,7 +46,7 @@ class ClgCbm(FeatureTraining):
     def get_parser(parser):
         parser.set_defaults(optimizer="adam", lr=1e-3, n_epochs=60, batch_size=48, lr_scheduler="multisteplr")
         parser.set_defaults(lr_milestones=[30, 40, 50])
-        add = add_vlm_args(parser, default="ViT-B/16", names=False).add_argument
+        add = add_vlm_args(parser, names=False).add_argument
         add("--descriptions", type=path, help="JSON of lists of texts by class name, or tiny; required")
         add("--pool", type=positive_int, default=10, help="concepts per new class")
         add("--gate_epochs", type=natural, default=30, help="epochs of the gate")

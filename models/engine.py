@@ -49,7 +49,7 @@ class Engine(Unprojected):
     @staticmethod
     def get_parser(parser):
         parser.set_defaults(lr=0.05, optim_mom=0.9, optim_wd=0.05, n_epochs=10, batch_size=64, lr_scheduler="cosine")
-        add = add_vlm_args(parser, default="ViT-B/16").add_argument
+        add = add_vlm_args(parser).add_argument
         add("--descriptions", type=path, help="JSON of lists of texts by class name, or tiny for the picture world")
         add("--text_des", type=non_negative, default=2.0, help="weight of the loss with descriptions")
         add("--image_aug", type=non_negative, default=0.5, help="weight of the loss with noisy images")

@@ -98,7 +98,7 @@ class ExemplarMasking(VLMModel):
     @staticmethod
     def get_parser(parser):
         parser.set_defaults(optimizer="adamw", lr=1e-3, optim_wd=0.02, decay_vectors=False)
-        add = add_vlm_args(parser, "ViT-B/16", names=False).add_argument
+        add = add_vlm_args(parser, names=False).add_argument
         add_fusion_args(parser)
         add(
             "--fusion_lr",

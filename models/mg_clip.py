@@ -50,7 +50,7 @@ class MgClip(AdapterTraining):
     @staticmethod
     def get_parser(parser):
         parser.set_defaults(optimizer="adam", lr=1e-3, n_epochs=10, batch_size=128)
-        add = add_vlm_args(parser, default="ViT-B/16").add_argument
+        add = add_vlm_args(parser).add_argument
         add("--lora_rank", type=positive_int, default=8, help="rank of an adapter")
         add("--lora_scale", type=positive, default=8.0, help="an adapter adds scale / rank times B A")
         add("--gap_change", type=non_negative, default=0.1, help="change of wrong pairs that ends training, 0: never")

@@ -39,7 +39,7 @@ class Proof(FeatureTraining):
     @staticmethod
     def get_parser(parser):
         parser.set_defaults(lr=1e-3, optim_mom=0.9, optim_wd=0.05, n_epochs=10, batch_size=64, lr_scheduler="cosine")
-        add = add_vlm_args(parser, default="ViT-B/16").add_argument
+        add = add_vlm_args(parser).add_argument
         add("--exemplars", type=natural, default=20, help="features kept per class")
         add("--contexts", type=natural, default=3, help="context vectors per task")
         add("--fusion_dropout", type=fraction, default=0.1, help="dropout in the attention")

@@ -46,7 +46,7 @@ class Rail(RandomFeatures):
 
     @staticmethod
     def get_parser(parser):
-        add = add_vlm_args(parser, default="ViT-B/16").add_argument
+        add = add_vlm_args(parser).add_argument
         add(
             "--rp_size",
             type=natural,

@@ -61,7 +61,7 @@ class RanPac(RandomFeatures):
 
     @staticmethod
     def get_parser(parser):
-        add = add_vlm_args(parser, default="ViT-B/16", names=False).add_argument
+        add = add_vlm_args(parser, names=False).add_argument
         add("--rp_size", type=natural, default=5000, help="width of the random layer, 0 for none")
         add("--ridge", type=ridge, default="auto", help="ridge penalty, or auto: chosen on a fifth of each task")
         add("--ridge_scale", choices=["none", "images"], default="none", help="grow the chosen ridge with the images")

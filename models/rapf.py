@@ -60,7 +60,7 @@ class Rapf(FeatureTraining):
     def get_parser(parser):
         parser.set_defaults(optimizer="adam", lr=1e-3, n_epochs=15, batch_size=100, lr_scheduler="multisteplr")
         parser.set_defaults(lr_milestones=[4, 10])
-        add = add_vlm_args(parser, default="ViT-B/16").add_argument
+        add = add_vlm_args(parser).add_argument
         add("--beta", type=positive, default=2.0, help="10 beta pseudo-features per old class, 20 beta per hard pair")
         add("--mix_bias", type=fraction, default=0.6, help="least share of the new weights in the fusion")
         add(

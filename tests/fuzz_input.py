@@ -144,14 +144,23 @@ def jsonl(draw: random.Random) -> bytes:
 def csv(draw: random.Random) -> bytes:
     rows = [
         draw.choice(
-            ["path,label,split"] * 8 + ["label,path,split", "path,label", "", "path,path,split", '"path,label,split']
+            ["path,label,split"] * 8
+            + [
+                "label,path,split",
+                "path,label",
+                "image,label,task",
+                "image,label,text",
+                "",
+                "path,path,split",
+                '"path,label,split',
+            ]
         )
     ]
     for _ in range(draw.randint(0, 6)):
         row = ["i.png", draw.choice("ab"), draw.choice(["train", "test"])]
         if draw.random() < 0.15:
             row[draw.randrange(3)] = str(cell(draw))
-        rows.append(",".join(row) + draw.choice(["", "", "", ",", '"', "\r"]))
+        rows.append(",".join(row) + draw.choice([""] * 12 + [",", '"', "\r"]))
     return draw.choice(["\n", "\n", "\r\n", "\r"]).join(rows).encode(errors="surrogatepass")
 
 

@@ -243,3 +243,66 @@ def test_a_misspelt_first_flag_is_named():
     text = problems("--modell", "sgd", "--dataset", "seq-mnist", "--lr", "0.1")
     assert "--model is missing" in text and "unknown flag '--modell'. Closest: --model" in text
     assert "unknown flag" not in problems("--lr", "0.1", "--dataset", "seq-mnist")
+
+
+def clip_of(model: str, dataset: str, *more: str) -> str:
+    parsed = cli.parse(["--model", model, "--dataset", dataset, *more])
+    return parsed.args.clip_backbone
+
+
+@pytest.mark.parametrize("dataset, clip", [("seq-cifar10", "ViT-L/14"), ("mtil", "ViT-B/16"), ("seq-tiny", "tiny")])
+def test_a_stream_has_one_clip_for_all_methods(dataset, clip):
+    assert {clip_of(model, dataset) for model in ("clip", "cgil", "rapf", "ranpac", "wise-ft")} == {clip}
+    assert clip_of("er", dataset, "--buffer_size", "9", "--lr", "0.1", "--backbone", "clip-visual") == clip
+    assert clip_of("rapf", dataset, "--clip_backbone", "RN50") == "RN50"
+
+
+def test_questions_and_captions_have_one_clip():
+    assert clip_of("clumo", "vqacl") == clip_of("exemplar-masking", "mm-imagenet-r") == "ViT-B/16"
+
+
+BEST = [  # published values, copied from Mammoth's table by hand: model, stream, buffer, values
+    ("sgd", "seq-cifar10", None, {"lr": 0.1, "n_epochs": 50, "batch_size": 32}),
+    ("er", "seq-cifar10", 500, {"lr": 0.1, "n_epochs": 50, "batch_size": 32}),
+    ("er", "seq-tinyimg", 500, {"lr": 0.03, "n_epochs": 100}),
+    ("agem", "seq-cifar10", 200, {"lr": 0.03}),
+    ("ewc-on", "seq-cifar10", None, {"lr": 0.03, "e_lambda": 10, "gamma": 1}),
+    ("gem", "seq-cifar10", 200, {"lr": 0.03, "gamma": 0.5}),
+    ("gss", "seq-cifar10", 200, {"lr": 0.03}),
+    ("fdr", "seq-cifar10", 500, {"lr": 0.03, "alpha": 1.0}),
+    ("lwf", "seq-cifar10", None, {"lr": 0.01, "alpha": 3, "softmax_temp": 2, "optim_wd": 5e-4}),
+    ("der", "seq-cifar100", 500, {"lr": 0.03, "alpha": 0.3}),
+    ("derpp", "seq-cifar10", 5120, {"lr": 0.03, "alpha": 0.1, "beta": 1.0}),
+    ("derpp", "seq-cifar100", 500, {"lr": 0.03, "alpha": 0.1, "beta": 0.5}),
+    ("icarl", "seq-cifar100", 2000, {"lr": 0.3, "opt_wd": 1e-5}),
+    ("icarl", "seq-cifar10", 5120, {"lr": 0.03}),
+    ("lucir", "seq-cifar100", 500, {"lr": 0.03, "lamda_base": 5, "k_mr": 2, "fitting_epochs": 20}),
+    ("bic", "seq-cifar100", 2000, {"lr": 0.03}),
+    ("xder", "seq-cifar100", 2000, {"alpha": 0.6, "beta": 0.9, "gamma": 0.85, "lambd": 0.05}),
+    ("l2p", "seq-cifar100-224", None, {"lr": 0.03, "pull_constraint_coeff": 0.5, "n_epochs": 5}),
+    ("dualprompt", "seq-cifar100-224", None, {"lr": 0.03, "n_epochs": 5}),
+    ("coda-prompt", "seq-cifar100-224", None, {"lr": 1e-3, "n_epochs": 20}),
+    ("first-stage-starprompt", "seq-cropdisease", None, {"n_epochs": 5, "learning_rate_gr": 0.01}),
+]
+
+
+@pytest.mark.parametrize("model, dataset, size, values", BEST, ids=["-".join(map(str, row[:3])) for row in BEST])
+def test_published_values_with_their_source(model, dataset, size, values):
+    memory = ["--buffer_size", str(size)] if size else []
+    parsed = cli.parse(["--model", model, "--dataset", dataset, *memory, "--model_config", "best"])
+    assert {name: getattr(parsed.args, name) for name in values} == values
+    told = [parsed.origins[name] for name in values if name not in {"batch_size"} and "yaml" in parsed.origins[name]]
+    assert told and all(" at " in origin for origin in told), "Mammoth's file, or the authors', and its commit"
+
+
+def test_nowand_and_a_rate_of_zero_are_accepted(tmp_path, monkeypatch):
+    assert cli.parse([*ER, "--nowand", "1"]).args.nowand == 1
+    assert "--nowand can only be 1" in problems(*ER, "--nowand", "0")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "er.yaml").write_text("default: {lr: 0}\nseq-mnist: {lr: -1}\n")
+    real = configs.registry.search_folders
+    monkeypatch.setattr(
+        configs.registry, "search_folders", lambda kind: [tmp_path, *real(kind)] if kind == "model" else real(kind)
+    )
+    assert cli.parse(ER[:-2]).args.lr == 0
+    assert "out of range" in problems(*ER[:-2], "--model_config", "best")

@@ -224,8 +224,11 @@ def test_a_broken_image_is_named(tmp_path):
             lambda rows: [rows[0], rows[1] | {"path": "train/a/x.png"}, *rows[2:]],
             "x.png does not exist; fix or remove the row",
         ),
-        (lambda rows: [{"image": r["path"], **r, "path": ""} for r in rows], "line 2: no value for path"),
-        (lambda rows: [{"path": r["path"], "label": r["label"]} for r in rows], "line 1: no column split"),
+        (lambda rows: [r | {"path": ""} for r in rows], "line 2: no value for image"),
+        (lambda rows: [{"path": r["path"], "split": r["split"]} for r in rows], "no column label"),
+        (lambda rows: [r | {"task": "first"} for r in rows], "line 2: task 'first' is not a number"),
+        (lambda rows: [r | {"question": "what?"} for r in rows], "no column answers"),
+        (lambda rows: [r | {"question": "?", "answers": "|"} for r in rows], "line 2: no value for answers"),
     ],
 )
 def test_lists(tmp_path, change, message):

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, configuration, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.seq_folder import SequentialFolder, read_list
+from datasets.seq_folder import SequentialFolder
 from datasets.utils import clove_files, mm_files
+from datasets.utils.own_list import read_list
 from scripts import prepare_data, records
 from tests import fuzz_input as make
 from tests import test_features as kept

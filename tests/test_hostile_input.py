@@ -17,8 +17,8 @@ from PIL import Image
 
 import main
 from backbone import clip_files
-from datasets.seq_folder import by_number
 from datasets.utils import clove_files, mm_files
+from datasets.utils.own_files import by_number
 from datasets.utils.samples import FileSamples
 from models.cgil import CGIL
 from models.er import Er

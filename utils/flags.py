@@ -69,6 +69,11 @@ def sentence(text) -> str:
     return text
 
 
+def sentences(text) -> str:
+    """Argument type: a sentence with {}, or a file of them, one per line."""
+    return str(text) if "{}" not in str(text) and os.path.isfile(os.path.expanduser(str(text))) else sentence(text)
+
+
 def integer_list(text) -> list[int]:
     """Argument type: integers separated by commas, dashes or blanks: "0,2,1", "0-2-1"."""
     if isinstance(text, (list, tuple)):
@@ -373,6 +378,7 @@ REFUSED = {
     "load_best_args": "is deprecated upstream; use --model_config best",
     "save_checkpoint_mode": "has one mode here: checkpoints are safetensors, and nothing in them is executed",
     "distributed": "is not available: runs use one device",
+    "nowand": "can only be 1: nothing is sent unless --wandb 1 is given",
     "disable_noisy_labels_cache": "has nothing to disable: noisy labels are drawn from the seed, not cached",
     "cache_path_noisy_labels": "has no files to place: noisy labels are drawn from the seed, not cached",
 }
@@ -388,4 +394,4 @@ class Arguments(argparse.Namespace):
 
 
 # Flags whose default is accepted if given explicitly, because scripts written for Mammoth pass it.
-REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "load_best_args": set()}
+REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "nowand": {"1", "true", "True"}}

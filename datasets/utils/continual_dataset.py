@@ -43,6 +43,9 @@ class ContinualDataset(ShapedStream):
     TEST_TRANSFORM: Callable | None = None
     TEMPLATES: list[str] = ["a photo of a {}."]
     CLASS_NAMES: list[str] | None = None  # in the order of the raw labels
+    CLIP_BACKBONE = (
+        "ViT-L/14"  # --clip_backbone of all methods and networks by default, as in Mammoth; DEFAULTS comes first
+    )
     DEFAULTS: dict[str, object] = {}  # flag -> default, for example batch_size, n_epochs, backbone
     MISTAKEN_FOR: dict[int, int] | None = None  # asymmetric noise: raw class -> raw class
     FILES: tuple[Source, ...] = ()  # what must be on disk; none for a generated stream

@@ -32,6 +32,7 @@ class CaptionedFiles(FileStream):
 
     SETTING = "class-il"
     HAS_TEXT = True
+    CLIP_BACKBONE = "ViT-B/16"
     MEAN, STD = file_streams.CLIP
     TRANSFORM = T.Compose([*file_streams.CROP_AND_FLIP, T.ToTensor(), T.Normalize(MEAN, STD)])
     TEST_TRANSFORM = T.Compose([*FileStream.RESIZE.transforms, T.ToTensor(), T.Normalize(MEAN, STD)])

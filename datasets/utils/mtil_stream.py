@@ -76,6 +76,7 @@ class CrossDomainStream(ContinualDataset):
     et al. where they exist (aircraft, cifar100 and mnist keep their published parts); --shots 0 is all of a domain.
     """
 
+    CLIP_BACKBONE = "ViT-B/16"  # of the published tables
     SETTING = "class-il"
     MTIL = DRAWS_SHOTS = True
     SIZE = (224, 224)

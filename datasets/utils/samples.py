@@ -58,6 +58,7 @@ class FileSamples:
         self.extras = extras
         self.digest_folder: Path | None = None
         self.trust_times = True
+        self.background: str | None = None  # what transparent images are laid on; None: their hidden colors are shown
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,6 +77,9 @@ class FileSamples:
                 f"image {error.filename} is missing or cannot be read: restore it, or create the split list again"
             ) from None
 
+    def lay_on(self, color: str | None) -> None:
+        self.background = color
+
     def content(self, row: int) -> io.BytesIO:
         """The bytes of a file; once the digests are known a file that has changed since is refused."""
         data = self.paths[row].read_bytes()
@@ -84,7 +88,7 @@ class FileSamples:
         return io.BytesIO(data)
 
     def open(self, row: int) -> Image.Image:
-        return open_image(self.paths[row], lambda: self.content(row))
+        return open_image(self.paths[row], lambda: self.content(row), self.background)
 
     def images(self, rows: torch.Tensor) -> list[Image.Image]:
         return [self.open(int(row)) for row in rows]
@@ -102,6 +106,7 @@ class FileSamples:
         """sha256 of the files' names and content, in their order, wherever the folder is."""
         digest = hashlib.sha256("\n".join(path.name for path in self.paths).encode("utf-8", "surrogateescape"))
         digest.update(self.digests)
+        digest.update((self.background or "").encode())
         return digest.hexdigest()
 
 
@@ -122,6 +127,10 @@ class PairFiles(FileSamples):
 
     def keep_digests(self, folder: Path, trust_times: bool) -> None:
         self.distinct.keep_digests(folder, trust_times)
+
+    def lay_on(self, color: str | None) -> None:
+        super().lay_on(color)
+        self.distinct.lay_on(color)
 
     @property
     def digests(self) -> np.ndarray:

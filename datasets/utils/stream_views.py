@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchvision import transforms as T
 
 from utils.errors import UserError
+from utils.flags import sentence
 from utils.settings import option
 
 if TYPE_CHECKING:
@@ -29,12 +32,33 @@ def apply_views(stream: ContinualDataset) -> None:
     args = stream.args
     if kind := option(args, "image_transform"):
         _set_transforms(stream, kind)
-    if templates := option(args, "templates"):
+    if templates := templates_of(option(args, "templates") or []):
         stream.get_prompt_templates = lambda: list(templates)
         stream.class_templates = lambda: [list(templates)] * stream.N_CLASSES
     if option(args, "underscores"):
         spoken = stream.get_class_names
         stream.get_class_names = lambda: [name.replace(" ", "_") for name in spoken()]
+
+
+def templates_of(given: list[str]) -> list[str]:
+    """Sentences around a class name; a file stands for its lines."""
+    found = []
+    for text in given:
+        lines = [text]
+        if "{}" not in text:
+            try:
+                lines = Path(text).expanduser().read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, ValueError) as error:
+                raise UserError(f"--templates {text} cannot be read ({error}): give sentences with {{}}") from None
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    found.append(sentence(line.strip()))
+                except ArgumentTypeError as error:
+                    raise UserError(f"--templates {text} line {number}: {error}") from None
+    if given and not found:
+        raise UserError(f"--templates {given[0]}: the file is empty; write one sentence with {{}} per line")
+    return found
 
 
 def _set_transforms(stream: ContinualDataset, kind: str) -> None:

@@ -134,6 +134,7 @@ class VQADataset(ContinualDataset):
 
     VQA = True
     HAS_TEXT = True
+    CLIP_BACKBONE = "ViT-B/16"
 
     def score(self, outputs: torch.Tensor, labels: torch.Tensor, extras: dict[str, torch.Tensor]) -> torch.Tensor:
         return extras["soft"].gather(1, outputs.argmax(dim=1, keepdim=True)).squeeze(1)

@@ -37,7 +37,7 @@ from utils.weights import add_to_mean, set_weights
 def add_tuning_args(parser: ArgumentParser, label_smoothing: float = 0.2) -> ArgumentParser:
     """The flags of every method that tunes CLIP; optimizer and rate are the framework's."""
     parser.set_defaults(optimizer="adamw", lr=1e-5)
-    add = add_vlm_args(parser, default="ViT-B/16").add_argument
+    add = add_vlm_args(parser).add_argument
     add(
         "--label_space",
         choices=["domain", "seen", "all"],

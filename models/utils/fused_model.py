@@ -26,9 +26,9 @@ from utils.features import HALF, FeatureStore, Sources
 from utils.pair import Inputs, Pair
 
 
-def add_fused_args(parser: ArgumentParser, default: str = "ViT-B/16") -> ArgumentParser:
+def add_fused_args(parser: ArgumentParser) -> ArgumentParser:
     """The flags of a method on the fused sequence."""
-    add = add_vlm_args(parser, default, names=False).add_argument
+    add = add_vlm_args(parser, names=False).add_argument
     add_fusion_args(parser)
     add(
         "--key_feature",

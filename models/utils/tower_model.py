@@ -21,7 +21,7 @@ from utils.passes import plain_batches
 
 def add_tower_args(parser: ArgumentParser, clip_grad: float = 0.0) -> ArgumentParser:
     """The flags of a method on a transformer."""
-    add = add_vlm_args(parser, "ViT-B/16", names=False).add_argument
+    add = add_vlm_args(parser, names=False).add_argument
     add("--vit", help="timm:<name>, a vision transformer in place of CLIP's image tower")
     add("--vit_pretrained", type=boolean, default=True, help="with its published weights")
     add("--clip_grad", type=non_negative, default=clip_grad, help="maximum gradient norm, 0 for no clipping")

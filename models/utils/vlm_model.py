@@ -22,9 +22,9 @@ TEXT_ROWS = 1024  # texts encoded at once
 EVAL_ROWS = 256  # samples whose tokens are in memory at once outside of training
 
 
-def add_vlm_args(parser: ArgumentParser, default: str = "ViT-L/14", names: bool = True) -> ArgumentParser:
-    """The flags of a CLIP method; `default` names its CLIP, `names` tells whether it reads class names."""
-    add_clip_args(parser, default)
+def add_vlm_args(parser: ArgumentParser, names: bool = True) -> ArgumentParser:
+    """The flags of a CLIP method; `names` tells whether it reads class names. The stream says which CLIP is default."""
+    add_clip_args(parser)
     if names:
         parser.add_argument(
             "--prompt_template",

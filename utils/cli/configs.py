@@ -114,7 +114,7 @@ def dataset_config(
 
 def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[tuple[str, dict]]:
     """models/config/<model>.yaml: block `default`, the dataset's part of `default_for`, and with `best` the dataset's
-    own block and its buffer size's."""
+    own block and its buffer size's; a block's `source` says where its values were published."""
     homes, model = registry.config_folders("model", model), model.removeprefix(registry.PLUGIN)
     path = next((p for p in (_find(f / "config", model) for f in homes) if p), None)
     if path is None:
@@ -132,8 +132,9 @@ def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[
             have = ", ".join(sorted(set(blocks) - {"default", "default-for"})) or "no dataset"
             raise UserError(f"--model_config best: {path.name} does not have values for {dataset}, only for {have}")
         block = dict(blocks[registry.canonical(dataset)] or {})
+        source = f"; {block.pop('source')}" if "source" in block else ""
         by_size = {k: block.pop(k) for k in list(block) if isinstance(k, int)}
-        layers.append((f"{path.name} ({dataset})", block))
+        layers.append((f"{path.name} ({dataset}{source})", block))
         if by_size:
             size = _buffer_size(argv, block)
             if size not in by_size:
@@ -141,13 +142,19 @@ def model_config(model: str, which: str, dataset: str, argv: list[str]) -> list[
                     f"--model_config best: {path.name} has values for --buffer_size "
                     f"{', '.join(map(str, sorted(by_size)))}, not for {size}"
                 )
-            layers.append((f"{path.name} ({dataset}, buffer {size})", dict(by_size[size] or {})))
+            layers.append((f"{path.name} ({dataset}, buffer {size}{source})", dict(by_size[size] or {})))
     return [(origin, {k: v for k, v in values.items() if k not in HARMLESS}) for origin, values in layers]
 
 
 def _buffer_size(argv: list[str], block: dict) -> int | None:
+    given = given_value(argv, "buffer_size") or ""
+    return int(given) if given.isdigit() else block.get("buffer_size")
+
+
+def given_value(argv: list[str], flag: str) -> str | None:
+    """What follows a flag on the command line, before it is parsed."""
     for token, following in zip(argv, argv[1:] + [""], strict=True):
         name, _, value = token.partition("=")
-        if name.lstrip("-").replace("-", "_") == "buffer_size" and (value or following).isdigit():
-            return int(value or following)
-    return block.get("buffer_size")
+        if name.startswith("-") and name.lstrip("-").replace("-", "_") == flag:
+            return value or following
+    return None

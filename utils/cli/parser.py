@@ -26,6 +26,8 @@ class Parsed:
     model_class: type
     dataset_class: type
     problems: list[str] = field(default_factory=list)
+    argv: list[str] = field(default_factory=list)
+    folder: str | None = None  # of the record, once there is one
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -108,6 +110,8 @@ def first_pass(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argpar
 def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv: list[str]) -> Parsed:
     """Import model and dataset, add their flags, merge the layers of defaults, then parse."""
     dataset_class = registry.load("dataset", first.dataset)
+    if flag := getattr(dataset_class, "VARIANT_FLAG", None):
+        dataset_class = registry.variant(dataset_class, configs.given_value(argv, flag))
     model_class = registry.load("model", first.model)
     before = {a.dest: a.default for a in parser._actions}
     add_model_args(parser, model_class)
@@ -133,13 +137,16 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     if preset is not None:
         protocols.check_method(preset, model_class, [a.dest for a in parser._actions])
         layers[-1] = (preset.origin, preset.fitting(a.dest for a in parser._actions))
+    clip = getattr(dataset_class, "CLIP_BACKBONE", None)
+    if clip and any(a.dest == "clip_backbone" for a in parser._actions):  # one for all methods of a stream
+        layers.insert(0, ("dataset", {"clip_backbone": clip}))
     origins = apply_layers(parser, layers, set(before))
     if preset is not None:
         fixed = {a.dest: a.default for a in parser._actions if a.dest in layers[-1][1]}
     tokens, problems = check_tokens(parser, argv)
     problems += missing_required(parser, argv)
     if problems or first.help:
-        return Parsed(first, origins, model_class, dataset_class, problems)
+        return Parsed(first, origins, model_class, dataset_class, problems, argv)
     try:
         args = parser.parse_args(tokens, flags.Arguments())
     except (SystemExit, argparse.ArgumentError) as error:
@@ -158,7 +165,7 @@ def second_pass(parser: argparse.ArgumentParser, first: argparse.Namespace, argv
     }
     if foreign:
         args.plugin_files = foreign  # a changed file is a different configuration
-    return Parsed(args, origins, model_class, dataset_class, idle)
+    return Parsed(args, origins, model_class, dataset_class, idle, argv)
 
 
 def idle_flags(model_class: type, given: list[str]) -> list[str]:
@@ -224,7 +231,7 @@ def apply_layers(parser: argparse.ArgumentParser, layers: list[tuple[str, dict]]
                 if origin == "dataset" and dest not in ours:
                     continue
                 if (
-                    origin != "model"
+                    (origin != "model" and (dest, value) != ("lr", 0))
                     or isinstance(value, bool)
                     or not isinstance(value, (int, float))
                     or actions[dest].choices

@@ -10,6 +10,7 @@ of the package they are imported from. One rule says which file is used: a plug-
 `mammoth/` (which is last on the `__path__`), and ours wins over a plug-in's everywhere else, `mammoth/ours/` included.
 """
 
+import ast
 import contextlib
 import hashlib
 import importlib
@@ -78,6 +79,7 @@ def use(paths: list[str] | None) -> None:
         if path.is_dir():
             _add_folder(path, text)
         elif path.is_file() and path.suffix == ".py":
+            refuse_unrecognized(path)
             _single.append(path)
         else:
             raise UserError(f"--plugins {text}: {'is not a .py file' if path.is_file() else 'no such file or folder'}")
@@ -162,7 +164,46 @@ def files(kind: str) -> list[Path]:
     found = list(_single)
     for folder in folders(package):
         found += [p for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")]
-    return [p for p in found if KIND_MARKS[kind].search(p.read_text(encoding="utf-8", errors="replace"))]
+    return [p for p in found if defines(kind, package, p.read_text(encoding="utf-8", errors="replace"))]
+
+
+def defines(kind: str, package: str, text: str) -> bool:
+    """Whether a file looks like it defines a name of a kind: by its words, or by a class with a NAME whose base comes
+    from our package of that kind."""
+    if KIND_MARKS[kind].search(text):
+        return True
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return False
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    ours = {
+        alias.asname or alias.name
+        for node in imports
+        if node.module and node.module.split(".")[0] == package
+        for alias in node.names
+    }
+    return any(
+        isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).split(".")[0] in ours for base in node.bases)
+        and re.search(r"^\s+NAME\b", ast.get_source_segment(text, node) or "", re.M)
+        for node in tree.body
+    )
+
+
+def refuse_unrecognized(path: Path) -> None:
+    """A file that was given individually must define something: it would be ignored otherwise."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if any(defines(kind, package, text) for package, kind in FOLDER_OF.items()):
+        return
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"--plugins {path} cannot be read as Python ({one_line(error)}): fix the file") from None
+    raise UserError(
+        f"--plugins {path}: no model, dataset or backbone is recognized in it: a class needs NAME = '...' and one "
+        "of our base classes (ContinualModel, ContinualDataset, CaptionedFiles, ...), or @register_model('...')"
+    )
 
 
 def sha256(path: str | Path) -> str:

@@ -196,6 +196,11 @@ def load(kind: str, name: str) -> Any:
     return _registered[kind][key] if key in _registered[kind] else _member(loaded, kind, key)
 
 
+def variant(found: Any, value: str | None) -> Any:
+    """Of a class that builds several kinds of stream: the one for a value of the flag that decides, VARIANT_FLAG."""
+    return found.variant(value) if value and hasattr(found, "VARIANT_FLAG") else found
+
+
 def current_name(name: str | None) -> str | None:
     """The name of a method here, with a note on stderr if it was requested by another name."""
     new = RENAMED.get(canonical(name or ""))

@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+FINISHING = b"finishing this step; again to quit now\n"
+waits = False  # a first signal will be noticed at the end of a step: the answer to it must not wait
 CLOSED_PIPE = 128 + signal.SIGPIPE
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -58,6 +60,8 @@ def second_signal_quits() -> Iterator[None]:
             seen += number[0] in STOPS
             if seen > 1:
                 os._exit(128 + number[0])
+            if seen and waits:
+                os.write(2, FINISHING)
 
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils import flags
 from utils.cli import registry
+from utils.cli.flag_help import HELP
 
 IGNORED = {"self", "args", "num_classes"}
 
@@ -22,13 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser, obj: Callable, title: str) ->
         if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             continue
         group = group or parser.add_argument_group(title)
-        group.add_argument(f"--{name}", **argument_of(parameter))
+        group.add_argument(f"--{name}", **({"help": HELP.get(name)} | argument_of(parameter)))
 
 
 def argument_of(parameter: inspect.Parameter) -> dict:
-    """The add_argument keywords of a parameter."""
+    """The add_argument keywords of a parameter; Annotated[type, "help"] gives its help."""
     hint, default = parameter.annotation, parameter.default
     spec: dict = {"required": default is parameter.empty}
+    if typing.get_origin(hint) is typing.Annotated:
+        hint, spec["help"] = typing.get_args(hint)[:2]
     if not spec["required"]:
         spec["default"] = default
     if typing.get_origin(hint) is typing.Literal:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from utils.errors import shown
-from utils.flags import boolean, natural, number, positive_int, sentence
+from utils.flags import boolean, natural, number, positive_int, sentences
 
 TRANSFORMS = {
     "squash": "the whole image, its sides pulled to the size; no augmentation",
@@ -81,9 +81,10 @@ def add_view_args(add: Callable) -> None:
     )
     add(
         "--templates",
-        type=sentence,
+        type=sentences,
         nargs="+",
-        help="sentences around class names in place of the stream's own; the first one trains",
+        help="sentences around class names in place of the stream's own, or a file with one per line; the first one "
+        "trains",
     )
     add("--underscores", type=boolean, help="class names with _ for blanks")
     add(

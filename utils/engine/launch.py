@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-import subprocess
 import sys
 import warnings
 from argparse import Namespace
@@ -19,7 +18,7 @@ import torch
 from utils import free_memory, to_parsable_obj
 from utils.cli import plugins, protocols, registry
 from utils.conf import get_device, remember
-from utils.engine import checkpoint, report, sinks, unchanged
+from utils.engine import checkpoint, provenance, report, sinks, unchanged
 from utils.engine import record as results
 from utils.engine.foreign_weights import fill_weights, read_mammoth
 from utils.engine.run import MID_TASK, TASK_END
@@ -180,22 +179,24 @@ def open_record(
     else:
         record = results.open_run(args.results_path, args.dataset, args.model, requested)
         record.start(first_line)
+        provenance.keep_patch(record.folder)
     if sinks.chosen(args):
         record.sinks = sinks.Sinks(record.folder, args, record.rows())
     return record
 
 
-def start_line(args: Namespace, requested: dict, dataset: ContinualDataset, model: ContinualModel) -> dict:
+def start_line(
+    args: Namespace, requested: dict, dataset: ContinualDataset, model: ContinualModel, argv: list[str] | None = None
+) -> dict:
     """The first line of the record: what was requested and the environment."""
     versions = {
         name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "torchvision", "timm", "numpy")
     }
     order = getattr(args, "class_order", None)
     return {
-        "argv": sys.argv[1:],
+        **provenance.facts(sys.argv[1:] if argv is None else argv, args, model=model, dataset=dataset),
         "requested": to_parsable_obj(requested),
         "args": to_parsable_obj(args),
-        "git_commit": git_commit(),
         "versions": versions,
         "python": sys.version.split()[0],
         "host": socket.gethostname(),
@@ -218,16 +219,8 @@ def preset_of(args: Namespace) -> dict | None:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with a + if files were modified."""
-
-    def git(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True, timeout=10)
-
-    try:
-        head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
+    """The commit of this checkout, with a + if files were modified or are not tracked."""
+    return provenance.commit_and_changes()[0]
 
 
 def reopen(record: results.RunRecord, model: ContinualModel) -> None:

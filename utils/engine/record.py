@@ -333,14 +333,21 @@ def format_table(rows: Sequence[Sequence]) -> str:
 
 
 def plot_matrix(R: ArrayLike, path: str | os.PathLike, title: str) -> None:
-    """PNG heat map of a score matrix in percent, one annotated cell per (trained task, test set); NaN is white."""
+    """PNG heat map of a score matrix in percent."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needed only here
     from matplotlib.figure import Figure
 
+    figure = Figure(layout="constrained")
+    draw_matrix(figure, R, title)
+    FigureCanvasAgg(figure).print_png(os.fspath(path))
+
+
+def draw_matrix(figure: Any, R: ArrayLike, title: str) -> None:
+    """One annotated cell per (trained task, test set); NaN is white."""
     R = np.asarray(R, dtype=np.float64)
     n_rows, n_columns = R.shape
     side = 0.55 if n_columns > 9 else 0.75  # inches per cell
-    figure = Figure(figsize=(max(3.6, side * n_columns + 1.8), max(2.6, side * n_rows + 1.2)), layout="constrained")
+    figure.set_size_inches(max(3.6, side * n_columns + 1.8), max(2.6, side * n_rows + 1.2))
     axes = figure.add_subplot()
     image = axes.imshow(R, cmap="viridis", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="%", fraction=0.05)
@@ -350,4 +357,3 @@ def plot_matrix(R: ArrayLike, path: str | os.PathLike, title: str) -> None:
     axes.set_xticks(range(n_columns), [str(j + 1) for j in range(n_columns)])
     axes.set_yticks(range(n_rows), [str(t + 1) for t in range(n_rows)])
     axes.set(xlabel="test set of task", ylabel="after training task", title=on_figure(title))
-    FigureCanvasAgg(figure).print_png(os.fspath(path))

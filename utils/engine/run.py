@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from utils.cli import shell
 from utils.cli.shell import STOPS
 from utils.conf import warn_once
 from utils.engine import checkpoint
@@ -145,6 +147,12 @@ class Run:
             path, self.state({"task": task, "phase": "done", "epoch": 0, "batch": 0}), model=self.model.NAME
         )
 
+    def drop_checkpoints(self) -> None:
+        """A finished run needs none of its saves; --savecheck keeps them all."""
+        folder = self.folder / "ckpt" if self.folder else None
+        if folder is not None and folder.is_dir() and not self.args.savecheck:
+            shutil.rmtree(folder, ignore_errors=True)
+
     # going on
 
     def restore(self, state: dict) -> None:
@@ -196,10 +204,11 @@ class Run:
     def polling(self) -> Iterator[None]:
         """A section whose safe points call `tick`, so that a signal waits for the next one."""
         before, self.polled = self.polled, True
+        shell.waits = True
         try:
             yield
         finally:
-            self.polled = before
+            self.polled = shell.waits = before
 
 
 class LossGuard:

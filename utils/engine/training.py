@@ -389,6 +389,7 @@ def _finish(run: Run, model: ContinualModel, dataset: ContinualDataset) -> dict[
     if run.record:
         report.plot(run, dataset)
         run.record.end({"status": "done", "summary": summary})
+        run.drop_checkpoints()
     if dataset.VQA:
         report.print_test_sets(run, dataset)
     report.print_summary(summary, run)

@@ -1,0 +1,26 @@
+"""Help of flags that come from signatures of streams and networks; a signature may carry its own: Annotated."""
+
+HELP = {
+    "clip_backbone": "OpenAI name (ViT-B/32, RN50, ...), open_clip:<arch>/<tag>, a weight file or folder, tiny",
+    "clove_order": "order of the tasks, one letter each; fewer letters leave tasks out",
+    "domain_labels": "shared: the same labels in all domains; own: each domain numbers its classes anew",
+    "factor": "what the images of a group share, which decides the fact that is asked about",
+    "fusion_weights": "file of the fusion layers, auto for the embedded ones, none for random ones",
+    "imagenet100_list": "which hundred classes: first100, or a file with one wnid per line",
+    "max_answers": "most answers of a task that become classes, the frequent ones first",
+    "min_answer_freq": "training questions that an answer needs to be a class",
+    "min_movies": "training movies that a genre needs to be a class",
+    "mlp_hidden_size": "units of each hidden layer",
+    "mtil_order": "published order of the domains",
+    "num_filters": "channels of the first layer; the others have 2, 4 and 8 times as many",
+    "phases": "tasks of equal size",
+    "picture_seed": "seed of the images that are drawn",
+    "pretrain_type": "on what the weights were trained",
+    "pretrained": "start from published weights; 0: random ones",
+    "shift": "strength of the style, 0 to 1",
+    "split": "lists of the training and test images: of ZSCL, or of CoOp",
+    "style": "look of the images",
+    "task_order": "names of domains, separated by commas, in any order and number",
+    "test_part": "which published part is the test set",
+    "transform_type": "weak: crops and flips; strong: also changes of color",
+}
