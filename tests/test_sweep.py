@@ -274,7 +274,7 @@ def test_each_configuration_runs_once_and_crashes_continue(stub, capsys):
     )
     assert [line.split()[0] for line in stub("started")] == ["a-d--", "b-d--crashes", "c-d--broken", "d-d--refused"]
     assert [line.split()[0] for line in stub("resumed")] == ["b-d--crashes", "c-d--broken"]
-    cores = len(os.sched_getaffinity(0))
+    cores = pool.CORES
     assert all(line.split()[2] == str(max(1, cores // 2)) for line in stub())
     assert sorted(row["code"] for row in ledger.read(Path("runs"))) == [-9, -9, -9, 0, 0, 2]
     before = len(stub())
@@ -454,3 +454,15 @@ def test_the_live_line_counts_and_estimates(stub):
     own.tally.seconds += [100.0, 140.0]
     assert live.counts(own).endswith("time left 2 min")
     assert [live.duration(s) for s in (-1.0, 89.0, 90.0, 7200.0)] == ["0 s", "89 s", "2 min", "2.0 h"]
+
+
+def test_all_libraries_get_the_same_threads(monkeypatch):
+    """MKL_NUM_THREADS wins over OMP_NUM_THREADS in torch."""
+    monkeypatch.setattr(pool, "CORES", 12)
+    for name in pool.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    assert {pool.Pool([], 4).environment[name] for name in pool.THREADS} == {"3"}
+    assert {pool.Pool([], 16).environment[name] for name in pool.THREADS} == {"1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert {pool.Pool([], 4).environment[name] for name in pool.THREADS} == {"7"}
+    assert {pool.Pool([], 4, threads=2).environment[name] for name in pool.THREADS} == {"2"}
