@@ -8,6 +8,7 @@ import pytest
 
 from scripts import sweep
 from tests import processes
+from tests.conftest import ROOT
 from tests.test_sweep_slurm import GRID, scores
 
 pytestmark = [
@@ -37,7 +38,7 @@ def test_a_lost_node_changes_no_number(tmp_path, data, monkeypatch, capsys):
         end = time.monotonic() + 1200
         while time.monotonic() < end and not lost:
             lines = processes.commands(processes.family([raylet]))
-            runs = [line for line in lines.values() if "main.py" in line and "one.sh" not in line]
+            runs = [line for line in lines.values() if f" {ROOT / 'main.py'} " in line and "one.sh" not in line]
             if runs and len(list(results.rglob("auto.safetensors"))) >= 2:
                 processes.kill(processes.family([raylet]))
                 lost.extend(runs)

@@ -26,6 +26,7 @@ from utils.escape import clean
 
 TICK_S = 1.0  # between looks at what other sweeps do
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+CORES = len(os.sched_getaffinity(0))  # before torch is imported, which may change it
 USER_ERROR = 2  # the exit code that another try would give again
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -74,7 +75,7 @@ class Pool:
         self.tries: dict[Key, int] = {}
         self.tally, self.signal, self.begun = Tally(), 0, time.time()
         self.environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-        number = threads or max(1, len(os.sched_getaffinity(0)) // at_once)
+        number = threads or os.environ.get("OMP_NUM_THREADS") or max(1, CORES // at_once)
         self.environment |= {name: str(number) for name in THREADS if threads or name not in os.environ}
 
     def run(self, draw: Callable[["Pool"], None] = lambda pool: None) -> int:

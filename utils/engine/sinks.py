@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import inspect
 import os
 import time
 import warnings
@@ -102,13 +103,20 @@ class TensorBoardSink:
         self.writer.close()
 
 
+def has_key(wandb: Any) -> bool:
+    """Whether wandb is logged in; it does not ask."""
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False))
+    return bool(wandb.api.api_key)  # older versions
+
+
 class WandbSink:
     """A run of Weights & Biases with the same id at every start. It never asks: without a key it stays offline."""
 
     def __init__(self, folder: Path, args: Namespace):
         wandb = importlib.import_module("wandb")
         mode = os.environ.get("WANDB_MODE")
-        if mode is None and not wandb.api.api_key:
+        if mode is None and not has_key(wandb):
             mode = "offline"
             warnings.warn(
                 f"wandb has no API key, so it stays offline: `wandb sync {folder / 'wandb'}/*` sends it later"
