@@ -42,7 +42,7 @@ class Clap4Clip(FeatureTraining):
     @staticmethod
     def get_parser(parser):
         parser.set_defaults(optimizer="adam", lr=1e-3, n_epochs=5, batch_size=32)
-        add = add_vlm_args(parser, default="ViT-B/16").add_argument
+        add = add_vlm_args(parser).add_argument
         add("--samples", type=positive_int, default=20, help="draws of each class per step")
         add("--kl_weight", type=non_negative, default=0.001, help="weight of the distance to the prior")
         add("--lasp_weight", type=non_negative, default=15.0, help="weight of the alignment with the names")
