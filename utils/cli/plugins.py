@@ -328,3 +328,17 @@ class _Refusals(importlib.abc.MetaPathFinder):
 
 
 _REFUSALS = _Refusals()
+
+
+def fail_in_plugin(error: Exception) -> int:
+    """A traceback that ends with the file at fault; an error without a frame in a plug-in is ours and is re-raised."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if owns(f.filename)]
+    if not frames:
+        raise error
+    traceback.print_exception(error)
+    place = frames[-1]
+    print(
+        f"error: the plug-in {place.filename} failed in line {place.lineno}, {place.name}: {one_line(error)}",
+        file=sys.stderr,
+    )
+    return 1
