@@ -5,9 +5,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
+from utils.cli.ranks import processes
+
 CLOSED_PIPE = 128 + signal.SIGPIPE
+ECHO_S = 5.0  # torchrun passes the signal of a terminal on to ranks that have it already
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -53,11 +57,12 @@ def second_signal_quits() -> Iterator[None]:
     os.set_blocking(writer, False)
 
     def watch() -> None:
-        seen = 0
+        first = None
         while number := os.read(reader, 1):
-            seen += number[0] in STOPS
-            if seen > 1:
+            if number[0] in STOPS and first is not None and time.monotonic() - first > ECHO_S * (processes() > 1):
                 os._exit(128 + number[0])
+            if number[0] in STOPS and first is None:
+                first = time.monotonic()
 
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()

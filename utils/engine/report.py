@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils import ranks
 from utils.engine import accounting, metrics, probes
 from utils.engine import record as results
 from utils.features import FeatureStore
@@ -42,6 +43,8 @@ def task_row(
         "stored_bytes": model.stored_bytes(),
         "parameters": accounting.parameter_counts(model),
     }
+    if ranks.size() > 1:
+        row["ranks"] = {"size": ranks.size(), **run.sent()}
     return row | run.forwards() | probes.of_task(run.rows)
 
 

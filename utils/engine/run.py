@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from utils import ranks
 from utils.cli.shell import STOPS
 from utils.conf import warn_once
 from utils.engine import checkpoint
@@ -35,8 +36,16 @@ MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 class Run:
     """The progress of a run and how to save it. `position` says where a resumed run continues."""
 
-    def __init__(self, model: ContinualModel, args: Namespace, record: results.RunRecord | None, rows: dict) -> None:
+    def __init__(
+        self,
+        model: ContinualModel,
+        args: Namespace,
+        record: results.RunRecord | None,
+        rows: dict,
+        resumed: Path | None = None,
+    ) -> None:
         self.model, self.args, self.record = model, args, record
+        self.resumed = resumed  # folder of the run that this one continues
         self.rows = rows  # score matrices so far
         self.forwards_before: dict[str, int] = {}  # of earlier processes of this run
         self.reused = 0  # images whose features came from earlier runs, as far as the record says
@@ -63,6 +72,14 @@ class Run:
             name: getattr(self.model, name) + self.forwards_before.get(name, 0)
             for name in ("image_forwards", "question_forwards")
             if hasattr(self.model, name)
+        }
+
+    def sent(self) -> dict[str, float]:
+        """Bytes of gradients that a rank has averaged with the others so far, and in each averaging."""
+        now = ranks.sent()
+        return {
+            "gradient_bytes": now["gradients"],
+            "gradient_bytes_per_step": now["gradients"] / max(1, now["steps"]),
         }
 
     @property
@@ -109,8 +126,17 @@ class Run:
     def tick(self, **position: Any) -> None:
         """A safe point: save if it is time, stop if requested."""
         self.position = self.position | position
-        if self.saver.due() or (self.signal and self.args.save_after_interrupt):
+        stop = self.stop_asked()
+        if self.saver.due() or (stop and self.args.save_after_interrupt):
             self.save(MID_TASK, self.position)
+        self.stop_if_asked()
+
+    def stop_asked(self) -> bool:
+        """Whether a signal has reached any rank."""
+        self.signal = ranks.agree(self.signal or 0) or None
+        return self.signal is not None
+
+    def stop_if_asked(self) -> None:
         if self.signal:
             self.saver.wait()
             raise Interrupted(self.signal)
@@ -125,7 +151,7 @@ class Run:
     def keep(self, task: int, last: bool) -> None:
         """The checkpoints that --savecheck asks for."""
         mode = self.args.savecheck
-        if mode is None or (mode == "last" and not last):
+        if ranks.rank() or mode is None or (mode == "last" and not last):
             return
         folder = (
             Path(self.args.checkpoint_path)
@@ -159,7 +185,8 @@ class Run:
         checkpoint.set_rng_state(state["rng"])
 
     def saved(self, name: str) -> dict | None:
-        path = self.folder / "ckpt" / name if self.folder else None
+        folder = self.folder or self.resumed
+        path = folder / "ckpt" / name if folder else None
         if path is None or not path.exists():
             return None
         return checkpoint.load_run(path, model=self.model.NAME, device=self.model.device)

@@ -1,0 +1,98 @@
+"""Ranks in forked processes of one machine, and runs of methods in float64 on one and on two of them."""
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import distributed as dist
+
+from tests import contract
+from utils import features, ranks
+from utils.ranks.group import Group
+from utils.ranks.join import member
+
+
+def _rank(number: int, size: int, meeting: str, answers, work: Callable) -> None:
+    try:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        dist.init_process_group(
+            "gloo", f"file://{meeting}", rank=number, world_size=size, timeout=timedelta(seconds=120)
+        )
+        answers.put((number, work(Group(number, size)), None))
+    except BaseException:
+        answers.put((number, None, traceback.format_exc()))
+
+
+def on_ranks(size: int, work: Callable) -> list:
+    """`work(group)` in forked processes, one for each rank; their answers."""
+    fork, found = multiprocessing.get_context("fork"), {}
+    answers = fork.Queue()
+    with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
+        started = [
+            fork.Process(target=_rank, args=(r, size, str(Path(folder) / "meeting"), answers, work))
+            for r in range(size)
+        ]
+        for process in started:
+            process.start()
+        try:
+            for _ in started:
+                number, answer, error = answers.get(timeout=600)
+                if error:
+                    raise AssertionError(f"rank {number}: {error}")
+                found[number] = answer
+        finally:
+            for process in started:
+                process.join(0 if len(found) < size else 60)
+                if process.is_alive():
+                    process.terminate()
+    return [found[r] for r in range(size)]
+
+
+@contextlib.contextmanager
+def doubles() -> Iterator[None]:
+    """Everything that is computed in float32 is computed in float64: for comparisons closer than its rounding."""
+    from backbone import clip
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    with (
+        mock.patch.object(torch, "float32", torch.float64),
+        mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+        mock.patch.object(features, "FULL", "<f8"),
+        mock.patch.dict(clip.DTYPES, {"fp32": torch.float64}),
+    ):
+        yield
+    torch.set_default_dtype(before)
+
+
+def run_of(name: str, group: Group | None = None, **flags) -> dict:
+    """A toy run of a method, on this process alone or as one of a group: its state by name, and its losses."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(doubles())
+        stack.enter_context(contract.toys())
+        if group is not None:
+            stack.enter_context(member(Group(group.rank, group.size)))
+        toy = contract.run(name, features="ram", **flags)
+        state = {
+            key: value.detach().clone()
+            for key, value in toy.model.state_dict().items()
+            if isinstance(value, torch.Tensor)
+        }
+        state["logits"] = contract.logits(toy)
+        state["losses"] = torch.tensor(toy.losses)
+        return {"state": state, "sent": ranks.sent()}
+
+
+def distance(a: dict, b: dict) -> float:
+    """The largest difference between two states, inf where their names or shapes differ."""
+    if a.keys() != b.keys() or any(a[k].shape != b[k].shape for k in a):
+        return float("inf")
+    far = [(a[k].double() - b[k].double()).abs().max() for k in a if a[k].numel()]
+    return float(torch.stack([torch.nan_to_num(f, 0.0) for f in far]).max()) if far else 0.0
