@@ -64,6 +64,7 @@ def doubles() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     with (
         mock.patch.object(torch, "float32", torch.float64),
+        mock.patch.object(torch, "float", torch.float64),
         mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
         mock.patch.object(features, "FULL", "<f8"),
         mock.patch.dict(clip.DTYPES, {"fp32": torch.float64}),

@@ -152,7 +152,7 @@ class SquaredGradients:
         if shared or self.at_once() < VMAP_PAYS:
             return "loop"
         try:
-            SquaredGradients(self.net, self.loss, "vmap").add(inputs[:2], labels[:2])
+            SquaredGradients(self.net, self.loss, "vmap").add_vmap(inputs[:2], labels[:2])
         except RuntimeError:  # the network's path depends on its data
             return "loop"
         return "vmap"

@@ -60,6 +60,8 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
     reason = getattr(model_class, "ONE_RANK", None)
     if ranks.size() > 1 and reason:
         problems.append(f"--distributed ddp: model {args.model} {reason}; run it in one process")
+    if ranks.size() > 1 and option(args, "features") == "verify":
+        problems.append("--features verify: the check is for one process; leave --distributed out for it")
     if args.fitting_mode == "iters" and not args.n_iters:
         problems.append("--fitting_mode iters needs --n_iters")
     if args.fitting_mode == "early_stopping" and not option(args, "validation"):

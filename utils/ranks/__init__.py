@@ -9,8 +9,8 @@ rank's rows, and the outputs of all ranks are gathered. So a loss sees the whole
     parameters  `backward` and `autograd.grad` return that mean, where a dealt call is in the graph
 """
 
-from utils.ranks.deal import alone, deal_calls, dealt, gathered, share, sum_of_rows, summed, whole
-from utils.ranks.group import agree, barrier, bits, compare, from_first, rank, sent, size, union
+from utils.ranks.deal import alone, by_size, deal_calls, dealt, gathered, share, sum_of_rows, summed, whole
+from utils.ranks.group import agree, barrier, bits, compare, everyone, from_first, rank, sent, size, union
 from utils.ranks.join import joined
 
 __all__ = [
@@ -18,9 +18,11 @@ __all__ = [
     "alone",
     "barrier",
     "bits",
+    "by_size",
     "compare",
     "deal_calls",
     "dealt",
+    "everyone",
     "from_first",
     "gathered",
     "joined",

@@ -37,6 +37,14 @@ def share(rows: Any) -> Any:
     return rows[mine(len(rows))]
 
 
+def by_size(sizes: list[int]) -> list[list[int]]:
+    """Numbers of jobs for each rank, ascending; the largest job left goes to the rank with the least work."""
+    parts: list[list[int]] = [[] for _ in range(size())]
+    for job in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        min(parts, key=lambda part: (sum(sizes[i] for i in part), len(part))).append(job)
+    return [sorted(part) for part in parts]
+
+
 def dealer(n: int) -> Group | None:
     """The group that deals a call on n rows; None where every rank computes all of them."""
     me = group()
