@@ -267,7 +267,6 @@ class CLIPBackbone(nn.Module):
         hook.remove()
         return held[0]
 
-    @dealt("tokens")
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids (N, L) -> (N, D); stops at the longest end of text, which is exact under the causal mask."""
         eot = tokens.argmax(dim=1)

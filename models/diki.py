@@ -39,7 +39,6 @@ def log_density(rows, means, roots):
 
 class Diki(RoutedTuning):
     NAME = "diki"
-    ONE_RANK = "keeps parameters of each image of a batch inside of its network"
     TOY_ARGS = {
         "lr": 0.5,
         "prefix_length": 2,

@@ -30,7 +30,6 @@ from utils.flags import non_negative, positive, positive_int
 
 class MoeAdapters(RoutedTuning):
     NAME = "moe-adapters"
-    ONE_RANK = "draws the noise of its routers inside of its network, and counts there which expert was chosen"
     TOY_ARGS = {"lr": 0.01, "form": "mtil", "experts_num": 3, "n_epochs": 1} | {
         "ddas_steps": 10,
         "ddas_lr": 0.01,

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ def _rank(number: int, size: int, meeting: str, answers, work: Callable) -> None
         dist.init_process_group(
             "gloo", f"file://{meeting}", rank=number, world_size=size, timeout=timedelta(seconds=120)
         )
-        answers.put((number, work(Group(number, size)), None))
+        answers.put((number, pickle.dumps(work(Group(number, size))), None))  # by value: this process ends
     except BaseException:
         answers.put((number, None, traceback.format_exc()))
 
@@ -46,7 +47,7 @@ def on_ranks(size: int, work: Callable) -> list:
                 number, answer, error = answers.get(timeout=600)
                 if error:
                     raise AssertionError(f"rank {number}: {error}")
-                found[number] = answer
+                found[number] = pickle.loads(answer)
         finally:
             for process in started:
                 process.join(0 if len(found) < size else 60)

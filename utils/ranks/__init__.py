@@ -9,7 +9,20 @@ rank's rows, and the outputs of all ranks are gathered. So a loss sees the whole
     parameters  `backward` and `autograd.grad` return that mean, where a dealt call is in the graph
 """
 
-from utils.ranks.deal import alone, by_size, deal_calls, dealt, gathered, share, sum_of_rows, summed, whole
+from utils.ranks.deal import (
+    alone,
+    by_size,
+    deal_calls,
+    dealing,
+    dealt,
+    draw,
+    gathered,
+    here,
+    share,
+    sum_of_rows,
+    summed,
+    whole,
+)
 from utils.ranks.group import agree, barrier, bits, compare, everyone, from_first, rank, sent, size, union
 from utils.ranks.join import joined
 
@@ -21,10 +34,13 @@ __all__ = [
     "by_size",
     "compare",
     "deal_calls",
+    "dealing",
     "dealt",
+    "draw",
     "everyone",
     "from_first",
     "gathered",
+    "here",
     "joined",
     "rank",
     "sent",

@@ -148,22 +148,44 @@ def random_states() -> list[torch.Tensor]:
 
 def sum_of_rows(values: torch.Tensor) -> torch.Tensor:
     """Inside a dealt call, the sum over all ranks of what each has summed over its rows, in place."""
+    return reduce(values) if dealing() else values
+
+
+def dealing() -> bool:
+    """Whether a dealt call runs."""
     me = group()
-    return reduce(values) if me is not None and me.dealing else values
+    return me is not None and me.dealing > 0
+
+
+def here(value: Any) -> Any:
+    """Inside a dealt call, this rank's rows of a tensor with the rows of all; anything else as it is."""
+    return own_rows(value, len(value)) if dealing() and isinstance(value, torch.Tensor) else value
+
+
+def draw(make: Callable[[tuple[int, ...]], torch.Tensor], shape: tuple[int, ...], dim: int = 0) -> torch.Tensor:
+    """make(shape), random numbers with the samples in `dim`. Inside a dealt call they are drawn for the rows of all
+    ranks, so that these stay in step, and this rank gets its own."""
+    me = group()
+    if me is None or not me.dealing:
+        return make(tuple(shape))
+    values = make((*shape[:dim], me.dealing, *shape[dim + 1 :]))
+    me.random = random_states()
+    own = mine(me.dealing)
+    return values.narrow(dim, own.start, own.stop - own.start)
 
 
 class Dealing:
     """One dealt call: closes the group while it runs, and checks that it drew no random numbers."""
 
     def __init__(self, me: Group, n: int, name: str):
-        self.me, self.n, self.name, self.random = me, n, name, random_states()
-        me.open, me.dealing = False, True
+        self.me, self.n, self.name = me, n, name
+        me.open, me.dealing, me.random = False, n, random_states()
 
     def end(self, answer: Any, failed: bool = False) -> Any:
-        self.me.open, self.me.dealing = True, False
+        self.me.open, self.me.dealing = True, 0
         if failed:
             return answer
-        if not all(map(torch.equal, self.random, random_states())):
+        if not all(map(torch.equal, self.me.random, random_states())):
             raise UserError(
                 f"{self.name} draws random numbers, such as dropout, which would be equal for the rows of each rank: "
                 "set its rate to 0, or run it without --distributed"

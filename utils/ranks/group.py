@@ -25,7 +25,8 @@ class Group:
     timeout: float = TIMEOUT_S
     sent: dict[str, int] = field(default_factory=lambda: {"gradients": 0, "steps": 0})
     open: bool = True  # False inside of `alone` and `whole`, and of a dealt call
-    dealing: bool = False  # inside of a dealt call
+    dealing: int = 0  # inside of a dealt call, the rows of all ranks
+    random: list[torch.Tensor] = field(default_factory=list)  # states of the generators when it began
 
 
 _joined: list[Group] = []  # the group of this process; empty in a run of one

@@ -8,15 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from utils.ranks.group import gather, group, reduce, replaced, size
+from utils.ranks.deal import dealing
+from utils.ranks.group import gather, reduce, replaced, size
 
 plain = F.batch_norm
-
-
-def inside() -> bool:
-    """Whether a dealt call runs now."""
-    me = group()
-    return me is not None and me.dealing
 
 
 def over(x: torch.Tensor) -> list[int]:
@@ -56,7 +51,7 @@ class OverRanks(torch.autograd.Function):
 
 def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     """F.batch_norm, over all ranks inside a dealt call."""
-    if not training or not inside():
+    if not training or not dealing():
         return plain(x, running_mean, running_var, weight, bias, training, momentum, eps)
     y, mean, var, total = OverRanks.apply(x, weight, bias, eps)
     if running_mean is not None:  # through .data: an earlier call of this step may have saved them for its gradient
