@@ -18,11 +18,6 @@ from utils.errors import UserError
 SPREAD_FLOOR = 0.01  # least standard deviation of the noise on a router's logits
 
 
-def noise_like(logits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """torch.randn_like of such logits for more rows: it fills one row repeated in another order than separate rows."""
-    return torch.randn_like(logits.new_empty(shape) if logits.stride(0) else logits[:1].expand(shape))
-
-
 class Experts(nn.Module):
     """Adapters of one block on tokens (S, B, W), or on rows (B, W)."""
 
@@ -68,9 +63,7 @@ class Experts(nn.Module):
             at = router.clamp(min=0) if isinstance(router, Tensor) else max(router, 0)
             logits, spread = self.per_image(self.route[at], x), self.per_image(self.noise[at], x)
             if self.training:
-                logits = logits + ranks.draw(lambda shape: noise_like(logits, shape), logits.shape) * (
-                    softplus(spread) + SPREAD_FLOOR
-                )
+                logits = logits + ranks.draw(torch.Tensor.normal_, logits) * (softplus(spread) + SPREAD_FLOOR)
             top, chosen = logits.topk(self.top_k, dim=1)
             found = torch.zeros_like(logits).scatter(1, chosen, top.softmax(1))
             if self.training:
@@ -102,7 +95,7 @@ class Experts(nn.Module):
         if not (ranks.dealing() and self.training and self.dropout.p):
             return self.dropout(inner)
         kept = 1 - self.dropout.p
-        mask = ranks.draw(lambda shape: inner.new_empty(shape).bernoulli_(kept), inner.shape, dim=1)
+        mask = ranks.draw(lambda values: values.bernoulli_(kept), inner.detach(), dim=1)
         return inner * mask / kept
 
     def all_of(self, x: Tensor, gates: Tensor) -> Tensor:

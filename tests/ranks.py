@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from tests import contract
 from utils import features, ranks
+from utils.errors import UserError
 from utils.ranks.group import Group
 from utils.ranks.join import member
 
@@ -44,7 +45,7 @@ def on_ranks(size: int, work: Callable) -> list:
             process.start()
         try:
             for _ in started:
-                number, answer, error = answers.get(timeout=600)
+                number, answer, error = answers.get(timeout=3600)
                 if error:
                     raise AssertionError(f"rank {number}: {error}")
                 found[number] = pickle.loads(answer)
@@ -98,3 +99,37 @@ def distance(a: dict, b: dict) -> float:
         return float("inf")
     far = [(a[k].double() - b[k].double()).abs().max() for k in a if a[k].numel()]
     return float(torch.stack([torch.nan_to_num(f, 0.0) for f in far]).max()) if far else 0.0
+
+
+ILL_POSED = {
+    "bofa": "its directions are cut out of a null space, of which every basis is right",
+    "slda": "its shared covariance is singular here, and the pseudo-inverse amplifies rounding",
+}
+
+
+def flags_of(name: str) -> dict:
+    """Two tasks of one pass with SGD, as far as the method has the flags: ten steps."""
+    flags = {"stop_after": 1, "n_epochs": 1, "optimizer": "sgd"}
+    idle = set(contract.model_class(name).IDLE_FLAGS)
+    if contract.settings_of(name)[0] == "general-continual":
+        idle.add("stop_after")
+    return {flag: value for flag, value in flags.items() if flag not in idle}
+
+
+def law(names: list[str], watch: bool = False):
+    """Work of a rank: each method on one rank and on all."""
+
+    def work(group: Group) -> dict:
+        found = {}
+        for name in names:
+            one = run_of(name, None, **flags_of(name)) if group.rank == 0 else None
+            try:
+                two = run_of(name, group, **flags_of(name))
+            except (UserError, RuntimeError) as error:
+                two = {"error": str(error)}
+            found[name] = one, two
+            if watch and group.rank == 0:
+                print(name, flush=True)
+        return found
+
+    return work

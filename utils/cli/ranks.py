@@ -4,11 +4,18 @@ import os
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 
 from utils.errors import RanksLost, UserError
 
 PATIENCE_S = 5.0  # a later rank waits for rank 0 to tell the same error; torchrun then ends it
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+_first: list[int] = []  # process number of rank 0, if it is on this machine
+
+
+def first_is(pid: int) -> None:
+    """Remember the process of rank 0."""
+    _first[:] = [pid]
 
 
 def number() -> int:
@@ -38,9 +45,18 @@ def check(args: Namespace) -> None:
         raise UserError("--distributed ddp: torch.compile does not see the rows of other ranks; use -O 2 at most")
 
 
+def first_is_gone() -> bool:
+    """Whether rank 0, on this machine, has been killed: then rank 1 speaks for all."""
+    try:
+        state = Path(f"/proc/{_first[0]}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # gone, or not on this machine
+        return bool(_first)
+    return state == "Z"
+
+
 def told(error: UserError | RanksLost) -> str:
     """The text of an error. A rank after the first waits before it tells one, since rank 0 usually tells the same."""
-    if number():
+    if number() and not (number() == 1 and first_is_gone()):
         time.sleep(PATIENCE_S)
     return f"rank {number()}: {error}" if number() else str(error)
 

@@ -76,7 +76,7 @@ FIELDS: dict[str, dict[str, Callable]] = {
         "probes": _mapping(is_number),
         "probes_untouched": _mapping(is_number),
         "wall_s": is_number,
-        "ranks": _mapping(is_number),
+        "gradient_bytes_per_step": is_number,
     },
     "epoch": {"task": _count, "epoch": _count, "class_il": _numbers},
     "warning": {"text": _is(str)},

@@ -42,9 +42,8 @@ def task_row(
         "peak_bytes": accounting.peak_bytes(model.device),
         "stored_bytes": model.stored_bytes(),
         "parameters": accounting.parameter_counts(model),
+        "gradient_bytes_per_step": ranks.bytes_per_step(),
     }
-    if ranks.size() > 1:
-        row["ranks"] = {"size": ranks.size(), **run.sent()}
     return row | run.forwards() | probes.of_task(run.rows)
 
 

@@ -74,14 +74,6 @@ class Run:
             if hasattr(self.model, name)
         }
 
-    def sent(self) -> dict[str, float]:
-        """Bytes of gradients that a rank has averaged with the others so far, and in each averaging."""
-        now = ranks.sent()
-        return {
-            "gradient_bytes": now["gradients"],
-            "gradient_bytes_per_step": now["gradients"] / max(1, now["steps"]),
-        }
-
     @property
     def folder(self) -> Path | None:
         return self.record.folder if self.record else None

@@ -23,7 +23,19 @@ from utils.ranks.deal import (
     summed,
     whole,
 )
-from utils.ranks.group import agree, barrier, bits, compare, everyone, from_first, rank, sent, size, union
+from utils.ranks.group import (
+    agree,
+    barrier,
+    bits,
+    bytes_per_step,
+    compare,
+    everyone,
+    from_first,
+    rank,
+    sent,
+    size,
+    union,
+)
 from utils.ranks.join import joined
 
 __all__ = [
@@ -32,6 +44,7 @@ __all__ = [
     "barrier",
     "bits",
     "by_size",
+    "bytes_per_step",
     "compare",
     "deal_calls",
     "dealing",

@@ -162,13 +162,18 @@ def here(value: Any) -> Any:
     return own_rows(value, len(value)) if dealing() and isinstance(value, torch.Tensor) else value
 
 
-def draw(make: Callable[[tuple[int, ...]], torch.Tensor], shape: tuple[int, ...], dim: int = 0) -> torch.Tensor:
-    """make(shape), random numbers with the samples in `dim`. Inside a dealt call they are drawn for the rows of all
-    ranks, so that these stay in step, and this rank gets its own."""
+def draw(fill: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """fill(empty tensor like `like`), random numbers with the samples in `dim`. Inside a dealt call they are drawn for
+    the rows of all ranks, so that these stay in step, and this rank gets its own."""
     me = group()
     if me is None or not me.dealing:
-        return make(tuple(shape))
-    values = make((*shape[:dim], me.dealing, *shape[dim + 1 :]))
+        return fill(torch.empty_like(like))
+    shape = [*like.shape[:dim], me.dealing, *like.shape[dim + 1 :]]
+    order, steps = list(range(like.dim())), [like.stride(d) for d in range(like.dim()) if like.shape[d] > 1]
+    if 0 not in steps and steps != sorted(steps, reverse=True):
+        order.sort(key=lambda d: -like.stride(d))  # numbers are drawn in the order of memory
+    back = [order.index(d) for d in range(like.dim())]
+    values = fill(like.new_empty([shape[d] for d in order]).permute(back))
     me.random = random_states()
     own = mine(me.dealing)
     return values.narrow(dim, own.start, own.stop - own.start)

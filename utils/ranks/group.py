@@ -51,6 +51,12 @@ def sent() -> dict[str, int]:
     return dict(_joined[-1].sent) if _joined else {}
 
 
+def bytes_per_step() -> float:
+    """Bytes of gradients in an average over ranks, 0 in a run of one."""
+    now = sent()
+    return now["gradients"] / max(1, now["steps"]) if now else 0.0
+
+
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of a module has another value inside."""

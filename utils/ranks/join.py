@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
+from utils.cli.ranks import first_is
 from utils.errors import UserError
 from utils.ranks.gradients import averaged_gradients
-from utils.ranks.group import TIMEOUT_S, Group, _joined, barrier, telling
+from utils.ranks.group import TIMEOUT_S, Group, _joined, barrier, everyone, telling
 from utils.ranks.norm import batch_norm_over_ranks
 from utils.settings import option
 
@@ -48,7 +50,11 @@ def joined(args: Namespace) -> Iterator[Group | None]:
                 silence = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(silence))
                 stack.enter_context(contextlib.redirect_stderr(silence))
-            yield stack.enter_context(member(Group(number, count, timeout)))
+            me = stack.enter_context(member(Group(number, count, timeout)))
+            pid, host = everyone((os.getpid(), socket.gethostname()))[0]
+            if host == socket.gethostname():
+                first_is(pid)
+            yield me
     finally:
         if sys.exc_info()[0] is None:
             barrier()  # nobody ends while another still waits for an answer
