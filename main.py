@@ -20,7 +20,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
     """One run, in this process alone or shared with those that torchrun has started."""
     from utils.ranks import joined
 
-    with joined(parsed.args):
+    with joined(parsed.args, ranks.first_is):
         return run_here(parsed)
 
 

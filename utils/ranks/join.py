@@ -7,13 +7,12 @@ import os
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
 from torch import distributed as dist
 
-from utils.cli.ranks import first_is
 from utils.errors import UserError
 from utils.ranks.gradients import averaged_gradients
 from utils.ranks.group import TIMEOUT_S, Group, _joined, barrier, everyone, telling
@@ -33,8 +32,9 @@ def member(me: Group) -> Iterator[Group]:
 
 
 @contextlib.contextmanager
-def joined(args: Namespace) -> Iterator[Group | None]:
-    """With --distributed ddp: join the group that torchrun describes; ranks after the first print nothing."""
+def joined(args: Namespace, first_is: Callable[[int], None]) -> Iterator[Group | None]:
+    """With --distributed ddp: join the group that torchrun describes; ranks after the first print nothing. `first_is`
+    is told the process number of rank 0, if it is on this machine."""
     if option(args, "distributed", "no") != "ddp":
         yield None
         return
