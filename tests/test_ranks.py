@@ -22,6 +22,7 @@ from utils.cli import registry
 from utils.engine import launch
 from utils.errors import RanksLost, UserError
 from utils.features import FeatureStore
+from utils.generative import GENERATORS
 from utils.ranks.group import Group
 from utils.ranks.join import member
 
@@ -252,6 +253,21 @@ def features_of(group: Group, mode: str, root) -> tuple:
     return found, read, len(samples.read) - len(read), again
 
 
+def generators_of(group: Group) -> dict[str, bool]:
+    """Whether generators of classes dealt to ranks are those of one fit, bit for bit."""
+    draws = torch.Generator().manual_seed(5)
+    by_class = {c: torch.randn(5 + 3 * c, 6, generator=draws) + c for c in range(5)}
+    options = {"vae": {"hidden_dim": 8, "latent_dim": 4, "n_iters": 3}, "mog": {"n_components": 2, "n_iters": 5}}
+    equal = {}
+    for kind, chosen in options.items():
+        one, two = (GENERATORS[kind](**chosen) for _ in range(2))
+        one.fit(by_class, torch.Generator().manual_seed(0))
+        with member(Group(group.rank, group.size)):
+            two.fit(by_class, torch.Generator().manual_seed(0))
+        equal[kind] = one.row_class == two.row_class and all(torch.equal(v, two.rows[k]) for k, v in one.rows.items())
+    return equal
+
+
 HANDFUL = ["er-ace", "derpp", "gem", "coop"]  # batch-coupled mask; BatchNorm and replay; autograd.grad; text tower
 
 
@@ -261,6 +277,7 @@ def everything(group: Group, folder):
         "refusals": refusals(Group(group.rank, group.size)),
         "disk": features_of(Group(group.rank, group.size), "disk", folder),
         "ram": features_of(Group(group.rank, group.size), "ram", None),
+        "generators": generators_of(group),
         "law": pair.law(HANDFUL)(group),
     }
 
@@ -297,6 +314,10 @@ def test_each_rank_encodes_its_share_of_missing_features(answers, mode):
         assert found[:, 0].tolist() == [7, 3, 11, 3, 0, 19, 5] == again[:, 0].tolist() and later == 0
     shares = [answers[r][mode][1] for r in range(2)]
     assert shares == [[0, 3, 5], [7, 11, 19]]
+
+
+def test_generators_of_dealt_classes_are_those_of_one_fit(answers):
+    assert [answer["generators"] for answer in answers] == [{"vae": True, "mog": True}] * 2
 
 
 def check_law(name: str, answers: list) -> None:
