@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests import contract
-from tests.ranks import ILL_POSED, distance, law, on_ranks
+from tests.ranks import ILL_POSED, Verdict, under_the_law
 from utils.cli import registry
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "distributed.md"
@@ -22,30 +22,23 @@ BEGIN, END = "<!-- scripts/ranks_page.py writes from here -->\n", "<!-- to here 
 HEAD = "| method | from one rank | between ranks | gradient bytes | |\n|---|---|---|---|---|\n"
 
 
-def row(name: str, first: tuple, second: tuple) -> str:
-    (one, two), (_, other) = first, second
-    reason = contract.model_class(name).ONE_RANK
-    if reason:
+def row(name: str, found: Verdict) -> str:
+    if reason := contract.model_class(name).ONE_RANK:
         return f"| {name} | refused | | | {reason} |"
-    sent, remark = two["sent"], ILL_POSED.get(name, "")
-    size = sent["gradients"] // max(1, sent["steps"])
-    return (
-        f"| {name} | {distance(one['state'], two['state']):.0e} | {distance(two['state'], other['state']):.0f} "
-        f"| {size:,} | {remark} |"
-    )
+    if found.error:
+        return f"| {name} | failed | | | {found.error} |"
+    remark = ILL_POSED.get(name, "")
+    return f"| {name} | {found.far:.0e} | {found.apart:.0f} | {found.sent:,} | {remark} |"
 
 
 def main(names: list[str]) -> int:
     chosen = names or [entry.name for entry in registry.index("model").values()]
-    contract.feature_folder()
-    with contract.toys():
-        first, second = on_ranks(2, law(chosen, watch=True))
-        rows = [row(name, first[name], second[name]) for name in chosen]
-    print(HEAD + "\n".join(rows))
+    print(HEAD, end="", flush=True)
+    found = under_the_law(chosen, lambda name, verdict: print(row(name, verdict), flush=True))
     if not names:
-        text = PAGE.read_text()
+        rows, text = "\n".join(row(name, found[name]) for name in chosen), PAGE.read_text()
         before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-        PAGE.write_text(before + "\n" + HEAD + "\n".join(rows) + "\n\n" + after)
+        PAGE.write_text(f"{before}\n{HEAD}{rows}\n\n{after}")
     return 0
 
 

@@ -7,6 +7,7 @@ import pickle
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from unittest import mock
@@ -14,7 +15,9 @@ from unittest import mock
 import torch
 from torch import distributed as dist
 
+from backbone import clip, clip_files
 from tests import contract
+from tests.toy_clip import toy_clip
 from utils import features, ranks
 from utils.errors import UserError
 from utils.ranks.group import Group
@@ -60,15 +63,19 @@ def on_ranks(size: int, work: Callable) -> list:
 @contextlib.contextmanager
 def doubles() -> Iterator[None]:
     """Everything that is computed in float32 is computed in float64: for comparisons closer than its rounding."""
-    from backbone import clip
+    single, read, before = torch.float32, clip_files.read_safetensors, torch.get_default_dtype()
 
-    before = torch.get_default_dtype()
+    def read_single(*args):
+        with mock.patch.object(torch, "float32", single):  # safetensors asks torch for the type of a file's tensors
+            return read(*args)
+
     torch.set_default_dtype(torch.float64)
     with (
         mock.patch.object(torch, "float32", torch.float64),
         mock.patch.object(torch, "float", torch.float64),
         mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
         mock.patch.object(features, "FULL", "<f8"),
+        mock.patch.object(clip_files, "read_safetensors", read_single),
         mock.patch.dict(clip.DTYPES, {"fp32": torch.float64}),
     ):
         yield
@@ -116,20 +123,47 @@ def flags_of(name: str) -> dict:
     return {flag: value for flag, value in flags.items() if flag not in idle}
 
 
-def law(names: list[str], watch: bool = False):
-    """Work of a rank: each method on one rank and on all."""
+@dataclass
+class Verdict:
+    """A method on one rank and on all: how far apart they end, and the bytes of an average of gradients."""
 
-    def work(group: Group) -> dict:
+    far: float = 0.0  # from one rank
+    apart: float = 0.0  # between ranks
+    sent: int = 0
+    error: str = ""
+
+
+def law(names: list[str], watch: Callable[[str, Verdict], None] | None = None) -> Callable[[Group], dict]:
+    """Work of a rank: each method with the small CLIP on one rank and on all; `watch` is called on rank 0."""
+
+    def verdict(group: Group, name: str) -> Verdict:
+        one = run_of(name, None, **flags_of(name)) if group.rank == 0 else None
+        try:
+            two = run_of(name, group, **flags_of(name))
+        except (UserError, RuntimeError) as error:
+            two = {"error": str(error)}
+        found: list = [None] * group.size
+        dist.all_gather_object(found, two)
+        told = " ".join(answer["error"] for answer in found if "error" in answer)
+        if told or one is None:
+            return Verdict(error=told)
+        far, apart = distance(one["state"], two["state"]), max(distance(two["state"], r["state"]) for r in found)
+        return Verdict(far, apart, two["sent"]["gradients"] // max(1, two["sent"]["steps"]))
+
+    def work(group: Group) -> dict[str, Verdict]:
         found = {}
         for name in names:
-            one = run_of(name, None, **flags_of(name)) if group.rank == 0 else None
-            try:
-                two = run_of(name, group, **flags_of(name))
-            except (UserError, RuntimeError) as error:
-                two = {"error": str(error)}
-            found[name] = one, two
+            found[name] = verdict(group, name)
             if watch and group.rank == 0:
-                print(name, flush=True)
+                watch(name, found[name])
         return found
 
     return work
+
+
+def under_the_law(names: list[str], watch: Callable | None = None) -> dict[str, Verdict]:
+    """The verdicts of rank 0."""
+    contract.feature_folder()
+    with contract.toys(), mock.patch.object(contract, "usual_clip", toy_clip):
+        toy_clip()
+        return on_ranks(2, law(names, watch))[0]

@@ -3,6 +3,7 @@
 import copy
 import os
 from argparse import Namespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import main
 from datasets.utils.loaders import Loader
 from tests import contract
 from tests import ranks as pair
+from tests.toy_clip import toy_clip
 from utils import cli, ranks
 from utils.cli import ranks as told
 from utils.cli import registry
@@ -254,10 +256,11 @@ def features_of(group: Group, mode: str, root) -> tuple:
 
 
 def generators_of(group: Group) -> dict[str, bool]:
-    """Whether generators of classes dealt to ranks are those of one fit, bit for bit."""
+    """Whether generators of classes dealt to ranks are those of one fit, bit for bit (at a width of 6 they differ by
+    rounding: a product is summed in another order where classes are padded to another length)."""
     draws = torch.Generator().manual_seed(5)
-    by_class = {c: torch.randn(5 + 3 * c, 6, generator=draws) + c for c in range(5)}
-    options = {"vae": {"hidden_dim": 8, "latent_dim": 4, "n_iters": 3}, "mog": {"n_components": 2, "n_iters": 5}}
+    by_class = {c: torch.randn(40 + 5 * c, 64, generator=draws) + c for c in range(5)}
+    options = {"vae": {"hidden_dim": 32, "latent_dim": 4, "n_iters": 3}, "mog": {"n_components": 2, "n_iters": 5}}
     equal = {}
     for kind, chosen in options.items():
         one, two = (GENERATORS[kind](**chosen) for _ in range(2))
@@ -287,7 +290,8 @@ def answers(tmp_path_factory):
     """All work of two ranks, in one pair of processes."""
     folder = tmp_path_factory.mktemp("features")
     contract.feature_folder()
-    with contract.toys():
+    with contract.toys(), mock.patch.object(contract, "usual_clip", toy_clip):
+        toy_clip()
         return pair.on_ranks(2, lambda group: everything(group, folder))
 
 
@@ -320,35 +324,29 @@ def test_generators_of_dealt_classes_are_those_of_one_fit(answers):
     assert [answer["generators"] for answer in answers] == [{"vae": True, "mog": True}] * 2
 
 
-def check_law(name: str, answers: list) -> None:
-    (one, two), (_, other) = answers[0][name], answers[1][name]
+def check_law(name: str, verdict: pair.Verdict) -> None:
     reason = contract.model_class(name).ONE_RANK
     if reason:
-        gains = "error" not in two and two["sent"]["steps"] and pair.distance(one["state"], two["state"]) < 1e-9
-        assert not gains, f"{name} runs on two ranks: {reason}?"
+        assert reason in verdict.error
         return
-    assert "error" not in two, two
-    assert pair.distance(two["state"], other["state"]) == 0
-    assert pair.distance(one["state"], two["state"]) < (1e-2 if name in pair.ILL_POSED else 1e-9)
+    assert not verdict.error and verdict.apart == 0
+    assert verdict.far < (1e-2 if name in pair.ILL_POSED else 1e-9)
 
 
 @pytest.mark.parametrize("name", HANDFUL)
 def test_a_method_ends_on_two_ranks_as_on_one(answers, name):
-    check_law(name, [answer["law"] for answer in answers])
+    check_law(name, answers[0]["law"][name])
 
 
 @pytest.fixture(scope="module")
 def all_methods():
-    contract.feature_folder()
-    names = [entry.name for entry in registry.index("model").values()]
-    with contract.toys():
-        return pair.on_ranks(2, pair.law(names))
+    return pair.under_the_law([entry.name for entry in registry.index("model").values()])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in registry.index("model").values()])
 def test_every_method_ends_on_two_ranks_as_on_one(all_methods, name):
-    check_law(name, all_methods)
+    check_law(name, all_methods[name])
 
 
 # the command line under torchrun
