@@ -8,8 +8,8 @@ if __name__ == "__main__":  # no traceback on Ctrl-C while the modules below are
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from utils import cli
-from utils.cli import shell
-from utils.errors import Interrupted, UserError, memory_ran_out
+from utils.cli import ranks, shell
+from utils.errors import Interrupted, RanksLost, UserError, memory_ran_out
 
 # Threads that wait for work sleep instead of spinning: on a busy machine, a run of small tensor operations
 # was measured to be 17 times faster, and an idle machine loses nothing. Read when torch is imported.
@@ -24,6 +24,14 @@ def check(parsed: cli.Parsed) -> None:
 
 
 def run(parsed: cli.Parsed) -> dict[str, float]:
+    """One run, in this process alone or shared with those that torchrun has started."""
+    from utils.ranks import joined
+
+    with joined(parsed.args, ranks.first_is):
+        return run_here(parsed)
+
+
+def run_here(parsed: cli.Parsed) -> dict[str, float]:
     """Build dataset, backbone and model, train, and return the summary."""
     from backbone import get_backbone
     from datasets import get_dataset
@@ -51,11 +59,9 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
         free_memory.require_images(args, dataset, backbone)
         model = get_model(args, backbone, dataset.get_loss(), dataset.get_transform(), dataset)
         launch.load_checkpoint(model, args)
-        first_line = (
-            {}
-            if args.disable_log and found is None
-            else launch.start_line(args, requested, dataset, model, parsed.argv)
-        )
+        told = launch.needs_first_line(args, found)
+        first_line = launch.start_line(args, requested, dataset, model, parsed.argv) if told else {}
+        launch.compare_data(first_line)
         if found is not None:
             unchanged.check(found, first_line, args)
             if found.status == "done":
@@ -65,7 +71,7 @@ def run(parsed: cli.Parsed) -> dict[str, float]:
         parsed.folder = str(record.folder) if record is not None else None
         print("\n".join(first_lines(args, dataset, model, record)), flush=True)
         try:
-            return train(model, dataset, args, record, resume=found is not None)
+            return train(model, dataset, args, record, resume=found and found.folder)
         finally:
             if record is not None:
                 record.close()
@@ -76,8 +82,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parsed = cli.parse(sys.argv[1:] if argv is None else argv, check)
         if parsed is not None:
+            ranks.check(parsed.args)
             run(parsed)
         return 0
+    except RanksLost as error:
+        return ranks.lost(error)
     except UserError as error:
         return cli.fail(error)
     except Interrupted as stop:

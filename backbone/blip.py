@@ -25,6 +25,7 @@ from backbone.clip_files import OPENAI_MEAN, OPENAI_STD
 from backbone.fusion import question_mask
 from backbone.hub import HubBackbone, WordPieces, in_front
 from utils.errors import UserError
+from utils.ranks import dealt
 
 
 def blocks(layers: nn.ModuleList, image: Tensor | None = None) -> list[Parts]:
@@ -80,10 +81,12 @@ class BlipBackbone(HubBackbone):
         self.first_id = words.start if first == "cls" else enc_id(words, text.vocab_size)
         self.seal()
 
+    @dealt("x")
     def image_tokens(self, x: Tensor) -> Tensor:
         """Images (B, 3, R, R) -> (B, 1 + P, Wi); row 0, the class token, is also the pooled feature."""
         return self.vision(pixel_values=x).last_hidden_state
 
+    @dealt("ids")
     def text_tokens(self, ids: Tensor) -> Tensor:
         """Ids (N, L) -> (N, L, W): the pooled feature, then the words in front of the first block."""
         ids = ids.to(self.device)
@@ -108,6 +111,7 @@ class BlipFusion(nn.Module):
             first = blip.words(input_ids=torch.full((1, 1), blip.first_id, device=blip.device))
         self.register_buffer("first_word", first, persistent=False)  # (1, 1, W), the same for all questions
 
+    @dealt("image", "text", "text_seen", "prompts", "prefixes")
     def forward(
         self,
         image: Tensor,

@@ -21,6 +21,7 @@ from backbone.clip_files import NOT_WEIGHTS, ClipWeights, find_weights, openai_c
 from backbone.tiny_tokenizer import TinyTokenizer
 from utils.errors import UserError
 from utils.flags import path
+from utils.ranks import dealt
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPENAI_VOCAB = 49408
@@ -252,10 +253,12 @@ class CLIPBackbone(nn.Module):
         """Token ids (N, L) -> embeddings (N, L, W), without positions: what `encode_embeddings` takes."""
         return self.clip.token_embedding(tokens.to(self.device))
 
+    @dealt("x")
     def encode_image(self, x: Tensor) -> Tensor:
         """Preprocessed images (B, 3, R, R) -> (B, D)."""
         return self.clip.encode_image(x)
 
+    @dealt("x")
     def encode_unprojected(self, x: Tensor) -> Tensor:
         """Preprocessed images -> (B, vision_width), which `visual.proj` maps to `encode_image`."""
         held: list[Tensor] = []
@@ -269,6 +272,7 @@ class CLIPBackbone(nn.Module):
         eot = tokens.argmax(dim=1)
         return self.encode_embeddings(self.token_embeddings(tokens[:, : int(eot.max()) + 1]), eot)
 
+    @dealt("embeds", "eot")
     def encode_embeddings(self, embeds: Tensor, eot: Tensor, chunk: int = 0) -> Tensor:
         """Prompts as embeddings (N, L, W) with end of text at eot (N,) -> (N, D), with gradient.
 
@@ -294,6 +298,7 @@ class CLIPBackbone(nn.Module):
         x = x[eot, n] + a[0]
         return self.project_text(x + last.mlp(last.ln_2(x)))
 
+    @dealt("x")
     def image_tokens(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Images (B, 3, R, R) -> last block's (B, 1 + P, vision_width); `project_image` of row 0 is encode_image.
 
@@ -305,11 +310,13 @@ class CLIPBackbone(nn.Module):
         x, maps = run_tower(self.clip.visual.transformer.resblocks, x, attention=return_attention)
         return (x, maps) if return_attention else x
 
+    @dealt("x")
     def early_feature(self, x: Tensor) -> Tensor:
         """Images (B, 3, R, R) -> (B, vision_width): the mean of the patches after the first block."""
         visual = self.clip.visual
         return run_tower(visual.transformer.resblocks[:1], patch_tokens(visual, x))[0][:, 1:].mean(1)
 
+    @dealt("tokens")
     def text_tokens(self, tokens: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Token ids (N, L) -> (N, L, text_width) from the last block; `project_text` of the end row is encode_text.
 

@@ -13,6 +13,7 @@ from torch.nn.functional import linear, relu
 
 from backbone.attention import Parts
 from utils.errors import UserError
+from utils.ranks import sum_of_rows
 
 Block = Callable[..., tuple[Tensor, Tensor | None]]  # called as `backbone.attention.run` calls a block
 Edit = Callable[[Parts], Block]
@@ -22,6 +23,7 @@ PLACES = {"query": 0, "key": 1, "value": 2}
 class Adapter(NamedTuple):
     """A bottleneck beside the MLP: rest(x) + scale * up relu(down x)."""
 
+    SHARED = True  # no field has a row for each image
     down: Tensor  # (r, W)
     down_bias: Tensor  # (r,)
     up: Tensor  # (W, r)
@@ -57,6 +59,7 @@ class AdapterSet(nn.Module):
 class LowRank(NamedTuple):
     """Queries, keys or values get up (down h) added: one product of the rank's width for each place."""
 
+    SHARED = True  # no field has a row for each image
     down: Tensor  # (K, R, W), for K places
     up: Tensor  # (K, W, R)
     places: tuple[int, ...]  # of PLACES
@@ -87,6 +90,7 @@ class ValueShift(NamedTuple):
 class FreshTokens(NamedTuple):
     """The tokens behind the class token are replaced in front of the block."""
 
+    SHARED = True  # no field has a row for each image
     tokens: Tensor  # (n, W)
 
     def __call__(self, parts: Parts) -> Block:
@@ -101,12 +105,13 @@ class SecondMoment(NamedTuple):
     """Nothing changes; the sum of h h^T over all inputs h of queries, keys and values is added to `total`."""
 
     total: Tensor  # (W, W)
+    SHARED = True
 
     def __call__(self, parts: Parts) -> Parts:
         def norm(x: Tensor) -> Tensor:
             h = parts.norm(x)
             rows = h.detach().flatten(0, 1).to(self.total.dtype)
-            self.total.addmm_(rows.T, rows)
+            self.total.add_(sum_of_rows(rows.T @ rows))
             return h
 
         return parts._replace(norm=norm)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from utils import ranks
 from utils.errors import UserError
 
 SPREAD_FLOOR = 0.01  # least standard deviation of the noise on a router's logits
@@ -55,22 +56,22 @@ class Experts(nn.Module):
 
     def gates(self, x: Tensor) -> Tensor:
         """(B, n) weights of the experts for x (S, B, W); at most top_k are above 0, and these sum to 1."""
-        n, batch = len(self.down), x.shape[1]
+        n, batch, router = len(self.down), x.shape[1], ranks.here(self.router)
         if n == 1:
             found = x.new_ones(batch, 1)
         else:
-            at = self.router.clamp(min=0) if isinstance(self.router, Tensor) else max(self.router, 0)
+            at = router.clamp(min=0) if isinstance(router, Tensor) else max(router, 0)
             logits, spread = self.per_image(self.route[at], x), self.per_image(self.noise[at], x)
             if self.training:
-                logits = logits + torch.randn_like(logits) * (softplus(spread) + SPREAD_FLOOR)
+                logits = logits + ranks.draw(torch.Tensor.normal_, logits) * (softplus(spread) + SPREAD_FLOOR)
             top, chosen = logits.topk(self.top_k, dim=1)
             found = torch.zeros_like(logits).scatter(1, chosen, top.softmax(1))
             if self.training:
                 with torch.no_grad():
-                    self.used += (found > 0).sum(0)
-        if isinstance(self.router, Tensor):
-            return found * (self.router >= 0)[:, None]
-        return found if self.router >= 0 else 0 * found
+                    self.used += ranks.sum_of_rows((found > 0).sum(0))
+        if isinstance(router, Tensor):
+            return found * (router >= 0)[:, None]
+        return found if router >= 0 else 0 * found
 
     def per_image(self, weight: Tensor, x: Tensor) -> Tensor:
         """(B, n) of router weights: of all images (W, n) or of each (B, W, n); without token (n,) or (B, n)."""
@@ -89,10 +90,18 @@ class Experts(nn.Module):
         """down (n, H, W) and (n, H), up (n, W, H) and (n, W)."""
         return tuple(torch.stack(list(p)) for p in (self.down, self.down_bias, self.up, self.up_bias))
 
+    def dropped(self, inner: Tensor) -> Tensor:
+        """Dropout of inner (S, B, ...)."""
+        if not (ranks.dealing() and self.training and self.dropout.p):
+            return self.dropout(inner)
+        kept = 1 - self.dropout.p
+        mask = ranks.draw(lambda values: values.bernoulli_(kept), inner.detach(), dim=1)
+        return inner * mask / kept
+
     def all_of(self, x: Tensor, gates: Tensor) -> Tensor:
         """Every expert on every image, weighted."""
         down, down_bias, up, up_bias = self.stacked()
-        inner = self.dropout((torch.einsum("sbw,nhw->sbnh", x, down) + down_bias).relu())
+        inner = self.dropped((torch.einsum("sbw,nhw->sbnh", x, down) + down_bias).relu())
         return torch.einsum("sbnh,nwh->sbw", inner * gates[:, :, None], up) + gates @ up_bias
 
     def chosen_only(self, x: Tensor, gates: Tensor) -> Tensor:
@@ -100,7 +109,7 @@ class Experts(nn.Module):
         shares, chosen = gates.topk(self.top_k, dim=1)  # (B, k)
         down, down_bias, up, up_bias = (part[chosen] for part in self.stacked())
         inner = (torch.einsum("sbw,bkhw->sbkh", x, down) + down_bias).relu()
-        inner = self.dropout(inner) * shares[:, :, None]
+        inner = self.dropped(inner) * shares[:, :, None]
         return torch.einsum("sbkh,bkwh->sbw", inner, up) + (shares[:, :, None] * up_bias).sum(1)
 
     @torch.no_grad()

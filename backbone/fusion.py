@@ -21,6 +21,7 @@ from utils import json_text
 from utils.errors import UserError
 from utils.flags import path, positive_int
 from utils.pair import Inputs, Pair
+from utils.ranks import dealt
 
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = (ASSETS / "tiny_fusion", ASSETS / "tiny_clip_cluttered" / "fusion")
@@ -79,6 +80,7 @@ class FusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
+    @dealt("image", "text", "text_seen", "prompts", "prefixes")
     def forward(
         self,
         image: Tensor,

@@ -17,6 +17,7 @@ from backbone.clip_visual import fuse
 from backbone.fusion import FusionTransformer
 from utils.errors import UserError
 from utils.memory.records import Tokens
+from utils.ranks import dealt
 
 SOURCES, LAYERS, HEADS = ("fusion", "tower", "mean"), ("last", "first", "mean"), ("mean", "max")
 TUNED = ("ssf", "full", "none")
@@ -118,6 +119,7 @@ class MultimodalNet(nn.Module):
         x, maps = run(fusion.blocks, x, seen, rows=1, attention=attention)
         return fusion.norm(x)[:, 0], maps
 
+    @dealt("tokens")
     @torch.no_grad()
     def attend(self, tokens: Tokens, source: str = "fusion", layer: str = "last", heads: str = "mean"):
         """Features (B, W) and the Attention from which masks are made."""

@@ -9,6 +9,7 @@ from backbone.attention import Parts, joint, run
 from backbone.clip import CLIPBackbone, is_vit, patch_tokens
 from backbone.edits import Edit, edited
 from utils.errors import UserError
+from utils.ranks import dealt
 
 
 class PromptedViT(nn.Module):
@@ -28,6 +29,7 @@ class PromptedViT(nn.Module):
         """The parts of a block."""
         raise NotImplementedError(f"{type(self).__name__} does not define parts()")
 
+    @dealt("images", "prompts", "prefixes", "edits")
     def forward(
         self,
         images: Tensor,

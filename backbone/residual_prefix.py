@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from backbone.attention import attend
+from utils import ranks
 
 
 class ResidualPrefix(nn.Module):
@@ -28,22 +29,21 @@ class ResidualPrefix(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **options) -> tuple[Tensor, Tensor | None]:
         out, shares = self.attn(query, key, value, **options)
-        if isinstance(self.weight, float) and self.weight == 0:
+        weight = ranks.here(self.weight)
+        if isinstance(weight, float) and weight == 0:
             return out, shares
         width, batch = self.attn.embed_dim, query.shape[1]
         q = linear(query, self.attn.in_proj_weight[:width], self.attn.in_proj_bias[:width]).transpose(0, 1)
         mixed = attend(q, self.chosen(self.keys, batch), self.chosen(self.values, batch), self.attn.num_heads)
-        if isinstance(self.weight, Tensor):
-            mixed = self.weight[:, None, None] * mixed
-        else:
-            mixed = self.weight * mixed
+        mixed = (weight[:, None, None] if isinstance(weight, Tensor) else weight) * mixed
         return out + linear(mixed, self.attn.out_proj.weight).transpose(0, 1), shares
 
     def chosen(self, prefixes: nn.ParameterList, batch: int) -> Tensor:
         """(B, P, W) of the task of each image."""
-        if isinstance(self.task, Tensor):
-            return torch.stack(list(prefixes))[self.task]
-        return prefixes[self.task].expand(batch, -1, -1)
+        task = ranks.here(self.task)
+        if isinstance(task, Tensor):
+            return torch.stack(list(prefixes))[task]
+        return prefixes[task].expand(batch, -1, -1)
 
 
 def add_residual_prefixes(blocks: Iterable[nn.Module], tasks: int, length: int) -> list[ResidualPrefix]:

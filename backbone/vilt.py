@@ -28,6 +28,7 @@ from backbone.hub import HubBackbone, WordPieces, in_front
 from backbone.multimodal import Attention, MultimodalNet, reduce
 from utils.errors import UserError
 from utils.memory.records import Tokens
+from utils.ranks import dealt
 
 MEAN_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 ADAPTED = ("patch", "layers", "norm")  # parts with adapters: not the words' embedding, not the pooler
@@ -99,6 +100,7 @@ class ViltBackbone(HubBackbone):
         """States (B, S, W) after the last block -> features (B, W)."""
         return self.pooler(self.norm(states))
 
+    @dealt("x")
     def image_tokens(self, x: Tensor) -> Tensor:
         """Images (B, 3, R, R) -> (B, 1 + P, W): the pooled feature, then the patches in front of the first block."""
         patches = self.patch(x).flatten(2).transpose(1, 2)
@@ -107,6 +109,7 @@ class ViltBackbone(HubBackbone):
         after, _ = run(blocks(self.layers), states, states.new_ones(states.shape[:2], dtype=torch.bool))
         return torch.cat([self.norm(after)[:, 1:].mean(1, keepdim=True), states[:, 1:]], dim=1)
 
+    @dealt("ids")
     def text_tokens(self, ids: Tensor) -> Tensor:
         """Ids (N, L) -> (N, L, W): the pooled feature, then the words in front of the first block."""
         ids = ids.to(self.device)
@@ -141,6 +144,7 @@ class ViltFusion(nn.Module):
         for name, value in (("first_word", word), ("first_cell", cell)):  # (1, 1, W), the same for all inputs
             self.register_buffer(name, value, persistent=False)
 
+    @dealt("image", "text", "text_seen", "prompts", "prefixes")
     def forward(
         self,
         image: Tensor,
@@ -196,6 +200,7 @@ class ViltNet(MultimodalNet):
         """(B, W) of which the classifier is a linear function."""
         return self.vilt.pool(run(blocks(self.vilt.layers), *self.sequence(tokens), rows=1)[0])
 
+    @dealt("tokens")
     @torch.no_grad()
     def attend(self, tokens: Tokens, source: str = "mean", layer: str = "last", heads: str = "mean"):
         """Features (B, W) and the Attention from which masks are made: that of [CLS], for any `source`."""

@@ -25,6 +25,7 @@ from utils.weights import interpolate, weights_of
 
 class Mer(ContinualModel):
     NAME = "mer"
+    ONE_RANK = "takes one sample in each step, so there is nothing to share"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     TOY_ARGS = {"batch_size": 4}
 

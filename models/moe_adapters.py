@@ -30,6 +30,10 @@ from utils.flags import non_negative, positive, positive_int
 
 class MoeAdapters(RoutedTuning):
     NAME = "moe-adapters"
+    ONE_RANK = (
+        "draws noise inside of its network, and on two ranks its text experts differ by 8e-5 from those of one, "
+        "for a reason that is not known"
+    )
     TOY_ARGS = {"lr": 0.01, "form": "mtil", "experts_num": 3, "n_epochs": 1} | {
         "ddas_steps": 10,
         "ddas_lr": 0.01,

@@ -121,7 +121,8 @@ def test_mistakes_have_a_remedy():
 
 def test_refused_flags_are_accepted_where_they_ask_for_nothing():
     assert cli.parse([*ER, "--distributed", "no", "--save_checkpoint_mode", "safe"]).args.lr == 0.1
-    assert "one device" in problems(*ER, "--distributed", "dp")
+    assert "use ddp under torchrun" in problems(*ER, "--distributed", "dp")
+    assert "not one of no, ddp" in problems(*ER, "--distributed", "mpi")
 
 
 def test_help_lists_the_flags_of_the_chosen_files(capsys):

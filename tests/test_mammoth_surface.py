@@ -110,15 +110,13 @@ def test_refused_modules_say_why(tmp_path):
         plugins.use(None)
 
 
-def test_distributed_is_refused():
+def test_ddp_needs_no_wrapper_and_dp_is_refused():
     distributed = importlib.import_module("utils.distributed")
-    for call in (
-        lambda: distributed.make_dp(nn.Linear(1, 1)),
-        lambda: distributed.CustomDP(nn.Linear(1, 1)),
-        distributed.wait_for_master,
-    ):
-        with pytest.raises(UserError, match="one run per GPU"):
-            call()
+    net = nn.Linear(1, 1)
+    assert distributed.make_ddp(net) is net and distributed.wait_for_master() is None
+    for call in (distributed.make_dp, distributed.CustomDP):
+        with pytest.raises(UserError, match="--distributed ddp"):
+            call(net)
 
 
 def test_bn_track_stats():

@@ -1,4 +1,4 @@
-"""The two deliberate ways to end a run early, and lack of memory; `main.py` turns them into exit codes."""
+"""The deliberate ways to end a run early, and lack of memory; `main.py` turns them into exit codes."""
 
 import contextlib
 import errno
@@ -26,6 +26,10 @@ class UserError(Exception):
     def __init__(self, message: object = ""):
         text = LONG_WORD.sub(lambda word: shown(word[0]), CONTROL.sub("?", str(message)))
         super().__init__(LONG_LINE.sub(lambda line: shown(line[0], 1000), text))
+
+
+class RanksLost(Exception):
+    """Another rank of the run has ended, or does not answer: exit code 1, the run can be resumed."""
 
 
 class Interrupted(Exception):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import json_text
+from utils import json_text, ranks
 from utils.content import stat_of, unchanged_since
 from utils.errors import UserError, disk_errors
 
@@ -28,6 +28,7 @@ FULL, HALF = "<f4", "<f2"  # numpy types of stored numbers
 BATCH_SIZE = 64  # images per call of an encoder without its own batch size
 SEGMENT_BYTES = 2**28  # a segment is closed at this size ...
 SEGMENT_S = 60.0  # ... or after this time, so that interrupted encoding loses at most a minute
+SHARED_BYTES = 2**26  # encoded by all ranks together before rank 0 writes them
 MAX_SMALL_SEGMENTS = 32  # if there are more segments below SEGMENT_BYTES, they are merged
 VERIFIED = 1e-2  # cached features may differ by this fraction of their norm: batches and devices round differently
 READ = "read.json"  # of a table: when each segment was found sound, and its file's size, inode and times then
@@ -283,8 +284,9 @@ class FeatureStore:
         table.asked[wanted] = True
         if self.mode == "off":
             self.not_kept += int(table.asked.sum())
-        if len(self._missing(table, wanted)):
-            self._compute(table, samples, self._missing(table, wanted), encoder, desc)
+        missing = ranks.union(self._missing(table, wanted))  # another run may add rows between the looks of two ranks
+        if len(missing):
+            self._compute(table, samples, missing, encoder, desc)
         self.reused += table.serve(wanted)
         return torch.from_numpy(table.gather(wanted))
 
@@ -324,6 +326,29 @@ class FeatureStore:
         return np.unique(wanted[table.segment_of[wanted] < 0])
 
     def _compute(self, table: Table, samples, missing: np.ndarray, encoder, desc: str) -> None:
+        """Encode rows and add them to the table; of several ranks each encodes a part of every piece."""
+        if ranks.size() == 1:
+            return self._encode(table, samples, missing, encoder, desc)
+        size = max(1, SHARED_BYTES // table.record.itemsize)
+        for piece in np.split(missing, range(size, len(missing), size)):
+            part, mine = Table(len(samples), encoder.dim, None, table.record["x"].base.str), ranks.share(piece)
+            with ranks.alone():
+                self._encode(part, samples, mine, encoder, desc)
+            features = ranks.gathered(torch.from_numpy(part.gather(mine)), len(piece))
+            new = table.segment_of[piece] < 0  # on this rank: another run may have added rows for some
+            if ranks.rank() == 0 or table.folder is None:
+                table.append(piece[new], features.numpy()[new])
+            ranks.barrier()
+            if ranks.rank() and table.folder is not None:
+                for _ in range(3):  # another rank may merge files while this one opens them
+                    table.refresh()
+                if (table.segment_of[piece] < 0).any():
+                    raise UserError(
+                        f"{table.folder} is not the folder that rank 0 writes to: put --base_path on a disk that all "
+                        "machines share, or use --features ram"
+                    )
+
+    def _encode(self, table: Table, samples, missing: np.ndarray, encoder, desc: str) -> None:
         """Encode rows in batches; the next batch is read while the current one is encoded."""
         size = getattr(encoder, "batch_size", BATCH_SIZE)
         batches = np.split(missing, range(size, len(missing), size)) if len(missing) else []

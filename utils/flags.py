@@ -166,6 +166,17 @@ def add_first_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def distribution(text) -> str:
+    """Argument type: no, or ddp; Mammoth's dp is refused with the reason."""
+    if text == "dp":
+        raise argparse.ArgumentTypeError(
+            "dp copies the network to every GPU in each step, and one process drives them all: use ddp under torchrun"
+        )
+    if text not in {"no", "ddp"}:
+        raise argparse.ArgumentTypeError(f"'{shown(text)}' is not one of no, ddp")
+    return str(text)
+
+
 def add_experiment_args(parser: argparse.ArgumentParser) -> None:
     """Flags that change the results."""
     group = parser.add_argument_group("experiment")
@@ -272,6 +283,8 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
     add("--results_path", type=path, default="./runs/", help="root of the run records")
     add("--checkpoint_path", type=path, help="folder for --savecheck (default: ckpt/ in the run's folder)")
     add("--device", help="cpu, cuda, cuda:1, 0 ... (default: the GPU with the most free memory, else the CPU)")
+    add("--distributed", type=distribution, default="no", help="ddp: the processes that torchrun starts share the run")
+    add("--rank_timeout", type=positive, default=600.0, help="seconds that a rank waits for the others")
     add("--num_workers", type=natural, help="processes that read image files (default: by their number)")
     add("--image_cache", type=boolean, default=False, help="keep decoded images on disk")
     add(
@@ -351,33 +364,15 @@ def add_rehearsal_args(parser: argparse.ArgumentParser) -> None:
 
 # Flags read only by methods that train in the loop. Others may list those they ignore in IDLE_FLAGS, each with
 # their own flag that does the same, or "": on the command line they are then refused.
-LOOP_FLAGS = (
-    "lr",
-    "batch_size",
-    "n_epochs",
-    "n_iters",
-    "fitting_mode",
-    "early_stopping_patience",
-    "early_stopping_metric",
-    "early_stopping_freq",
-    "early_stopping_epsilon",
-    "optimizer",
-    "optim_wd",
-    "optim_mom",
-    "optim_nesterov",
-    "drop_last",
-    "lr_scheduler",
-    "scheduler_mode",
-    "lr_milestones",
-    "sched_multistep_lr_gamma",
-    "eval_epochs",
+LOOP_FLAGS = tuple(
+    "lr batch_size n_epochs n_iters fitting_mode early_stopping_patience early_stopping_metric early_stopping_freq early_stopping_epsilon "
+    "optimizer optim_wd optim_mom optim_nesterov drop_last lr_scheduler scheduler_mode lr_milestones sched_multistep_lr_gamma eval_epochs".split()
 )
 
 # Mammoth's flags without an effect here: setting one is refused with the reason, never ignored.
 REFUSED = {
     "load_best_args": "is deprecated upstream; use --model_config best",
     "save_checkpoint_mode": "has one mode here: checkpoints are safetensors, and nothing in them is executed",
-    "distributed": "is not available: runs use one device",
     "nowand": "can only be 1: nothing is sent unless --wandb 1 is given",
     "disable_noisy_labels_cache": "has nothing to disable: noisy labels are drawn from the seed, not cached",
     "cache_path_noisy_labels": "has no files to place: noisy labels are drawn from the seed, not cached",
@@ -388,10 +383,10 @@ class Arguments(argparse.Namespace):
     """The values of a run. Refused flags read as off, for files that check them; records do not have them."""
 
     load_best_args = disable_noisy_labels_cache = False
-    save_checkpoint_mode, distributed, cache_path_noisy_labels = "safe", "no", "noisy_labels"
+    save_checkpoint_mode, cache_path_noisy_labels = "safe", "noisy_labels"
     wandb_url = None
     nowand = 1
 
 
 # Flags whose default is accepted if given explicitly, because scripts written for Mammoth pass it.
-REFUSED_BUT = {"distributed": {"no"}, "save_checkpoint_mode": {"safe"}, "nowand": {"1", "true", "True"}}
+REFUSED_BUT = {"save_checkpoint_mode": {"safe"}, "nowand": {"1", "true", "True"}}

@@ -19,6 +19,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.grad import conv2d_weight
 
+from utils import ranks
 from utils.pair import Inputs, Pair
 
 # numbers held at once on a CPU (near its cache; 64 MiB) and elsewhere (half a GiB; 2 GiB)
@@ -131,14 +132,16 @@ class SquaredGradients:
 
     def add(self, inputs: Inputs, labels: torch.Tensor) -> None:
         """The samples of a batch."""
-        self.form = self.form or self.quickest(inputs, labels)
-        size = {"loop": 1, "vmap": self.at_once(), "layers": CHUNK}[self.form]
-        for start in range(0, len(labels), size):
-            getattr(self, f"add_{self.form}")(inputs[start : start + size], labels[start : start + size])
+        with ranks.alone():
+            self.form = self.form or self.quickest(inputs, labels)
+            size = {"loop": 1, "vmap": self.at_once(), "layers": CHUNK}[self.form]
+            inputs, labels = ranks.share(inputs), ranks.share(labels)
+            for start in range(0, len(labels), size):
+                getattr(self, f"add_{self.form}")(inputs[start : start + size], labels[start : start + size])
 
     def flat(self) -> torch.Tensor:
-        """The sums as one vector (P,), in the order of the trained parameters."""
-        return torch.cat([t.flatten() for t in self.total.values()])
+        """The sums over all ranks as one vector (P,), in the order of the trained parameters."""
+        return ranks.summed(torch.cat([t.flatten() for t in self.total.values()]))
 
     def quickest(self, inputs: Inputs, labels: torch.Tensor) -> str:
         """`layers` if it applies, else `vmap` for a network that is small enough to benefit and can be vectorized."""
@@ -149,7 +152,7 @@ class SquaredGradients:
         if shared or self.at_once() < VMAP_PAYS:
             return "loop"
         try:
-            SquaredGradients(self.net, self.loss, "vmap").add(inputs[:2], labels[:2])
+            SquaredGradients(self.net, self.loss, "vmap").add_vmap(inputs[:2], labels[:2])
         except RuntimeError:  # the network's path depends on its data
             return "loop"
         return "vmap"

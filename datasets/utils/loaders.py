@@ -11,6 +11,7 @@ from torchvision.transforms import functional as TF
 
 from datasets.utils.image_cache import ImageCaches, places
 from datasets.utils.samples import ArraySamples, ForeignSamples, Samples
+from utils import ranks
 from utils.batch_transforms import BatchTransform, compile_transform
 from utils.errors import UserError
 from utils.pair import Inputs, Pair, collate
@@ -249,16 +250,20 @@ class Loader:
         if read is not None:
             yield from map(read, batches)
             return
+        # of several ranks each reads its rows of every batch with enough of them
+        shared = [len(b) >= ranks.size() for b in batches]
+        own = [ranks.share(b) if split else b for b, split in zip(batches, shared, strict=True)]
         # the generator keeps the DataLoader from drawing its base seed out of the global state
         loader = DataLoader(
             self.dataset.items((*self.key, *name)),
-            batch_sampler=[b.tolist() for b in batches],
+            batch_sampler=[b.tolist() for b in own],
             num_workers=self.num_workers,
             collate_fn=collate_items,
             generator=generator(*self.key, *name, "workers"),
         )
         try:
-            yield from loader
+            for items, batch, split in zip(loader, batches, shared, strict=True):
+                yield ranks.gathered(items, len(batch)) if split else items
         except UserError as error:  # a worker's comes wrapped in its traceback: the message is the last line
             error.with_traceback(None)  # its frames hold the workers, which would be waited for at exit
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None

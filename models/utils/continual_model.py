@@ -12,6 +12,7 @@ import torch
 from torch import nn, optim
 
 from models.utils.forward_counter import ForwardCounter
+from utils import ranks
 from utils.batch_transforms import augmentation_of
 from utils.conf import get_device
 from utils.errors import UserError
@@ -43,6 +44,7 @@ class ContinualModel(nn.Module):
     LEAST_IMAGES = 1  # training images of each class
     TOY_ARGS: dict = {}  # arguments of the contract checks: a run on their toy streams is short, and every flag matters
     NOT_TRIED: dict[str, str] = {}  # flags whose effect the checks cannot see: why; added to the base classes' own
+    ONE_RANK = ""  # why it cannot run on several ranks, as what follows its name: "takes one sample in each step"
     LOOKS_AHEAD = False  # True: future tasks are evaluated unless --eval_future is 0
     future_forward: Callable[[Inputs], torch.Tensor]  # of models that can name classes not trained yet
     work_loss: float | torch.Tensor | None = None  # of the last step of `work`: shown, and checked
@@ -83,12 +85,13 @@ class ContinualModel(nn.Module):
         self.prepare_net()
 
     def prepare_net(self) -> None:
-        """Count the images that `net` is called with, and with -O 2 make its products in bf16; called again wherever a
-        method may have replaced it."""
+        """Count the images that `net` is called with, deal them over ranks, and with -O 2 make its products in bf16;
+        called again wherever a method may have replaced it."""
         if not isinstance(self.net, nn.Module):
             return
         if self.forward_counter not in self.net._forward_pre_hooks.values():
             self.net.register_forward_pre_hook(self.forward_counter)
+        ranks.deal_calls(self.net)
         if (getattr(self.args, "code_optimization", None) or 0) >= 2:
             mix(self.net, self.device)
 

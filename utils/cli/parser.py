@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils import flags
-from utils.cli import configs, plugins, preview, protocols, registry, signatures
+from utils.cli import configs, plugins, preview, protocols, ranks, registry, signatures
 from utils.cli.listing import config_table, help_text, listing
 from utils.cli.stream_flags import add_stream_args
 from utils.errors import UserError, shown
@@ -382,6 +382,6 @@ def missing_required(parser: argparse.ArgumentParser, argv: list[str]) -> list[s
 
 def fail(error: UserError) -> int:
     """Print a user error, one line per fact, and return the exit code."""
-    for line in str(error).splitlines():
+    for line in ranks.told(error).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return 2

@@ -5,11 +5,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+
+from utils.cli.ranks import processes
 
 FINISHING = b"finishing this step; again to quit now\n"
 waits = False  # a first signal will be noticed at the end of a step: the answer to it must not wait
 CLOSED_PIPE = 128 + signal.SIGPIPE
+ECHO_S = 5.0  # torchrun passes the signal of a terminal on to ranks that have it already
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -55,13 +59,14 @@ def second_signal_quits() -> Iterator[None]:
     os.set_blocking(writer, False)
 
     def watch() -> None:
-        seen = 0
+        first = None
         while number := os.read(reader, 1):
-            seen += number[0] in STOPS
-            if seen > 1:
+            if number[0] in STOPS and first is not None and time.monotonic() - first > ECHO_S * (processes() > 1):
                 os._exit(128 + number[0])
-            if seen and waits:
-                os.write(2, FINISHING)
+            if number[0] in STOPS and first is None:
+                first = time.monotonic()
+                if waits:
+                    os.write(2, FINISHING)
 
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import random
 import socket
 import sys
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from utils import free_memory, to_parsable_obj
+from utils import free_memory, ranks, to_parsable_obj
 from utils.cli import plugins, protocols, registry
 from utils.conf import get_device, remember
 from utils.engine import checkpoint, provenance, report, sinks, unchanged
@@ -55,6 +57,11 @@ def check(args: Namespace, model_class: type[ContinualModel], dataset_class: typ
     if option(args, "eval_future") and (option(args, "joint") or setting not in SPLIT_SETTINGS):
         problems.append("--eval_future 1 needs tasks with classes of their own, and no --joint")
     problems += sparse_evaluation(args)
+    reason = getattr(model_class, "ONE_RANK", None)
+    if ranks.size() > 1 and reason:
+        problems.append(f"--distributed ddp: model {args.model} {reason}; run it in one process")
+    if ranks.size() > 1 and option(args, "features") == "verify":
+        problems.append("--features verify: the check is for one process; leave --distributed out for it")
     if args.fitting_mode == "iters" and not args.n_iters:
         problems.append("--fitting_mode iters needs --n_iters")
     if args.fitting_mode == "early_stopping" and not option(args, "validation"):
@@ -126,13 +133,24 @@ def fill_in(args: Namespace) -> dict:
     if hasattr(args, "minibatch_size") and args.minibatch_size is None:
         args.minibatch_size = args.batch_size
     args.nowand = 1
-    return dict(vars(args))
+    requested = dict(vars(args))
+    ranks.compare(
+        {"arguments": results.config_hash(requested), "code": code_digest()},
+        "start all ranks with one command, from one checkout",
+    )
+    return requested
 
 
 def find_earlier(args: Namespace, requested: dict) -> results.RunRecord | None:
     """With --resume: the newest run of the same configuration, finished or not."""
     if not args.resume:
         return None
+    found: results.RunRecord | None = ranks.from_first(lambda: find_unfinished(args, requested))
+    return found
+
+
+def find_unfinished(args: Namespace, requested: dict) -> results.RunRecord | None:
+    """The newest run of the same configuration that no other process writes to."""
     found = results.find_run(args.results_path, args.dataset, args.model, results.config_hash(requested))
     if found is not None and found.status == "running":
         raise UserError(f"{found.folder} is being written by another process: wait for it, or leave out --resume")
@@ -154,7 +172,8 @@ def show_finished(found: results.RunRecord) -> dict[str, float]:
 def set_up(args: Namespace, found: results.RunRecord | None) -> None:
     """Seed and device; without --seed it is drawn, or taken from the continued run."""
     if args.seed is None:
-        args.seed = results.seed_of(found) if found else random.SystemRandom().randrange(2**31)
+        drawn = random.SystemRandom().randrange(2**31)
+        args.seed = results.seed_of(found) if found else ranks.from_first(lambda: drawn)
     if not args.disable_log:
         results.check_writable(args.results_path)
     if args.savecheck and args.checkpoint_path:
@@ -170,8 +189,8 @@ def set_up(args: Namespace, found: results.RunRecord | None) -> None:
 def open_record(
     args: Namespace, requested: dict, found: results.RunRecord | None, first_line: dict, model: ContinualModel
 ) -> results.RunRecord | None:
-    """The record to write to: that of the continued run, or a new one with its first line."""
-    if args.disable_log:
+    """The record to write to: that of the continued run, or a new one with its first line. Rank 0 has it."""
+    if args.disable_log or ranks.rank():
         return None
     if found is not None:
         record = found
@@ -183,6 +202,30 @@ def open_record(
     if sinks.chosen(args):
         record.sinks = sinks.Sinks(record.folder, args, record.rows())
     return record
+
+
+def needs_first_line(args: Namespace, found: results.RunRecord | None) -> bool:
+    """Whether the facts of a run are asked for: by its record, or by the other ranks."""
+    return not args.disable_log or found is not None or ranks.size() > 1
+
+
+def compare_data(first_line: dict) -> None:
+    """Refuse ranks that see other images, names or weights."""
+    seen = {unchanged.WORDS[key]: json.dumps(first_line.get(key), sort_keys=True) for key in unchanged.WORDS}
+    ranks.compare(
+        {word: hashlib.sha256(text.encode()).hexdigest() for word, text in seen.items()},
+        "give all of them the same files",
+    )
+
+
+def code_digest() -> str:
+    """sha256 of our source files."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for room in ("backbone", "datasets", "models", "utils") for p in (registry.ROOT / room).rglob("*.py")
+    ):
+        digest.update(str(path.relative_to(registry.ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def start_line(
@@ -205,6 +248,7 @@ def start_line(
         "data": to_parsable_obj(dataset.facts()) if hasattr(dataset, "facts") else {},
         "class_order": None if order is None else [int(c) for c in order],
         "threads": torch.get_num_threads(),
+        "ranks": ranks.size(),
         "plugins": plugins.loaded(),
         "preset": preset_of(args),
         **unchanged.facts(args, dataset, model),

@@ -37,6 +37,8 @@ VOLATILE = {
     "ckpt_name": "their names",
     "savecheck": "which are saved",
     "resume": "whether an unfinished run is looked for",
+    "distributed": "how many processes share the work; the scores are equal up to rounding",
+    "rank_timeout": "how long they wait for each other",
     "save_after_interrupt": "whether Ctrl-C saves",
     "max_memory_gb": "what sizes are refused",
     "features": "where cached features live; the scores are equal",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils import ranks
 from utils.engine import accounting, metrics, probes
 from utils.engine import record as results
 from utils.features import FeatureStore
@@ -45,6 +46,7 @@ def task_row(
         "peak_bytes": accounting.peak_bytes(model.device),
         "stored_bytes": model.stored_bytes(),
         "parameters": accounting.parameter_counts(model),
+        "gradient_bytes_per_step": ranks.bytes_per_step(),
     }
     absent = {"evaluated": False} if per_class is None else {}
     return row | absent | run.forwards() | probes.of_task(run.rows)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from utils import ranks
 from utils.cli import shell
 from utils.cli.shell import STOPS
 from utils.conf import warn_once
@@ -38,8 +39,16 @@ MID_TASK, TASK_END = "auto.safetensors", "task.safetensors"
 class Run:
     """The progress of a run and how to save it. `position` says where a resumed run continues."""
 
-    def __init__(self, model: ContinualModel, args: Namespace, record: results.RunRecord | None, rows: dict) -> None:
+    def __init__(
+        self,
+        model: ContinualModel,
+        args: Namespace,
+        record: results.RunRecord | None,
+        rows: dict,
+        resumed: Path | None = None,
+    ) -> None:
         self.model, self.args, self.record = model, args, record
+        self.resumed = resumed  # folder of the run that this one continues
         self.rows = rows  # score matrices so far
         self.forwards_before: dict[str, int] = {}  # of earlier processes of this run
         self.reused = 0  # images whose features came from earlier runs, as far as the record says
@@ -113,10 +122,19 @@ class Run:
     def tick(self, before_save: Callable[[], None] | None = None, **position: Any) -> None:
         """A safe point: save if it is time, stop if requested."""
         self.position = self.position | position
-        if self.saver.due() or (self.signal and self.args.save_after_interrupt):
+        stop = self.stop_asked()
+        if self.saver.due() or (stop and self.args.save_after_interrupt):
             if before_save:
                 before_save()
             self.save(MID_TASK, self.position)
+        self.stop_if_asked()
+
+    def stop_asked(self) -> bool:
+        """Whether a signal has reached any rank."""
+        self.signal = ranks.agree(self.signal or 0) or None
+        return self.signal is not None
+
+    def stop_if_asked(self) -> None:
         if self.signal:
             self.saver.wait()
             raise Interrupted(self.signal)
@@ -131,7 +149,7 @@ class Run:
     def keep(self, task: int, last: bool) -> None:
         """The checkpoints that --savecheck asks for."""
         mode = self.args.savecheck
-        if mode is None or (mode == "last" and not last):
+        if ranks.rank() or mode is None or (mode == "last" and not last):
             return
         folder = (
             Path(self.args.checkpoint_path)
@@ -171,7 +189,8 @@ class Run:
         checkpoint.set_rng_state(state["rng"])
 
     def saved(self, name: str) -> dict | None:
-        path = self.folder / "ckpt" / name if self.folder else None
+        folder = self.folder or self.resumed
+        path = folder / "ckpt" / name if folder else None
         if path is None or not path.exists():
             return None
         return checkpoint.load_run(path, model=self.model.NAME, device=self.model.device)

@@ -6,10 +6,12 @@ import copy
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils import ranks
 from utils.engine import metrics, report
 from utils.engine.evaluate import evaluate_mixed, evaluate_tasks
 from utils.engine.probes import Probes
@@ -32,20 +34,21 @@ def train(
     dataset: ContinualDataset,
     args: Namespace,
     record: RunRecord | None = None,
-    resume: bool = False,
+    resume: Path | None = None,
 ) -> dict[str, float]:
-    """Train on all tasks, evaluating after each; returns the summary that ends the record."""
+    """Train on all tasks, evaluating after each; returns the summary that ends the record. `resume` is the folder of a
+    run to continue."""
     set_speed(args, model)
     rows = {
         name: np.full((dataset.N_TASKS, dataset.N_TASKS), np.nan)
         for name in ("class_il", "task_il", "all_names", "unseen_names", "exact_match")
     }
-    run = Run(model, args, record, {"matrices": rows})
+    run = Run(model, args, record, {"matrices": rows}, resume)
     model.run = run
     model.to(model.device)
     try:
         with run.signals():
-            return _train_tasks(run, model, dataset, resume)
+            return _train_tasks(run, model, dataset, resume is not None)
     except Interrupted as stop:
         if record:
             record.end({"status": "interrupted", "summary": {}, "signal": stop.exit_code - 128})
@@ -91,9 +94,9 @@ def _train_tasks(run: Run, model: ContinualModel, dataset: ContinualDataset, res
         _write_row(run, model, dataset, task, seen)
         run.keep(task, last=task == last)
         run.save(TASK_END, {"task": task, "phase": "done", "epoch": 0, "batch": 0})
-        if run.signal:
-            run.saver.wait()
-            raise Interrupted(run.signal)
+        ranks.compare({"the weights": ranks.bits(model.state_dict())}, f"task {task + 1}: run on one kind of machine")
+        run.stop_asked()
+        run.stop_if_asked()
     run.saver.wait()
     return _finish(run, model, dataset)
 

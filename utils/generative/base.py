@@ -1,10 +1,12 @@
 """What every class-conditional feature generator shares: storage, merging, guards, random streams, state."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from utils import ranks
 from utils.errors import UserError
 
 Progress = Callable[[int, int, float], None]  # (done, total, loss of the latest step)
@@ -64,13 +66,25 @@ class ClassGenerator:
             old, new = self.rows["mean"].shape[-1], xs[0].shape[1]
             raise UserError(f"features have {new} dimensions but the stored generators have {old}; use one encoder")
         with torch.no_grad():
-            fitted = self._fit_rows(xs, class_streams(classes, rng, xs[0].device), progress)
+            fitted = self._fit_dealt(xs, class_streams(classes, rng, xs[0].device), progress)
         keep = [r for r, c in enumerate(self.row_class) if merge or c not in features]
         if keep:
             fitted = self._joined({k: self.rows[k][keep].to(v.device, v.dtype) for k, v in fitted.items()}, fitted)
         self.rows = fitted
         self.row_class = [self.row_class[r] for r in keep] + classes
         self.row_count = [self.row_count[r] for r in keep] + [len(x) for x in xs]
+
+    def _fit_dealt(self, xs: list[Tensor], streams: list[torch.Generator], progress: Progress | None):
+        """`_fit_rows`; of several ranks each fits some classes, which depend on nothing else."""
+        if len(xs) < ranks.size() or ranks.size() == 1:
+            return self._fit_rows(xs, streams, progress)
+        dealt = ranks.by_size([len(x) for x in xs])
+        own = dealt[ranks.rank()]
+        with ranks.alone():
+            fitted = self._fit_rows([xs[i] for i in own], [streams[i] for i in own], progress)
+        parts = ranks.everyone({name: value.cpu() for name, value in fitted.items()})
+        order = torch.tensor([i for part in dealt for i in part]).argsort()
+        return {k: v[order].to(xs[0].device) for k, v in functools.reduce(self._joined, parts).items()}
 
     @torch.no_grad()
     def sample(self, classes: Tensor, n: int, rng: torch.Generator | None = None) -> Tensor:
