@@ -365,8 +365,9 @@ def add_rehearsal_args(parser: argparse.ArgumentParser) -> None:
 # Flags read only by methods that train in the loop. Others may list those they ignore in IDLE_FLAGS, each with
 # their own flag that does the same, or "": on the command line they are then refused.
 LOOP_FLAGS = tuple(
-    "lr batch_size n_epochs n_iters fitting_mode early_stopping_patience early_stopping_metric early_stopping_freq early_stopping_epsilon "
-    "optimizer optim_wd optim_mom optim_nesterov drop_last lr_scheduler scheduler_mode lr_milestones sched_multistep_lr_gamma eval_epochs".split()
+    "lr batch_size n_epochs n_iters fitting_mode early_stopping_patience early_stopping_metric early_stopping_freq "
+    "early_stopping_epsilon optimizer optim_wd optim_mom optim_nesterov drop_last lr_scheduler scheduler_mode "
+    "lr_milestones sched_multistep_lr_gamma eval_epochs".split()
 )
 
 # Mammoth's flags without an effect here: setting one is refused with the reason, never ignored.
