@@ -313,6 +313,17 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
         help="1: TF32 products; 2: also bf16 products in the network; "
         "3: also torch.compile of modules called as a whole",
     )
+    _add_save_args(add)
+    add(
+        "--features",
+        choices=["disk", "ram", "off", "verify"],
+        default="disk",
+        help="where features of frozen encoders are cached; verify: "
+        "on disk, reading all images and recomputing cached features",
+    )
+
+
+def _add_save_args(add: Callable) -> None:
     add("--savecheck", choices=["last", "task"], help="save a checkpoint at the end, or after each task")
     add("--ckpt_name", type=file_name, help="prefix of saved checkpoints")
     add(
@@ -329,13 +340,6 @@ def add_management_args(parser: argparse.ArgumentParser) -> None:
         "force: even if images, names or weights have changed",
     )
     add("--save_after_interrupt", type=boolean, default=True, help="save on Ctrl-C and SIGTERM")
-    add(
-        "--features",
-        choices=["disk", "ram", "off", "verify"],
-        default="disk",
-        help="where features of frozen encoders are cached; verify: "
-        "on disk, reading all images and recomputing cached features",
-    )
 
 
 def add_sink_args(parser: argparse.ArgumentParser) -> None:
