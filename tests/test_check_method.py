@@ -82,7 +82,7 @@ def test_an_error_inside_the_plug_in_names_its_line(tmp_path):
     "text, words, said",
     [
         (None, [], "no such file or folder"),
-        ("x = 1\n", [], "defines no method"),
+        ("x = 1\n", [], "no model, dataset or backbone is recognized"),
         (ADDS_POSITION, ["--only", "no_such_check"], "unknown check no_such_check"),
         (ADDS_POSITION, ["--model", "other"], "defines no method other"),
         (ADDS_POSITION.replace('["class-il"]', '["cssl"]'), ["--only", "finite"], "works in cssl"),
