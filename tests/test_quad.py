@@ -170,7 +170,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("questions")
 
 
-@pytest.mark.parametrize("name", METHODS)
+FAST = ("er", "quad")
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in METHODS])
 def test_gradient_methods_answer_questions(name, folder, monkeypatch):
     """Two small tasks of questions through main.py; the record has a score of each."""
     monkeypatch.setattr(streams, "CLOVE_SIZE", {True: 24, False: 12})
