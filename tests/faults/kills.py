@@ -157,7 +157,8 @@ def command(name: str, folder: Path, *more: str) -> list[str]:
     argv[argv.index("--disable_log") + 1] = "0"
     if "--base_path" in argv:
         argv[argv.index("--base_path") + 1] = str(folder / "base")
-    return [*argv, "--results_path", str(folder / "runs"), "--resume", "auto", *more]
+    argv += ["--results_path", str(folder / "runs"), "--resume", "auto", "--savecheck", "last"]  # to compare states
+    return [*argv, *more]
 
 
 def run(argv: list[str], trap: Trap | None = None, notes: Path | None = None) -> int:

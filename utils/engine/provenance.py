@@ -16,6 +16,7 @@ import torch
 
 from utils.cli import registry
 from utils.content import file_digest
+from utils.errors import disk_errors
 from utils.settings import option
 
 PATCH = "changes.patch"  # in the run's folder
@@ -126,4 +127,5 @@ def keep_patch(folder: Path) -> None:
     """Beside the record, where the checkout differs from its commit."""
     text = patch(commit_and_changes()[1])
     if text:
-        (folder / PATCH).write_text(text, encoding="utf-8", errors="replace")
+        with disk_errors(folder):
+            (folder / PATCH).write_text(text, encoding="utf-8", errors="replace")
