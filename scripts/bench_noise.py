@@ -16,7 +16,7 @@ STREAM = "bench-noise"
 
 
 def stream(tasks: int, classes: int, images: int, side: int) -> type[ContinualDataset]:
-    """`tasks` tasks of so many classes and at least so many images each, the same for training and test."""
+    """Tasks of so many classes; each has at least so many images for training, and as many others for test."""
 
     class Noise(ContinualDataset):
         NAME = STREAM
@@ -29,7 +29,7 @@ def stream(tasks: int, classes: int, images: int, side: int) -> type[ContinualDa
 
         def load(self, train):
             labels = torch.arange(max(images, classes) * tasks) % (tasks * classes)
-            draw = torch.Generator().manual_seed(0)
+            draw = torch.Generator().manual_seed(int(train))
             return ArraySamples(
                 torch.randint(0, 256, (len(labels), 3, side, side), dtype=torch.uint8, generator=draw), labels
             )

@@ -59,7 +59,7 @@ def source(found: dict) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    limit = "" if row.limit is None else f"<= {row.limit:g} {row.unit}".rstrip() + " (exceeded)" * row.broken
+    limit = "" if row.limit is None else f"{row.limit:g} {row.unit}".rstrip() + " (exceeded)" * row.broken
     return [row.name, f"{row.value:.4g} {row.unit}".rstrip(), limit, row.note]
 
 
