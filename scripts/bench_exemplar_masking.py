@@ -10,8 +10,8 @@ import argparse
 
 import torch
 
+from backbone.clip import run_tower
 from backbone.clip_files import openai_clip
-from backbone.multimodal import run
 from scripts.bench_common import Row, in_turn, medians
 from utils.flags import positive_int
 from utils.memory.records import RecordMemory, full_tokens, select, to_bytes
@@ -23,12 +23,12 @@ def step_times(layers: int, batch: int) -> list[float]:
     """One forward and backward of the tower on all patches and the class token, and on every fourth."""
     tower = openai_clip().model.Transformer(WIDTH, layers, 12)
 
-    def step(patches: int) -> None:
-        x = torch.randn(batch, 1 + patches, WIDTH)
-        padding = torch.zeros(batch, 1 + patches, dtype=torch.bool)
-        run(tower.resblocks, x, padding, None, False)[0].sum().backward()
+    images = {"full": torch.randn(batch, 1 + CELLS, WIDTH), "quarter": torch.randn(batch, 1 + CELLS // 4, WIDTH)}
 
-    return medians(in_turn({"full": lambda: step(CELLS), "quarter": lambda: step(CELLS // 4)}, REPEATS))
+    def step(x: torch.Tensor) -> None:
+        run_tower(tower.resblocks, x, seen=torch.ones(x.shape[:2], dtype=torch.bool))[0].sum().backward()
+
+    return medians(in_turn({k: lambda x=x: step(x) for k, x in images.items()}, REPEATS))
 
 
 def vilt_step_times(batch: int) -> list[float]:

@@ -171,6 +171,35 @@ def test_growth_is_measured_written_and_read_back(tmp_path, page, capsys):
     assert bench.main(argv) == 2 and json_text.parse(out.read_text()) == found
 
 
+TINIEST = {
+    "start": "start --commands_only --repeats 1",
+    "engine": "engine --sections step evaluation --pairs 3 --wide 0 --repeats 1",
+    "cgil": "cgil --classes 4 --repeats 1",
+    "cgil in a process of its own": "cgil --memory 4 --chunks 0 --repeats 1",
+    "mulki": "mulki --batch 2 --classes 2 --repeats 1",
+    "mulki in a process of its own": "mulki --batch 2 --classes 2 --memory",
+    "clumo": "clumo --batch 1 --repeats 1",
+    "masking": "masking --layers 1 --batch 1",
+    "vilt": "masking --vilt --batch 1",
+    "generative": "generative --classes 2 --epochs 1 --repeats 1",
+    "growth": "growth --tasks 2 3 --images 4",
+    "io": "io --images 20 --pixels 64 --millions 2 --seconds 3 --autosave 0.5",
+    "fisher": "fisher --images 2 --rounds 1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINIEST)
+def test_every_suite_measures(name, tmp_path):
+    """In a process of its own, as users run it: a bench calls parts of the framework that no command calls so."""
+    out = tmp_path / "rows.json"
+    call = [sys.executable, "scripts/bench.py", "--suite", *TINIEST[name].split(), "--out", str(out)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = bench_report.read(out, bench.SUITES)[1]
+    assert rows and all(0 < row.value < math.inf or row.name.startswith("largest difference") for row in rows)
+
+
 def test_an_exceeded_limit_is_exit_code_1_with_check(monkeypatch, capsys):
     monkeypatch.setattr(bench_growth, "rows", lambda args: [bench_common.Row("slow", 3.0, "s", 2.0)])
     assert bench.main(["--suite", "growth"]) == 0 and bench.main(["--suite", "growth", "--check"]) == 1
