@@ -4,26 +4,23 @@ The plain form puts every prompt through all 77 positions of CLIP's own text tow
 ImageNet-R: with the two context tokens 6.6 tokens on average and 9 at most. A step is forward, backward and AdamW on a
 batch of 128 features.
 
-    OMP_NUM_THREADS=1 python scripts/bench_cgil.py [--classes 40] [--repeats 3] [--check]
-    OMP_NUM_THREADS=1 python scripts/bench_cgil.py --memory 50 100 200   # our step alone: seconds and memory
+    python scripts/bench.py --suite cgil [--classes 40] [--repeats 3]
+    python scripts/bench.py --suite cgil --memory 50 100 200   # our step alone: seconds and memory
 """
 
 import argparse
 import resource
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from backbone.clip import CLIPBackbone, build_network
 from backbone.clip_files import ClipWeights, openai_clip
 from backbone.prompts import ContextNet, NamePrompts, chunked_backward
+from scripts.bench_common import Row, in_child, medians
+from utils.flags import positive_int
 
 # single-token words of CLIP's vocabulary; a name of k words makes a prompt of k + 5 tokens (start, X, X, ".", end)
 WORDS = ["cat", "dog", "tree", "house"]
@@ -78,70 +75,62 @@ class Bench:
         return time.process_time() - began
 
 
-def compare(args) -> float:
-    """Ratio of the seconds of the plain step to ours."""
-    bench = Bench(args.classes)
+def compare(classes: int, repeats: int) -> list[Row]:
+    """Our step over the plain step."""
+    bench = Bench(classes)
     tokens = bench.clip.tokenize([f"X X {name}." for name in bench.names])
-    rows = torch.arange(args.classes)
+    rows = torch.arange(classes)
 
     def plain(rows):
         return plain_keys(bench.clip, tokens, bench.context())
 
     bench.step(bench.ours)  # warm up
-    times = {"plain": [], "ours": []}
-    for _ in range(args.repeats):
+    times = {"ours": [], "plain": []}
+    for _ in range(repeats):
         times["plain"].append(bench.step(plain))
         times["ours"].append(bench.step(bench.ours))
     with torch.no_grad():
-        difference = plain(rows) - bench.ours(rows)
-    seconds, own = (statistics.median(times[k]) for k in ("plain", "ours"))
-    lengths = bench.prompts.eot + 1
-    print(
-        f"{args.classes} prompts, {lengths.float().mean():.1f} tokens on average, {int(lengths.max())} at most; "
-        f"largest difference of a key {difference.abs().max():.1e}"
+        difference = (plain(rows) - bench.ours(rows)).abs().max()
+    own, seconds = medians(times)
+    tokens = bench.prompts.eot + 1
+    note = (
+        f"{own:.3f} against {seconds:.2f} s; {tokens.float().mean():.1f} tokens on average, {int(tokens.max())} at most"
     )
-    print(f"plain {seconds:.2f} s, ours {own:.3f} s of processor time per step: ratio {seconds / own:.1f} (target: 10)")
-    return seconds / own
+    return [
+        Row(f"alignment step over all 77 positions, {classes} classes", own / seconds, "x", 0.1, note),
+        Row("largest difference of a key", float(difference), ""),
+    ]
 
 
-def own_step(classes: int, chunk: int, repeats: int) -> None:
+def child_own(argv: list[str]) -> dict:
     """In a process of its own: time of our step, and growth of peak memory since before the first step."""
+    classes, chunk, repeats = map(int, argv)
     bench = Bench(classes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = statistics.median([bench.step(bench.ours, chunk) for _ in range(repeats + 1)][1:])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        f"{classes} classes, --align_chunk {chunk}: {seconds:.2f} s, {1e3 * seconds / classes:.1f} ms per prompt, "
-        f"{(peak - before) / 2**20:.2f} GiB more than before the first step",
-        flush=True,
-    )
+    taken = statistics.median([bench.step(bench.ours, chunk) for _ in range(repeats + 1)][1:])
+    return {"seconds": taken, "gib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--check", action="store_true", help="exit 1 if the ratio is below 10")
+CHILDREN = {"own": child_own}
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--classes", type=positive_int, default=40)
+    parser.add_argument("--repeats", type=positive_int, default=3)
     parser.add_argument(
         "--memory", type=int, nargs="+", help="numbers of classes at which our step is timed and its memory measured"
     )
     parser.add_argument("--chunks", type=int, nargs="+", default=[0, 50], help="values of --align_chunk for --memory")
-    parser.add_argument("--own", type=int, nargs=2, help=argparse.SUPPRESS)  # the child of --memory: classes and chunk
-    args = parser.parse_args()
-    if args.own:
-        own_step(*args.own, args.repeats)
-    elif args.memory:
-        for classes in args.memory:
-            for chunk in args.chunks:
-                subprocess.run(
-                    [sys.executable, __file__, "--own", str(classes), str(chunk), "--repeats", str(args.repeats)],
-                    check=True,
-                )
-    else:
-        ratio = compare(args)
-        return int(args.check and ratio < 10)
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def rows(args: argparse.Namespace) -> list[Row]:
+    if not args.memory:
+        return compare(args.classes, args.repeats)
+    found = []
+    for classes in args.memory:
+        for chunk in args.chunks:
+            own = in_child("bench_cgil", "own", classes, chunk, args.repeats)
+            name = f"alignment step, {classes} classes, --align_chunk {chunk}"
+            found.append(Row(name, own["seconds"], "s", None, f"{1e3 * own['seconds'] / classes:.1f} ms a prompt"))
+            found.append(Row(f"{name}: memory", own["gib"], "GiB", None, "more than before the first step"))
+    return found

@@ -1,126 +1,34 @@
-"""Compares time and memory of the engine with bare PyTorch loops that do the same math, on generated CIFAR-like files.
+"""Time and memory of the engine against bare PyTorch loops that do the same math, on generated CIFAR-like files.
 
-    python scripts/bench_engine.py                  # every section; about 3 minutes on one core
-    python scripts/bench_engine.py --check          # the same; exits with 1 if a bound is exceeded
-    python scripts/bench_engine.py --step --wide 0  # only the steps of er and derpp, only with the narrow network
+    python scripts/bench.py --suite engine                          # about 3 minutes on one core
+    python scripts/bench.py --suite engine --sections step --wide 0  # only steps, only with the narrow network
 
-Times are seconds of processor time on one thread, which other programs disturb least; both sides of a ratio alternate
-in one process and the median of the paired ratios is printed. Peak memory is measured in one process per side.
+Both sides of a ratio alternate in one process; the median of the paired ratios counts. Peak memory is measured in one
+process per side.
 """
 
 import argparse
 import contextlib
 import copy
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision  # noqa: F401  (a run imports it, and so would any bare loop for its transforms)
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from scripts import bench_bare  # noqa: E402
-from scripts.bench_bare import ALPHA, BATCH, BETA, BUFFER, EVAL_BATCH, LR  # noqa: E402
+from scripts import bench_bare
+from scripts.bench_bare import ALPHA, BATCH, BETA, BUFFER, EVAL_BATCH, LR
+from scripts.bench_common import Row, in_child, quiet
+from utils.flags import positive_int
 
 MIB = 2**20
 ENOUGH_PAIRS = 20  # fewer cannot distinguish 3 percent from noise
-
-
-@dataclass
-class Row:
-    """One line of the table; `bound` is the largest allowed `value`, None where a figure is only shown."""
-
-    what: str
-    value: float
-    unit: str
-    bound: float | None
-    note: str = ""
-
-    @property
-    def broken(self) -> bool:
-        return self.bound is not None and self.value > self.bound
-
-
-ANSWERED = {  # command -> bound on its seconds
-    "--help": 0.3,
-    "--list": 0.5,
-    "--model er --dataset seq-mnist --help": 0.5,
-    "--model cgil --dataset seq-tiny --help": 0.5,
-    "--model cgil --dataset seq-tiny --show_config": 0.5,
-    "--model er --dataset seq-mnist --buffer_size 9 --lrr 1": 0.5,
-}
-
-
-def start_rows(args: argparse.Namespace) -> list[Row]:
-    """Seconds of commands that are answered without torch: help, listings, tables of values, errors."""
-    rows = []
-    for command, bound in ANSWERED.items():
-        argv = [str(ROOT / "main.py"), *command.split()]
-        cpu, wall = zip(*(child_seconds(argv) for _ in range(max(5, args.repeats))), strict=True)
-        rows.append(
-            Row(f"main.py {command}", statistics.median(cpu), "s", bound, f"wall {statistics.median(wall):.2f} s")
-        )
-    return rows
-
-
-def child_seconds(argv: list[str]) -> tuple[float, float]:
-    """Processor seconds and wall seconds of a Python process."""
-    begun, before = time.perf_counter(), os.times()
-    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True)
-    if done.returncode not in {0, 2} or "Traceback" in done.stderr:
-        raise SystemExit(done.stderr)
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return cpu, time.perf_counter() - begun
-
-
-def first_rows(args: argparse.Namespace) -> list[Row]:
-    """Seconds from the return of `import torch; import torchvision` to the end of the first training step."""
-    rows = []
-    for dataset, filters in (("seq-mnist", None), ("seq-cifar10", 8), ("seq-cifar10", 64)):
-        wide = ["--num_filters", str(filters)] if filters else []
-        argv = run_argv("er", dataset, args.small, args.runs, "--n_iters", "1", "--fitting_mode", "iters", *wide)
-        found = [in_child("first", argv) for _ in range(args.repeats)]
-        begin, end, wall = (statistics.median(f[k] for f in found) for k in ("begin", "end", "wall"))
-        net = f"resnet18 x{filters}" if filters else "mnistmlp"
-        note = f"wall {wall:.2f} s; the step itself {end - begin:.2f} s"
-        if filters == 64:  # the step itself is longer than the bound on one slow core
-            rows.append(Row(f"start to first step, {dataset}, {net}", begin, "s", 1.0, note))
-        else:
-            rows.append(Row(f"start to end of first step, {dataset}, {net}", end, "s", 1.0, note))
-    return rows
-
-
-def child_first(argv: list[str]) -> dict:
-    begun, begun_wall = time.process_time(), time.perf_counter()
-    import main
-    from utils.engine import training
-
-    class Done(Exception):
-        pass
-
-    step, found = training.Fit.step, {}
-
-    def timed(*given):
-        found["begin"] = time.process_time() - begun
-        step(*given)
-        found.update(end=time.process_time() - begun, wall=time.perf_counter() - begun_wall)
-        raise Done
-
-    training.Fit.step = timed
-    try:
-        sys.exit(f"main.py {' '.join(argv)} exited with {main.main(argv)} before a step")
-    except Done:
-        return found
 
 
 class Interleaved:
@@ -193,7 +101,7 @@ def timed_steps(method: str, stream: str, pairs: int, args: argparse.Namespace, 
 
     skip = 2  # the first step has no memory yet, the second is the first to read it
     limits = ["--fitting_mode", "iters", "--n_iters", str(pairs + skip + 1), "--stop_after", "0"]
-    model, dataset, run_args, record, twin = build(method, stream, args, *limits, *more)
+    model, dataset, run_args, record, twin = build(run_argv(method, stream, args.small, args.runs, *limits, *more))
     found, get_loaders = [], dataset.get_data_loaders
 
     def interleaved_loaders():
@@ -238,7 +146,7 @@ def run_argv(method: str, dataset: str, data: str, runs: str, *more: str) -> lis
     ]
 
 
-def build(method: str, stream: str, args: argparse.Namespace, *more: str) -> tuple:
+def build(argv: list[str]) -> tuple:
     """Model, dataset, arguments and record of a run, as main.py makes them, and a copy of the network."""
     from backbone import get_backbone
     from datasets import get_dataset
@@ -246,22 +154,18 @@ def build(method: str, stream: str, args: argparse.Namespace, *more: str) -> tup
     from utils import cli
     from utils.engine import launch
 
-    args = cli.parse(run_argv(method, stream, args.small, args.runs, *more)).args
+    parsed = cli.parse(argv)
+    args = parsed.args
     requested = launch.fill_in(args)
     launch.set_up(args, None)
     dataset = get_dataset(args)
     launch.check_against_dataset(args, dataset)
-    net = get_backbone(args)
+    builds_own = getattr(parsed.model_class, "BUILDS_OWN_NET", False)
+    net = get_backbone(args) if args.backbone and not builds_own else None
     twin = copy.deepcopy(net)
     model = get_model(args, net, dataset.get_loss(), dataset.get_transform(), dataset)
-    return model, dataset, args, launch.open_record(args, requested, None, dataset, model), twin
-
-
-@contextlib.contextmanager
-def quiet():
-    """Discard what a run prints."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
+    first_line = launch.start_line(args, requested, dataset, model, parsed.argv)
+    return model, dataset, args, launch.open_record(args, requested, None, first_line, model), twin
 
 
 def memory_rows(args: argparse.Namespace) -> list[Row]:
@@ -270,8 +174,8 @@ def memory_rows(args: argparse.Namespace) -> list[Row]:
     for filters, tasks in [(8, 2)] + ([(8, 5), (64, 1)] if args.full else []):
         size = ["--num_filters", str(filters), "--stop_after", str(tasks - 1)]
         argv = run_argv("er", "seq-cifar10", args.large, args.runs, "--fitting_mode", "iters", "--n_iters", "5", *size)
-        engine = in_child("memory", argv)["peak"]
-        bare = in_child("bare_memory", [args.large, str(filters), str(tasks)])["peak"]
+        engine = in_child("bench_engine", "memory", *argv)["peak"]
+        bare = in_child("bench_engine", "bare_memory", args.large, filters, tasks)["peak"]
         note = f"{engine / MIB:.0f} against {bare / MIB:.0f} MiB"
         rows.append(Row(f"peak memory, {tasks} task(s), resnet18 x{filters}", engine / bare, "x", 1.2, note))
     return rows
@@ -306,7 +210,9 @@ def evaluation_rows(args: argparse.Namespace) -> list[Row]:
     from utils.passes import eval_batch_size
 
     model, dataset, run_args, record, twin = build(
-        "sgd", "seq-cifar10", args, "--fitting_mode", "iters", "--n_iters", "1", "--num_filters", "8"
+        run_argv(
+            "sgd", "seq-cifar10", args.small, args.runs, *"--fitting_mode iters --n_iters 1 --num_filters 8".split()
+        )
     )
     with quiet():
         train(model, dataset, run_args, record)
@@ -334,59 +240,33 @@ def evaluation_rows(args: argparse.Namespace) -> list[Row]:
     return [Row(f"evaluation, resnet18 x8, {needed} images for {needed} forwards", ratio, "x", 1.1, note)]
 
 
-CHILDREN = {"first": child_first, "memory": child_memory, "bare_memory": child_bare_memory}
+CHILDREN = {"memory": child_memory, "bare_memory": child_bare_memory}
+SECTIONS = {"step": step_rows, "memory": memory_rows, "evaluation": evaluation_rows}
 
 
-def in_child(name: str, argv: list[str]) -> dict:
-    """Run one of CHILDREN in a fresh process and read the figures that it prints last."""
-    call = [sys.executable, __file__, "--child", name, *argv]
-    done = subprocess.run(call, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(call)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-SECTIONS = {
-    "start": start_rows,
-    "first": first_rows,
-    "step": step_rows,
-    "memory": memory_rows,
-    "evaluation": evaluation_rows,
-}
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    if sys.argv[1:2] == ["--child"]:
-        print("\n" + json.dumps(CHILDREN[sys.argv[2]](sys.argv[3:])))
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, section in SECTIONS.items():
-        parser.add_argument(f"--{name}", action="store_true", help=f"only this section: {section.__doc__}")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a bound is exceeded")
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--pairs", type=int, default=30, help="pairs of steps with resnet18 of width 8")
-    parser.add_argument("--wide", type=int, default=2, help="pairs of steps with the full resnet18; bound from 20 on")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--wide", type=int, default=2, help="pairs of steps with the full resnet18; limit from 20 on")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="of an evaluation")
     parser.add_argument("--full", action="store_true", help="memory also over all tasks, and with the full resnet18")
-    args = parser.parse_args()
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    with generated_files(large="memory" in args.sections) as folders:
+        return [row for name in args.sections for row in SECTIONS[name](argparse.Namespace(**vars(args), **folders))]
+
+
+@contextlib.contextmanager
+def generated_files(large: bool) -> Iterator[dict[str, str]]:
+    """Folders with CIFAR-10 and MNIST in the published formats: `small`, `large` (all 60,000 images), `runs`."""
+    from tests import fabricate
+
     warnings.filterwarnings("ignore", message=".*files other than the published")  # made up, as they are
-    chosen = [name for name in SECTIONS if getattr(args, name)] or list(SECTIONS)
     with tempfile.TemporaryDirectory() as folder:
-        args.small, args.large, args.runs = (f"{folder}/{name}" for name in ("small", "large", "runs"))
-        import fabricate
-
-        fabricate.mnist(args.small, 20000, 500)
-        fabricate.cifar10(args.small, 20000, 2000, protocol=2)
-        if "memory" in chosen:
-            fabricate.cifar10(args.large, 50000, 10000, protocol=2)
-        rows = [row for name in chosen for row in SECTIONS[name](args)]
-    print(f"torch {torch.__version__}, one thread; bounds hold on an idle core")
-    for row in rows:
-        bound = "" if row.bound is None else f"<= {row.bound:g}"
-        verdict = "BROKEN" if row.broken else ""
-        print(f"{row.what:55s} {row.value:7.3f} {row.unit:2s} {bound:8s} {verdict:7s} {row.note}")
-    sys.exit(1 if args.check and any(row.broken for row in rows) else 0)
-
-
-if __name__ == "__main__":
-    main()
+        folders = {name: f"{folder}/{name}" for name in ("small", "large", "runs")}
+        fabricate.mnist(folders["small"], 20000, 500)
+        fabricate.cifar10(folders["small"], 20000, 2000, protocol=2)
+        if large:
+            fabricate.cifar10(folders["large"], 50000, 10000, protocol=2)
+        yield folders

@@ -1,47 +1,37 @@
 """Speed and memory of masked exemplars: a step at 25 % of the patches against all, decoding, bytes in memory.
 
-    OMP_NUM_THREADS=1 python scripts/bench_exemplar_masking.py [--layers 12] [--batch 4] [--vilt]
+    python scripts/bench.py --suite masking [--layers 12] [--batch 4] [--vilt]
 
 The image tower has the shape of ViT-B/16 (width 768, 12 heads, 196 patches of 16 pixels) and random weights.
 --vilt: only the step of ViLT-B/32 with adapters instead (144 patches of 32 pixels and 20 words).
 """
 
 import argparse
-import sys
-import time
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from backbone.clip import run_tower
 from backbone.clip_files import openai_clip
-from backbone.multimodal import run
+from scripts.bench_common import Row, in_turn, medians
+from utils.flags import positive_int
 from utils.memory.records import RecordMemory, full_tokens, select, to_bytes
 
-WIDTH, CELLS, PATCH, WORDS = 768, 196, 3 * 16 * 16, 24
+WIDTH, CELLS, PATCH, WORDS, REPEATS = 768, 196, 3 * 16 * 16, 24, 3
 
 
-def seconds(step, repeats: int = 3) -> float:
-    """Median of the repeats, after one that is not counted."""
-    step()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
-
-
-def step_time(layers: int, batch: int, patches: int) -> float:
-    """One forward and backward of the tower on so many patches and the class token."""
+def step_times(layers: int, batch: int) -> list[float]:
+    """One forward and backward of the tower on all patches and the class token, and on every fourth."""
     tower = openai_clip().model.Transformer(WIDTH, layers, 12)
-    x = torch.randn(batch, 1 + patches, WIDTH)
-    padding = torch.zeros(batch, 1 + patches, dtype=torch.bool)
-    return seconds(lambda: run(tower.resblocks, x, padding, None, False)[0].sum().backward())
+
+    images = {"full": torch.randn(batch, 1 + CELLS, WIDTH), "quarter": torch.randn(batch, 1 + CELLS // 4, WIDTH)}
+
+    def step(x: torch.Tensor) -> None:
+        run_tower(tower.resblocks, x, seen=torch.ones(x.shape[:2], dtype=torch.bool))[0].sum().backward()
+
+    return medians(in_turn({k: lambda x=x: step(x) for k, x in images.items()}, REPEATS))
 
 
-def vilt_step_times(batch: int) -> tuple[float, float]:
+def vilt_step_times(batch: int) -> list[float]:
     """One forward and backward of ViLT-B/32 with scale-and-shift adapters on all patches, and on every fourth."""
     from transformers import ViltConfig, ViltModel
 
@@ -53,7 +43,8 @@ def vilt_step_times(batch: int) -> tuple[float, float]:
     ids[:, 0], ids[:, -1] = words.start, words.end
     full = full_tokens(torch.randint(0, 256, (batch, net.cells, net.patch_width), dtype=torch.uint8), ids)
     quarter = select(full, torch.arange(net.cells).expand(batch, -1) % 4 == 0, full.word_seen)
-    return tuple(seconds(lambda part=part: net(part).sum().backward()) for part in (full, quarter))
+    parts = {"full": full, "quarter": quarter}
+    return medians(in_turn({k: lambda part=part: net(part).sum().backward() for k, part in parts.items()}, REPEATS))
 
 
 def records(n: int, share: float) -> tuple[RecordMemory, int]:
@@ -70,30 +61,23 @@ def records(n: int, share: float) -> tuple[RecordMemory, int]:
     return memory, sum(map(len, made))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--vilt", action="store_true")
-    args = parser.parse_args()
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--layers", type=positive_int, default=12)
+    parser.add_argument("--batch", type=positive_int, default=4)
+    parser.add_argument("--vilt", action="store_true", help="only the step of ViLT-B/32")
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    full, quarter = vilt_step_times(args.batch) if args.vilt else step_times(args.layers, args.batch)
+    note = f"{quarter:.2f} against {full:.2f} s, batch {args.batch}"
     if args.vilt:
-        full, quarter = vilt_step_times(args.batch)
-        print(
-            f"step of ViLT-B/32, batch {args.batch}: {full:.2f} s with 144 patches, {quarter:.2f} s with 36: "
-            f"{quarter / full:.2f}x"
-        )
-        return
-    full, quarter = (step_time(args.layers, args.batch, n) for n in (CELLS, CELLS // 4))
-    print(
-        f"step, batch {args.batch}, {args.layers} layers: {full:.2f} s with 196 patches, {quarter:.2f} s with 49: "
-        f"{quarter / full:.2f}x"
-    )
+        return [Row("step of ViLT-B/32 with 36 patches over 144", quarter / full, "x", None, note)]
     memory, claimed = records(256, 0.25)
-    rows = torch.arange(256)
-    taken = seconds(lambda: [memory.decode(part) for part in rows.split(64)])
-    print(f"decode: {256 / taken:.0f} exemplars/s of {claimed / 256 / 1024:.1f} KiB")
-    print(f"memory: {memory.nbytes} bytes for records of {claimed}: {memory.nbytes / claimed:.4f}x")
-
-
-if __name__ == "__main__":
-    main()
+    parts = torch.arange(256).split(64)
+    (taken,) = medians(in_turn({"decode": lambda: [memory.decode(part) for part in parts]}, REPEATS))
+    size = f"of {claimed / 256 / 1024:.1f} KiB, {256 / taken:,.0f} a second"
+    return [
+        Row(f"step with 49 patches over 196, {args.layers} layers", quarter / full, "x", None, note),
+        Row("decoding of an exemplar", 1e3 * taken / 256, "ms", None, size),
+        Row("bytes in memory over bytes of records", memory.nbytes / claimed, "x", None, f"{claimed:,} of records"),
+    ]

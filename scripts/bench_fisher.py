@@ -1,22 +1,20 @@
 """Seconds per image of the exact diagonal Fisher information, one image at a time and in the batched forms.
 
 The forms alternate in one process, so that other load on the machine affects all of them; medians over the rounds.
-Usage: bench_fisher.py [--net resnet18|clip-visual] [--images 16] [--rounds 5] [--device cpu]
+
+    python scripts/bench.py --suite fisher [--net resnet18|clip-visual] [--images 16] [--rounds 5] [--device cpu]
 """
 
 import argparse
-import sys
-import time
 from argparse import Namespace
-from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from backbone import get_backbone
+from scripts.bench_common import Row, clock
+from utils.flags import positive_int
 from utils.per_sample import SquaredGradients
 
 FORMS = ["loop", "vmap", "layers"]
@@ -29,20 +27,19 @@ def nll(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def seconds(net, images, labels, form: str) -> tuple[float, torch.Tensor]:
     """Seconds per image, and the squares."""
     squares = SquaredGradients(net, nll, form)
-    start = time.perf_counter()
+    start = clock(images.device.type)
     squares.add(images, labels)
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / len(images), squares.flat()
+    return (clock(images.device.type) - start) / len(images), squares.flat()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--net", choices=["resnet18", "clip-visual"], default="resnet18")
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=positive_int, default=16)
+    parser.add_argument("--rounds", type=positive_int, default=5)
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
     torch.manual_seed(0)
     named = Namespace(backbone=args.net, num_classes=100, clip_backbone="tiny", base_path="./data/", num_filters=64)
     net = get_backbone(named).to(args.device).eval()
@@ -57,14 +54,12 @@ def main() -> None:
         for form, (each, _) in found.items():
             taken[form].append(each)
     reference = found["loop"][1]
-    print(
-        f"{args.net}, {args.images} images, {args.device}, {torch.get_num_threads()} thread(s); chosen: {chosen.form}"
-    )
+    lines = []
     for form in forms:
-        ratio = median(a / b for a, b in zip(taken["loop"], taken[form], strict=True))
+        ratio = median(b / a for a, b in zip(taken["loop"], taken[form], strict=True))
         error = float((found[form][1] - reference).norm() / reference.norm())
-        print(f"{form:7} {median(taken[form]):.4f} s/image   {ratio:.2f} x loop   relative difference {error:.1e}")
-
-
-if __name__ == "__main__":
-    main()
+        note = f"{median(taken[form]):.4f} s an image, relative difference {error:.1e}" + ", chosen" * (
+            form == chosen.form
+        )
+        lines.append(Row(f"Fisher of {args.net}, {args.images} images, {form} over loop", ratio, "x", None, note))
+    return lines

@@ -1,24 +1,22 @@
 """Times the stacked VAE fit against a class-by-class loop with a DataLoader and a loss read-out per step.
 
-    python scripts/bench_generative.py                       # 20 classes x 120 features x 512 dimensions, 10 epochs
-    python scripts/bench_generative.py --device cuda --epochs 50
-    python scripts/bench_generative.py --stack_bytes 0 8e6 1e9   # how many classes to train in one stack
+    python scripts/bench.py --suite generative               # 20 classes x 120 features x 512 dimensions, 10 epochs
+    python scripts/bench.py --suite generative --device cuda --epochs 50
+    python scripts/bench.py --suite generative --stack_bytes 0 8e6 1e9   # how many classes to train in one stack
 
-The two forms alternate; the medians and their ratio are printed. The default of a run is 500 epochs; the time of both
+The two forms alternate; medians count. The default of a run is 500 epochs; the time of both
 forms is proportional to the epochs, so the bench runs fewer.
 """
 
 import argparse
 import statistics
-import sys
-import time
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts.bench_common import Row, in_turn
+from utils.flags import positive_int
 from utils.generative import base as class_generator
 from utils.generative.vae import VAE
 
@@ -59,27 +57,16 @@ def plain_fit(features: list[torch.Tensor], args: argparse.Namespace) -> float:
     return total
 
 
-def seconds(call, device: str) -> float:
-    """Seconds of processor time on a CPU, which other programs disturb least; of the wall clock on a GPU."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def flags(parser: argparse.ArgumentParser) -> None:
     for name, value in {"classes": 20, "samples": 120, "dim": 512, "hidden_dim": 512, "latent_dim": 256}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+        parser.add_argument(f"--{name}", type=positive_int, default=value)
+    parser.add_argument("--epochs", type=positive_int, default=10)
+    parser.add_argument("--repeats", type=positive_int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--stack_bytes", type=float, nargs="*", help="budgets to compare with each other")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    parser.add_argument("--stack_bytes", type=float, nargs="+", help="budgets to compare with each other")
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
     torch.manual_seed(0)
     features = [torch.randn(args.samples, args.dim, device=args.device) for _ in range(args.classes)]
     stacked = VAE(args.hidden_dim, args.latent_dim, n_iters=args.epochs)
@@ -95,23 +82,14 @@ def main() -> None:
     forms = {f"stacked, {b / 2**20:.0f} MiB a stack": fit(b) for b in args.stack_bytes or [default]}
     if not args.stack_bytes:
         forms["class by class, DataLoader"] = lambda: plain_fit(features, args)
-    times = {name: [] for name in forms}
-    for call in forms.values():
-        seconds(call, args.device)  # warm-up, not counted
-    for _ in range(args.repeats):
-        for name, call in forms.items():
-            times[name].append(seconds(call, args.device))
+    times = in_turn(forms, args.repeats, args.device)
     steps = args.classes * args.epochs * -(-args.samples // 64)
-    shape = f"{args.classes} classes x {args.samples} x {args.dim}"
-    print(f"{shape}, {args.epochs} epochs, {args.device}, {args.threads} thread(s), torch {torch.__version__}")
+    shape = f"{args.classes} classes x {args.samples} x {args.dim}, {args.epochs} epochs"
+    found = []
     for name, t in times.items():
-        middle = statistics.median(t)
-        spread = f"{min(t):.2f} to {max(t):.2f}"
-        print(f"{name:34s} median {middle:7.2f} s ({spread}), {1e3 * middle / steps:6.2f} ms per class and step")
+        note = f"{statistics.median(t):.2f} s ({min(t):.2f} to {max(t):.2f}); {shape}"
+        found.append(Row(f"VAE fit, {name}", 1e3 * statistics.median(t) / steps, "ms a class and step", None, note))
     if not args.stack_bytes:
-        ours, plain = (statistics.median(t) for t in times.values())
-        print(f"ratio {plain / ours:.2f}")
-
-
-if __name__ == "__main__":
-    main()
+        ratio = found[0].value / found[1].value
+        found.append(Row("stacked over class by class", ratio, "x", 1.0, f"{1 / ratio:.2f} times as fast"))
+    return found

@@ -1,12 +1,11 @@
 """Images a second of a test set of JPEG files, with and without --image_cache 1, on one core.
 
-`python scripts/bench_loader.py [--images 5000] [--pixels 400]` writes the files to a temporary folder: noise over
+`python scripts/bench.py --suite io [--images 5000] [--pixels 400]` writes the files to a temporary folder: noise over
 smooth colors, quality 90, sides of 400 and 300 pixels by default. Batches of both ways are read in turn and compared;
 the pass that fills the cache is shown too.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,15 +16,14 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from datasets.seq_folder import BICUBIC, MEAN, STD
 from datasets.utils.image_cache import ImageCaches
 from datasets.utils.loaders import Loader, Split
 from datasets.utils.samples import FileSamples
+from scripts.bench_common import Row
 from utils.flags import positive_int
 
-BATCH, WANTED = 64, 5.0
+BATCH = 64
 
 
 def write_images(folder: Path, count: int, pixels: int) -> list[Path]:
@@ -59,17 +57,17 @@ def both(plain: Loader, cached: Loader) -> tuple[float, float, bool]:
     return without, kept, equal
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=positive_int, default=5000)
     parser.add_argument("--pixels", type=positive_int, default=400, help="of the longer side")
     parser.add_argument("--passes", type=positive_int, default=1, help="the fastest of these counts")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = write_images(folder, args.images, args.pixels)
-        print(f"{args.images} JPEGs of {sum(p.stat().st_size for p in paths) / args.images / 1000:.0f} kB on average")
+        size = sum(p.stat().st_size for p in paths) / args.images / 1000
         samples = FileSamples(paths, torch.zeros(args.images))
         transform = transform_of_folder()
         loaders = []
@@ -81,16 +79,17 @@ def main() -> int:
         first = sum(seconds for _, seconds in timed(iter(cached)))
         passes = [both(plain, cached) for _ in range(args.passes)]
     without, kept, equal = min(p[0] for p in passes), min(p[1] for p in passes), all(p[2] for p in passes)
-    for what, seconds in (("files", without), ("first pass, which fills the cache", first), ("cache", kept)):
-        print(f"{what}: {args.images / seconds:,.0f} images/s ({seconds:.2f} s)")
-    print(f"ratio {without / kept:.1f} (wanted {WANTED:g}); tensors {'equal' if equal else 'DIFFERENT'}")
-    return 0 if equal and without / kept >= WANTED else 1
+    if not equal:
+        raise SystemExit("io: images from the cache differ from those of the files")
+    note = f"{args.images:,} JPEGs of {size:.0f} kB on average"
+    read = {"from files": without, "first pass, which fills the cache": first, "from the cache": kept}
+    found = [
+        Row(f"image {way}", 1e3 * taken / args.images, "ms", None, f"{args.images / taken:,.0f} images/s; {note}")
+        for way, taken in read.items()
+    ]
+    return [*found, Row("from the cache over from files", kept / without, "x", 0.2, "all tensors are equal")]
 
 
 def transform_of_folder():
     """The test transform of seq-folder: shorter side 224, central crop, ImageNet's normalization."""
     return T.Compose([T.Resize(224, BICUBIC), T.CenterCrop(224), T.ToTensor(), T.Normalize(MEAN, STD)])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,40 +4,34 @@ The first task is trained for one step, then steps of the second are timed, wher
 plain form: student and teacher also encode a batch of reference images, against 1,000 cached texts. A step is forward,
 backward and AdamW, in processor seconds (on a GPU: wall seconds). The start of a task is what teachers cost once.
 
-    OMP_NUM_THREADS=1 python scripts/bench_mulki.py [--shape small|base] [--batch 32] [--classes 40] [--repeats 5]
-    OMP_NUM_THREADS=1 python scripts/bench_mulki.py --memory     # peak bytes of each arm, in a process of its own
+    python scripts/bench.py --suite mulki [--shape small|base] [--batch 32] [--classes 40] [--repeats 5]
+    python scripts/bench.py --suite mulki --memory     # peak bytes of each arm, in a process of its own
 
 --shape base is ViT-B/16 (150 million parameters); small is its form at a quarter of the width and half the depth.
 """
 
 import argparse
+import json
 import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from pathlib import Path
 from unittest import mock
 
 import torch
 from torch.nn.functional import normalize
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from backbone.clip import CLIPBackbone, build_network
 from backbone.clip_files import ClipWeights, openai_clip
-from datasets.utils.continual_dataset import ContinualDataset
-from datasets.utils.samples import ArraySamples
 from models.finetune_clip import FinetuneClip
 from models.mulki import MulKI
-from utils import cli
+from scripts import bench_noise
+from scripts.bench_common import Row, clock, in_child, medians
+from utils import cli, json_text
 from utils.cli import registry
+from utils.flags import positive_int
 from utils.relations import divergence
 
 # embed, image side, vision layers, width, patch, context, vocabulary, text width, heads, layers
 SHAPES = {"small": (128, 112, 6, 192, 16, 77, 49408, 128, 2, 6), "base": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)}
-WORDS = ["cat", "dog", "tree", "house", "boat", "fish", "star", "cup"]
 
 
 class ReferenceTuning(FinetuneClip):
@@ -67,26 +61,8 @@ ARMS = {
     "MulKI, teachers encode each batch": (MulKI, ["--teacher_dtype", "half", "--avg_freq", "2"]),
     "ZSCL, plain form": (ReferenceTuning, []),
 }
-
-
-def stream(classes: int, images: int, side: int) -> type:
-    """Two tasks of random images."""
-
-    class Noise(ContinualDataset):
-        NAME, SETTING, N_TASKS, N_CLASSES_PER_TASK, SIZE = "bench-noise", "class-il", 2, classes, (side, side)
-        CLASS_NAMES = [
-            f"{WORDS[c % 8]} {WORDS[c // 8 % 8]}{' ' + WORDS[c // 64 % 8] if c >= 64 else ''}"
-            for c in range(2 * classes)
-        ]
-
-        def load(self, train):
-            labels = torch.arange(max(images, classes) * 2) % (2 * classes)
-            draw = torch.Generator().manual_seed(0)
-            return ArraySamples(
-                torch.randint(0, 256, (len(labels), 3, side, side), dtype=torch.uint8, generator=draw), labels
-            )
-
-    return Noise
+LIMITS = {"MulKI, teachers' features kept": 1.01, "MulKI, teachers encode each batch": 1.3}
+OF_AN_ARM = ("shape", "batch", "classes", "device", "code_optimization", "half")
 
 
 def random_clip(shape: str, device: str) -> CLIPBackbone:
@@ -103,9 +79,9 @@ class Arm:
     def __init__(self, name: str, args, base: str):
         method, flags = ARMS[name]
         half = "bf16" if args.half or args.device == "cuda" else "fp32"  # half precision is slow on most CPUs
-        dataset_class = stream(args.classes, args.batch, SHAPES[args.shape][1])
+        dataset_class = bench_noise.stream(2, args.classes, args.batch, SHAPES[args.shape][1])
         with (
-            mock.patch.dict(registry._registered["dataset"], {"bench-noise": dataset_class}),
+            bench_noise.known(dataset_class),
             mock.patch.dict(registry._registered["model"], {method.NAME: method}),
             mock.patch("models.utils.vlm_model.load_clip", lambda *_: random_clip(args.shape, args.device)),
         ):
@@ -113,7 +89,7 @@ class Arm:
                 "--model",
                 method.NAME,
                 "--dataset",
-                "bench-noise",
+                bench_noise.STREAM,
                 "--seed",
                 "0",
                 "--batch_size",
@@ -135,33 +111,27 @@ class Arm:
             parsed = cli.parse(argv).args
             self.dataset = dataset_class(parsed)
             self.model = method(None, self.dataset.get_loss(), parsed, None, self.dataset).to(args.device)
-        self.cuda, self.autocast = args.device == "cuda", args.code_optimization >= 2
+        self.device, self.autocast = args.device, args.code_optimization >= 2
         for task in range(2):
             self.dataset.get_data_loaders()
             self.model.train()
-            began = self.clock()
+            began = clock(self.device)
             self.model.meta_begin_task(self.dataset)
-            self.begin_s = self.clock() - began
+            self.begin_s = clock(self.device) - began
             self.batch = [t.to(self.model.device) for t in next(iter(self.dataset.train_loader))]
             if task == 0:
                 self.step()
                 self.model.meta_end_task(self.dataset)
 
-    def clock(self) -> float:
-        if not self.cuda:
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
     def step(self) -> float:
-        began = self.clock()
+        began = clock(self.device)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
             inputs, labels, plain, *rest = self.batch
             self.model.meta_observe(inputs, labels.long(), plain, **({"position": rest[0]} if rest else {}))
-        return self.clock() - began
+        return clock(self.device) - began
 
 
-def times(args, base: str) -> None:
+def times(args, base: str) -> list[Row]:
     arms = {name: Arm(name, args, base) for name in ARMS}
     for arm in arms.values():
         arm.step()
@@ -169,73 +139,55 @@ def times(args, base: str) -> None:
     for _ in range(args.repeats):
         for name, arm in arms.items():
             found[name].append(arm.step())
-    plain = statistics.median(found["plain fine-tuning"])
-    print(
-        f"{args.shape}, batch {args.batch}, {args.classes} classes, {args.device}, "
-        f"median of {args.repeats}, alternating"
-    )
-    print("| arm | ms per step | times plain | start of a task, ms |\n|---|---|---|---|")
-    for name, values in found.items():
-        print(
-            f"| {name} | {1e3 * statistics.median(values):.0f} | {statistics.median(values) / plain:.2f} "
-            f"| {1e3 * arms[name].begin_s:.0f} |"
-        )
+    plain, *_ = each = medians(found)
+    rows = []
+    for name, taken in zip(arms, each, strict=True):
+        note = f"{1e3 * taken:.0f} ms; start of a task {1e3 * arms[name].begin_s:.0f} ms"
+        rows.append(Row(f"step over plain fine-tuning: {name}", taken / plain, "x", LIMITS.get(name), note))
+    return rows
 
 
-def memory(args) -> None:
-    """Peak of each arm beyond what the process held before its network, in bytes and in sizes of the weights."""
+def memory(args) -> list[Row]:
+    """Peak of each arm beyond what the process held before its network, in sizes of the weights."""
     size = 4 * sum(p.numel() for p in random_clip(args.shape, "cpu").parameters())
-    print(f"weights {size / 2**20:.0f} MiB\n| arm | peak beyond start, MiB | in weights |\n|---|---|---|")
+    rows = []
     for name in ARMS:
-        argv = [
-            sys.executable,
-            __file__,
-            "--one",
-            name,
-            "--shape",
-            args.shape,
-            "--batch",
-            str(args.batch),
-            "--classes",
-            str(args.classes),
-            "--device",
-            args.device,
-            "-O",
-            str(args.code_optimization),
+        peak = in_child("bench_mulki", "peak", name, json.dumps({flag: getattr(args, flag) for flag in OF_AN_ARM}))[
+            "peak"
         ]
-        argv += ["--half"] * args.half
-        peak = int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
-        print(f"| {name} | {peak / 2**20:.0f} | {peak / size:.2f} |")
+        note = f"{peak / 2**20:.0f} MiB beyond start; weights {size / 2**20:.0f} MiB"
+        rows.append(Row(f"peak memory over the weights: {name}", peak / size, "x", None, note))
+    return rows
 
 
-def peak_of(args, base: str) -> int:
+def child_peak(argv: list[str]) -> dict:
+    name, args = argv[0], argparse.Namespace(**json_text.parse(argv[1]))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    arm = Arm(args.one, args, base)
-    for _ in range(3):
-        arm.step()
+    with tempfile.TemporaryDirectory() as base:
+        arm = Arm(name, args, base)
+        for _ in range(3):
+            arm.step()
     if args.device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        return {"peak": torch.cuda.max_memory_allocated()}
+    return {"peak": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+CHILDREN = {"peak": child_peak}
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--classes", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=positive_int, default=32)
+    parser.add_argument("--classes", type=positive_int, default=40)
+    parser.add_argument("--repeats", type=positive_int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-O", "--code_optimization", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--half", action="store_true", help="bf16 teachers also on the CPU")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    if args.memory:
+        return memory(args)
     with tempfile.TemporaryDirectory() as base:
-        if args.one:
-            print(peak_of(args, base))
-        else:
-            memory(args) if args.memory else times(args, base)
-
-
-if __name__ == "__main__":
-    main()
+        return times(args, base)

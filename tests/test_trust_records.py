@@ -358,7 +358,6 @@ def test_no_script_reads_records_by_itself():
             "records.py",
             "import_mammoth_logs.py",
             "tiny_world.py",
-            "bench_mulki.py",
         }:  # these write their own
             assert "read_record" not in text and "ppf" not in text and '"|---"' not in text, path
             assert 'rglob("record.jsonl")' not in text, path

@@ -11,9 +11,9 @@ from utils.errors import UserError
 
 Progress = Callable[[int, int, float], None]  # (done, total, loss of the latest step)
 ROWS_PER_DRAW = 64  # rows drawn at once: limits the copies of weights and the hidden activations of `sample`
-# Bytes of weights, gradients and Adam moments that one stacked fit may hold; `bench_generative.py --stack_bytes`
-# compares budgets. On a CPU small networks gain until a few MiB and large ones are flat above 100 MiB; on a GPU a
-# stack shares its kernel launches among all classes in it, so only memory should bound it.
+# Bytes of weights, gradients and Adam moments that one stacked fit may hold; `bench.py --suite generative` with
+# --stack_bytes compares budgets. On a CPU small networks gain until a few MiB and large ones are flat above 100 MiB; on
+# a GPU a stack shares its kernel launches among all classes in it, so only memory should bound it.
 FIT_BYTES = {"cpu": 128 * 2**20, "cuda": 4 * 2**30}
 
 
