@@ -225,8 +225,7 @@ def run_argv(method: str, dataset: str, data: str, runs: str, *more: str) -> lis
         data,
         "--results_path",
         runs,
-        "--device",
-        "cpu",
+        *([] if "--device" in more else ["--device", "cpu"]),
         "--lr",
         str(LR),
         "--batch_size",
@@ -254,7 +253,8 @@ def build(method: str, stream: str, args: argparse.Namespace, *more: str) -> tup
     net = get_backbone(args)
     twin = copy.deepcopy(net)
     model = get_model(args, net, dataset.get_loss(), dataset.get_transform(), dataset)
-    return model, dataset, args, launch.open_record(args, requested, None, dataset, model), twin
+    first_line = launch.start_line(args, requested, dataset, model)
+    return model, dataset, args, launch.open_record(args, requested, None, first_line, model), twin
 
 
 @contextlib.contextmanager

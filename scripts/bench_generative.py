@@ -59,6 +59,12 @@ def plain_fit(features: list[torch.Tensor], args: argparse.Namespace) -> float:
     return total
 
 
+def random_features(args: argparse.Namespace) -> list[torch.Tensor]:
+    """(samples, dim) of each class."""
+    torch.manual_seed(0)
+    return [torch.randn(args.samples, args.dim, device=args.device) for _ in range(args.classes)]
+
+
 def seconds(call, device: str) -> float:
     """Seconds of processor time on a CPU, which other programs disturb least; of the wall clock on a GPU."""
     clock = time.process_time if device == "cpu" else time.perf_counter
@@ -80,8 +86,7 @@ def main() -> None:
     parser.add_argument("--stack_bytes", type=float, nargs="*", help="budgets to compare with each other")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    features = [torch.randn(args.samples, args.dim, device=args.device) for _ in range(args.classes)]
+    features = random_features(args)
     stacked = VAE(args.hidden_dim, args.latent_dim, n_iters=args.epochs)
 
     def fit(budget: float):
