@@ -27,11 +27,11 @@ WORDS = ["cat", "dog", "tree", "house"]
 LENGTHS = [1, 1, 1, 1, 1, 2, 2, 2, 3, 4]  # mean 1.8 words, hence 6.8 tokens
 
 
-def random_clip() -> CLIPBackbone:
-    """OpenAI's ViT-B/32 text tower with random weights, and an image tower too small to matter."""
+def random_clip(width: int = 512, layers: int = 12) -> CLIPBackbone:
+    """An OpenAI text tower (that of ViT-B/32) with random weights, and an image tower too small to matter."""
     torch.manual_seed(0)
-    net = openai_clip().model.CLIP(512, 32, 1, 64, 32, 77, 49408, 512, 8, 12)
-    weights = ClipWeights(net.state_dict(), sha256="random", heads=(1, 8))
+    net = openai_clip().model.CLIP(width, 32, 1, 64, 32, 77, 49408, width, width // 64, layers)
+    weights = ClipWeights(net.state_dict(), sha256="random", heads=(1, width // 64))
     return CLIPBackbone(build_network(weights, "random", torch.float32), weights, "random").eval().requires_grad_(False)
 
 
@@ -47,14 +47,16 @@ def plain_keys(clip: CLIPBackbone, tokens: torch.Tensor, context: torch.Tensor) 
 class Bench:
     """Prompts, parameters and a batch of one size; `step` times forward, backward and the optimizer."""
 
-    def __init__(self, classes: int):
-        self.clip = random_clip()
+    def __init__(self, classes: int, width: int = 512, layers: int = 12, device: str = "cpu"):
+        self.clip = random_clip(width, layers).to(device)
         self.names = [" ".join(WORDS[: LENGTHS[c % len(LENGTHS)]]) for c in range(classes)]
-        self.prompts = NamePrompts(self.clip, self.names, 2)
-        self.written = torch.randn(classes, 512)
-        self.V, self.g = torch.nn.Parameter(0.02 * torch.randn(classes, 1, 512)), ContextNet(512, 512)
+        self.prompts = NamePrompts(self.clip, self.names, 2).to(device)
+        self.written = torch.randn(classes, width).to(device)
+        self.V = torch.nn.Parameter((0.02 * torch.randn(classes, 1, width)).to(device))
+        self.g = ContextNet(width, width).to(device)
         self.optimizer = torch.optim.AdamW([self.V, *self.g.parameters()], lr=1e-4, weight_decay=0.0, fused=True)
-        self.x, self.y = normalize(torch.randn(128, 512), dim=1), torch.arange(128) % classes
+        self.x = normalize(torch.randn(128, width), dim=1).to(device)
+        self.y = (torch.arange(128) % classes).to(device)
 
     def context(self, rows=slice(None)) -> torch.Tensor:
         return torch.cat([self.V[rows], self.g(self.written[rows])[:, None]], dim=1)

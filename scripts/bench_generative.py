@@ -57,6 +57,12 @@ def plain_fit(features: list[torch.Tensor], args: argparse.Namespace) -> float:
     return total
 
 
+def random_features(args: argparse.Namespace) -> list[torch.Tensor]:
+    """(samples, dim) of each class."""
+    torch.manual_seed(0)
+    return [torch.randn(args.samples, args.dim, device=args.device) for _ in range(args.classes)]
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
     for name, value in {"classes": 20, "samples": 120, "dim": 512, "hidden_dim": 512, "latent_dim": 256}.items():
         parser.add_argument(f"--{name}", type=positive_int, default=value)
@@ -67,8 +73,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    torch.manual_seed(0)
-    features = [torch.randn(args.samples, args.dim, device=args.device) for _ in range(args.classes)]
+    features = random_features(args)
     stacked = VAE(args.hidden_dim, args.latent_dim, n_iters=args.epochs)
 
     def fit(budget: float):

@@ -7,7 +7,8 @@ backward and AdamW, in processor seconds (on a GPU: wall seconds). The start of 
     python scripts/bench.py --suite mulki [--shape small|base] [--batch 32] [--classes 40] [--repeats 5]
     python scripts/bench.py --suite mulki --memory     # peak bytes of each arm, in a process of its own
 
---shape base is ViT-B/16 (150 million parameters); small is its form at a quarter of the width and half the depth.
+--shape base is ViT-B/16 (150 million parameters), large ViT-L/14; small is base at a quarter of the width and half the
+depth; toy has one layer.
 """
 
 import argparse
@@ -31,7 +32,12 @@ from utils.flags import positive_int
 from utils.relations import divergence
 
 # embed, image side, vision layers, width, patch, context, vocabulary, text width, heads, layers
-SHAPES = {"small": (128, 112, 6, 192, 16, 77, 49408, 128, 2, 6), "base": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)}
+SHAPES = {
+    "toy": (64, 32, 1, 64, 16, 77, 49408, 64, 1, 1),
+    "small": (128, 112, 6, 192, 16, 77, 49408, 128, 2, 6),
+    "base": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12),
+    "large": (768, 224, 24, 1024, 14, 77, 49408, 768, 12, 12),
+}
 
 
 class ReferenceTuning(FinetuneClip):
@@ -65,12 +71,12 @@ LIMITS = {"MulKI, teachers' features kept": 1.01, "MulKI, teachers encode each b
 OF_AN_ARM = ("shape", "batch", "classes", "device", "code_optimization", "half")
 
 
-def random_clip(shape: str, device: str) -> CLIPBackbone:
+def random_clip(shape: str, device: str, dtype: torch.dtype = torch.float32) -> CLIPBackbone:
     torch.manual_seed(0)
     net = openai_clip().model.CLIP(*SHAPES[shape])
     heads = SHAPES[shape][3] // 64, SHAPES[shape][8]  # image tower, text tower
     weights = ClipWeights(net.state_dict(), sha256="random", heads=heads)
-    return CLIPBackbone(build_network(weights, "random", torch.float32), weights, "random").to(device).eval()
+    return CLIPBackbone(build_network(weights, "random", dtype), weights, "random").to(device).eval()
 
 
 class Arm:
