@@ -132,7 +132,7 @@ def test_every_suite_has_its_flags(suite, capsys):
 
 
 def test_every_bench_belongs_to_a_suite():
-    helpers = {"bench_common", "bench_report", "bench_noise", "bench_bare"}
+    helpers = {"bench_common", "bench_report", "bench_noise", "bench_bare", "bench_ranks"}  # the last: for torchrun
     files = {path.stem for path in (ROOT / "scripts").glob("bench_*.py")}
     assert files - helpers == {name for names in bench.SUITES.values() for name in names}
 
