@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tests import fabricate
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell's job in the background ignores them, and so would its runs
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 torch.optim.SGD(
     [torch.zeros(1, requires_grad=True)], 0.1
 )  # loads what torch loads late, once instead of in each forked run

@@ -82,14 +82,14 @@ def test_saves_of_a_finished_run_are_dropped(run_main, tmp_path):
 
 
 def test_a_record_is_reproduced(run_main, tmp_path, capsys):
-    run_main(*SGD)
+    run_main(*SGD, "--seed", "0")
     folder = folder_of(tmp_path / "runs")
     capsys.readouterr()
     assert reproduce.program([str(folder)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("all ")
     assert reproduce.program([str(folder / "record.jsonl"), "--lr", "0.3"]) == 1
     told = capsys.readouterr().out
-    assert "differs: task 1 class_il: " in told and "scores are equal" in told
+    assert "differs: task " in told and "scores are equal" in told
     rows = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
     rows[0]["code"]["model"]["sha256"] = "0" * 64
     rows[0]["packages"] = ["torch==0.1"]

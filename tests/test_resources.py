@@ -152,6 +152,7 @@ def test_numbers_do_not_depend_on_the_workers(tmp_path):
         argv += ["--dataset", "seq-folder", "--folder_path", str(tmp_path / "images"), "--n_tasks", "2"]
         argv += ["--image_size", "16", "--n_epochs", "1", "--batch_size", "4", "--num_workers", str(workers)]
         argv += ["--results_path", str(tmp_path / str(workers) / "runs"), "--base_path", str(tmp_path)]
+        argv += ["--savecheck", "last"]
         with contextlib.redirect_stdout(io.StringIO()):
             assert main.main([*argv, "--non_verbose", "1"]) == 0
     assert kills.differences(tmp_path / "0", tmp_path / "2") == []
