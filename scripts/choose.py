@@ -22,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models import get_model_names
 from scripts import claims
-from scripts.claims_table import Job, config_of, filled, merged
+from scripts.claims_table import Job
 from scripts.records import Run, markdown
+from scripts.sweeps import plan
+from scripts.sweeps.grid import filled, merged
 from utils import cli
 from utils.cli import registry, shell
 from utils.engine.launch import git_commit
@@ -128,11 +130,14 @@ def trials_of(model: str, space: Space) -> list[Values]:
 
 
 def jobs_of(model: str, space: Space, results: Path) -> list[tuple[Values, Job]]:
-    found = []
+    found, known = [], plan.Known(results)
     for number, values in enumerate(trials_of(model, space)):
         argv = argv_of(model, space, values) + ["--resume", "auto", "--non_verbose", "1", "--notes", f"trial {number}"]
         argv += ["--results_path", str(results)]
-        found.append((values, Job(f"{model}, trial {number}", space.dataset, space.seed, argv, config_of(argv))))
+        title, config = f"{model}, trial {number}", known.config_of(argv)
+        job = Job(title, argv, *config, results, arm=title, world=space.dataset, seed=space.seed)
+        found.append((values, job))
+    known.keep()
     return found
 
 

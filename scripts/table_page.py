@@ -1,7 +1,7 @@
-"""Writes docs/table.md from the records of `scripts/paper_table.sh tiny`: scores, costs, and how orders agree.
+"""Writes docs/table.md from the records of `scripts/sweep.py protocol:tiny`: scores, costs, and how orders agree.
 
-    bash scripts/paper_table.sh tiny "seq-tiny mtil-tiny" "clip ncm ridge"     first, once or in parts
-    python scripts/table_page.py [RESULTS ...]                                 then the page of what is there
+    python scripts/sweep.py protocol:tiny           first, once or in parts; a grid of one's own has other methods
+    python scripts/table_page.py [RESULTS ...]      then the page of what is there
 
 The order of methods on one stream is compared with that on the others, and with published numbers of one data set,
 protocol and set of weights each (datasets/protocols/reported.csv), by Spearman's rho and Kendall's tau.
@@ -30,8 +30,8 @@ METRIC = "class_il_last_images"
 LEAST = 4  # methods below which an order says nothing
 HEAD = """# The methods on the picture world
 
-`bash scripts/paper_table.sh tiny "{streams}" "<methods>" "<seeds>"`, then `python scripts/table_page.py`, which writes
-this page. Commits: {commits}. Mean over seeds, ± half of the 95 % interval (Student's t) from two seeds on. Scores
+Runs on {streams} (`python scripts/sweep.py protocol:tiny`, or a grid), then `python scripts/table_page.py`, which
+writes this page. Commits: {commits}. Mean over seeds, ± half of the 95 % interval (Student's t) from two seeds on. Scores
 compare mechanisms on this world ([tiny_world.md](tiny_world.md)); the last table says whether they order methods as
 real data does.
 
@@ -171,7 +171,9 @@ def main(argv: list[str] | None = None) -> int:
         folders = args.results or [RESULTS]
         runs = [run for folder in folders for run in finished(folder)]
         if not runs:
-            raise UserError(f"no finished run below {', '.join(map(str, folders))}: bash scripts/paper_table.sh tiny")
+            raise UserError(
+                f"no finished run below {', '.join(map(str, folders))}: python scripts/sweep.py protocol:tiny"
+            )
         args.page.write_text(page(runs), encoding="utf-8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

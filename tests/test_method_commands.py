@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from scripts import claims_table, tiny_world
-from tests.test_scripts import OF_A_SEED, commands, without
+from scripts.sweeps import grid
+from tests.test_scripts import OF_A_SEED, without
 from utils import cli
 from utils.cli import registry
 
@@ -56,9 +57,7 @@ def flags(argv: list[str]) -> dict[str, tuple[str, ...]]:
 
 @functools.cache
 def run_by(script: str) -> list[dict[str, tuple[str, ...]]]:
-    """What a script or a table of claims runs: for shell scripts recorded, whatever the seed."""
-    import tempfile
-
+    """What a script or a table of claims runs, whatever the seed; scripts/X.sh runs the grid X."""
     if script == "scripts/tiny_world.py":
         common = ["--permute_classes", "1", "--device", "cpu"]
         return [flags(["--dataset", d, *shlex.split(f), *common]) for d, _, _, f, _ in tiny_world.RUNS]
@@ -66,9 +65,8 @@ def run_by(script: str) -> list[dict[str, tuple[str, ...]]]:
         table = claims_table.read_table(Path(script).stem)
         jobs = claims_table.jobs_of(table, Path("runs"), table.seeds[:1])
         return [flags(without(job.argv, *OF_A_SEED)) for job in jobs]
-    with tempfile.TemporaryDirectory() as folder:
-        found = commands(Path(script).name, Path(folder))
-    return [flags(without(c[1:], *OF_A_SEED)) for c in found if c[0] == "main.py"]
+    lines = grid.read(str(ROOT / "scripts" / "grids" / f"{Path(script).stem}.yaml")).lines
+    return [flags(without(line.argv, *OF_A_SEED)) for line in lines]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

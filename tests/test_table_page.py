@@ -106,6 +106,6 @@ def test_equal_scores_have_no_order():
 def test_no_records_are_a_line_and_no_page_is_written(tmp_path, capsys):
     page = tmp_path / "table.md"
     assert table_page.main([str(tmp_path / "none"), "--page", str(page)]) == 2
-    assert "paper_table.sh tiny" in capsys.readouterr().err and not page.exists()
+    assert "sweep.py protocol:tiny" in capsys.readouterr().err and not page.exists()
     put(tmp_path / "runs", "clip", 10.0)
     assert table_page.main([str(tmp_path / "runs"), "--page", str(page)]) == 0 and "`clip`" in page.read_text()
