@@ -31,9 +31,9 @@ LEAST = 4  # methods below which an order says nothing
 HEAD = """# The methods on the picture world
 
 Runs on {streams} (`python scripts/sweep.py protocol:tiny`, or a grid), then `python scripts/table_page.py`, which
-writes this page. Commits: {commits}. Mean over seeds, ± half of the 95 % interval (Student's t) from two seeds on. Scores
-compare mechanisms on this world ([tiny_world.md](tiny_world.md)); the last table says whether they order methods as
-real data does.
+writes this page. Commits: {commits}. Mean over seeds, ± half of the 95 % interval (Student's t) from two seeds on.
+Scores compare mechanisms on this world ([tiny_world.md](tiny_world.md)); the last table says whether they order methods
+as real data does.
 
 *stored*: MiB that a method keeps between tasks beside its network. *trained*: parameters that require a gradient in
 the task where they are most. *seconds*: begin_task, training and end_task of all tasks, with what else the machine did.
