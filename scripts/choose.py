@@ -257,8 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return work(args)
     except UserError as error:
-        print("\n".join(f"error: {line}" for line in str(error).split("\n")), file=sys.stderr)
-        return 2
+        return cli.fail(error)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts import claims_page, claims_table, records
 from scripts.claims_table import Job, Table
 from scripts.sweeps import ledger, pool
+from utils import cli
 from utils.cli import shell
 from utils.engine.launch import git_commit
 from utils.errors import UserError, disk_errors
@@ -88,8 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return work(args)
     except UserError as error:
-        print("\n".join(f"error: {line}" for line in str(error).split("\n")), file=sys.stderr)
-        return 2
+        return cli.fail(error)
 
 
 def work(args: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.sweeps import gpus, grid, live, on_ray, on_slurm, plan, pool, state
 from scripts.sweeps.plan import Job
+from utils import cli
 from utils.cli import shell
 from utils.engine.record import format_table
 from utils.errors import UserError, disk_errors
@@ -108,8 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         print(format_table(state.table(jobs, [records.state(job) for job in jobs])))
         return code
     except UserError as error:
-        print("\n".join(f"error: {line}" for line in str(error).split("\n")), file=sys.stderr)
-        return 2
+        return cli.fail(error)
 
 
 def check(args: argparse.Namespace) -> None:

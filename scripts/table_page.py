@@ -20,6 +20,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from scripts import reported
 from scripts.records import Run, averages, finished, markdown, spread
+from utils import cli
 from utils.cli import registry, shell
 from utils.errors import UserError
 
@@ -176,8 +177,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         args.page.write_text(page(runs), encoding="utf-8")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return cli.fail(error)
     print(f"{args.page} written")
     return 0
 
